@@ -1,0 +1,96 @@
+"""Checkpoints that are always whole: written beside the old one, flushed to the disk, then put in its place."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+# What "best" means: the first of these that the run measures.
+MONITORS = (("val/acc", max), ("val/loss", min), ("train/loss", min))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to in the folder of ``path``; what was written takes the place of ``path`` at the end, or not at
+    all. Lightning stages in the temporary folder instead, and a full disk then costs the previous checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves whole checkpoints or none, and loads nothing that could run code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        try:
+            with replacing(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except RuntimeError as error:
+            if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+                raise OSError(f"{path} could not be written: is the disk full?") from error
+            raise
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        if "://" in str(path):
+            raise ValueError(f"{path} is not a file on this machine")
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``last.ckpt``, written after every epoch, and ``best.ckpt``, the best epoch by validation accuracy (without
+    one by validation loss, without that by training loss).
+
+    Args:
+        folder: where they go.
+        config: what the run was made from, plain values; every checkpoint holds it.
+        every_n_steps: writes ``last.ckpt`` in the middle of an epoch too.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
+        self.folder, self.config, self.every_n_steps = folder, config, every_n_steps
+        self.best: float | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        # After the last batch the epoch's own checkpoint follows.
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        name, better = next(monitor for monitor in MONITORS if monitor[0] in trainer.callback_metrics)
+        score = trainer.callback_metrics[name].item()
+        is_best = self.best is None or (score != self.best and better(score, self.best) == score)
+        if is_best:
+            self.best = score
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        if is_best and trainer.is_global_zero:
+            with replacing(self.folder / "best.ckpt") as temporary:
+                try:
+                    os.link(self.folder / "last.ckpt", temporary)  # the next last.ckpt is another file
+                except OSError:  # a file system without links
+                    shutil.copyfile(self.folder / "last.ckpt", temporary)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = self.config
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]

@@ -1,0 +1,101 @@
+"""What a run came to: ``result.json`` for machines and a table for people."""
+
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torchvision
+
+from callbacks.checkpoints import replacing
+from callbacks.record import metrics_of
+
+
+class Report(pl.Callback):
+    """Watches a run and writes ``result.json`` at its end, whatever the end is.
+
+    Args:
+        folder: of the run.
+        facts: what is known before the run: experiment, model, data, seed, command, data_md5.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self.folder = folder
+        self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
+        self._start, self._seconds = time.monotonic(), {"fit": 0.0, "test": 0.0}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stage_start = time.monotonic()
+        self.result["params"] = sum(parameter.numel() for parameter in pl_module.parameters())
+        self.result["device"] = _device(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.result |= {"epochs": trainer.current_epoch + 1, "steps": trainer.global_step}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds["fit"] = time.monotonic() - self._stage_start
+        self.result["metrics"] |= metrics_of(trainer, "train/") | metrics_of(trainer, "val/")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stage_start = time.monotonic()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds["test"] = time.monotonic() - self._stage_start
+        self.result["metrics"] |= metrics_of(trainer, "test/")
+
+    def write(self, status: str) -> dict[str, Any]:
+        """Writes ``result.json`` with the status: finished, interrupted, diverged or failed."""
+        seconds = self._seconds | {"total": time.monotonic() - self._start}
+        self.result["status"] = status
+        self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+        self.result |= {"git": _git(), "versions": _versions()}
+        with replacing(self.folder / "result.json") as temporary:
+            temporary.write_text(json.dumps(self.result, indent=1) + "\n")
+        return self.result
+
+
+def table(result: dict[str, Any], folder: Path) -> str:
+    """The end of a run as a person reads it."""
+    metrics, seconds = result["metrics"], result["seconds"]
+    rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
+    if "test/acc" in metrics:
+        rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
+    if "test/loss" in metrics:
+        rows.append(("test loss", f"{metrics['test/loss']:.4f}"))
+    rows += [
+        ("training", f"{result['epochs']} epochs, {result['steps']:,} steps, {seconds['fit']:.1f} s"),
+        ("whole run", f"{seconds['total']:.1f} s"),
+        ("is in", str(folder)),
+        ("look", "tensorboard --logdir outputs"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} cpu, {torch.get_num_threads()} threads"
+
+
+def _git() -> str | None:
+    """The commit of this project, with ``-dirty`` when files differ from it; None outside a checkout."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "lightning": pl.__version__,
+    }

@@ -1,0 +1,158 @@
+"""From what was typed to a config and a folder for the run, and from an error to one line and an exit code.
+
+Imports nothing heavy: a mistake is answered before torch is loaded.
+"""
+
+import difflib
+import itertools
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+PROJECT = Path(__file__).parent
+log = logging.getLogger(__name__)
+
+
+def run(task: Callable[[DictConfig, Path], object]) -> None:
+    """Runs ``task(cfg, folder)`` for the command line, under Hydra. Ends the process with an exit code."""
+    register_resolvers()
+    whole_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+    @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="config")
+    def main(cfg: DictConfig) -> object:
+        os.environ["HYDRA_FULL_ERROR"] = str(int(whole_traceback))  # what child processes are to see
+        logging.captureWarnings(True)  # into the run's log
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            return task(cfg, folder)
+        except BaseException as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # and the other jobs of the sweep still run
+            discard_if_unused(folder)
+            if whole_traceback:
+                raise
+            leave(error)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
+    try:
+        main()
+    except Exception as error:
+        if whole_traceback:
+            raise
+        leave(error)
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The config that ``python train.py OVERRIDES`` works with, for programs that call ``train`` themselves."""
+    register_resolvers()
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg
+
+
+# --- the folder of a run -----------------------------------------------------------------------------------------
+
+
+def register_resolvers() -> None:
+    """The functions that conf/ calls."""
+    OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver(
+        "run_name", lambda experiment, data, model: experiment or f"{data}_{model}", replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "data_root", lambda: os.environ.get("DATA_ROOT") or str(PROJECT / "data"), replace=True
+    )
+
+
+def new_folder(name: str) -> str:
+    """Makes the folder ``name``, or ``name-2`` … when it is taken, and says which: never one for two runs."""
+    for number in itertools.count(1):
+        folder = name if number == 1 else f"{name}-{number}"
+        try:
+            os.makedirs(folder)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
+
+
+def point_last_at(folder: Path) -> None:
+    """Lets ``outputs/last`` be the run in ``folder``."""
+    last = Path("outputs", "last")
+    last.parent.mkdir(exist_ok=True)
+    temporary = last.with_name(f".last.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(folder, last.parent), target_is_directory=True)
+    os.replace(temporary, last)
+
+
+def command() -> str:
+    """What to type for this run alone, also when it is a job of a sweep."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return shlex.join(["python", Path(sys.argv[0]).name, *overrides])
+
+
+def discard_if_unused(folder: Path) -> None:
+    """Removes the folder of a run that never started: it holds an empty log at most."""
+    if any(path.suffix != ".log" for path in folder.iterdir()):
+        return
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    for path in folder.iterdir():
+        path.unlink()
+    for path in (folder, *folder.parents[:2]):  # outputs/name/date_time
+        try:
+            path.rmdir()
+        except OSError:  # other runs are in it
+            break
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Says what went wrong in one line and ends the process."""
+    if isinstance(error, SystemExit):
+        raise error
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong in one line, with the nearest name for one that does not exist."""
+    while isinstance(error, (HydraException, OmegaConfBaseException)) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"there is no {group}={name}{nearest(name, error.options)}; there are {', '.join(error.options)}"
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
+        parent, _, key = str(error.full_key).rpartition(".")
+        keys = [str(name) for name in error.parent_node if not str(name).startswith("_")]
+XX
+    text = " ".join(str(error).split())
+    if isinstance(error, InstantiationException):
+        return text
+    known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
+    return text if isinstance(error, known) and text else f"{type(error).__name__}: {text}"
+
+
+def nearest(name: str, options: list[str]) -> str:
+    """`` (did you mean X?)``, or nothing when no option is close."""
+    match = difflib.get_close_matches(name, options, n=1)
+    return f" (did you mean {match[0]}?)" if match else ""

@@ -1,0 +1,7 @@
+"""LightningDataModules: each says what it feeds (``shape``, ``num_classes``, ``class_names``)."""
+
+from datamodules.images import CIFAR10, MNIST, FashionMNIST
+from datamodules.in_memory import BatchLoader, InMemoryDataModule
+from datamodules.synthetic import Blobs
+
+__all__ = ["CIFAR10", "MNIST", "BatchLoader", "Blobs", "FashionMNIST", "InMemoryDataModule"]

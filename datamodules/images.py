@@ -1,0 +1,62 @@
+"""MNIST, Fashion-MNIST and CIFAR-10: uint8 in memory, normalised batch by batch."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from datamodules import sources
+from datamodules.in_memory import Batch, InMemoryDataModule
+
+
+class ImageDataModule(InMemoryDataModule):
+    """Images from :mod:`datamodules.sources`.
+
+    Args:
+        root: the folder that holds the data.
+        mean, std: of each channel, in units of the full range, for ``(x / 255 - mean) / std``.
+        **batches: see :class:`InMemoryDataModule`.
+    """
+
+    name: str  # in sources.DATASETS
+
+    def __init__(self, root: str | os.PathLike, mean: Sequence[float], std: Sequence[float], **batches) -> None:
+        super().__init__(**batches)
+        channels = self.shape[0]
+        if len(mean) != channels or len(std) != channels:
+            raise ValueError(f"data.mean and data.std need one number for each of the {channels} channels")
+        self.root = root
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._mean, self._std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
+        self.md5 = sources.md5_of(self.name)
+
+    def load(self) -> tuple[Batch, Batch]:
+        return sources.load(self.name, self.root)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """uint8 ``(B, C, H, W)`` to normalised float32, in torchvision's order of operations and thus to the bit."""
+        if self._mean.device != inputs.device:
+            self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
+        return inputs.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+class MNIST(ImageDataModule):
+    """Handwritten digits, 60,000 + 10,000 (LeCun, Cortes, Burges; http://yann.lecun.com/exdb/mnist)."""
+
+    name, shape, num_classes = "mnist", (1, 28, 28), 10
+    class_names = tuple("0123456789")
+
+
+class FashionMNIST(ImageDataModule):
+    """Pieces of clothing, 60,000 + 10,000 (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747)."""
+
+    name, shape, num_classes = "fashion_mnist", (1, 28, 28), 10
+    class_names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+class CIFAR10(ImageDataModule):
+    """Small photographs, 50,000 + 10,000 (Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images)."""
+
+    name, shape, num_classes = "cifar10", (3, 32, 32), 10
+    class_names = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

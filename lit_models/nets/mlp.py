@@ -1,0 +1,36 @@
+"""Multi-layer perceptrons."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Sequential):
+    """Linear layers with an activation between them; returns logits.
+
+    With the defaults on MNIST, 784-512-256-128-64-10: 575,050 parameters.
+
+    Args:
+        shape: of one input; it is flattened.
+        num_classes: number of logits.
+        hidden: widths between input and output.
+        activation: name of a class of torch.nn.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        hidden: Sequence[int] = (512, 256, 128, 64),
+        activation: str = "ReLU",
+    ) -> None:
+        widths = [math.prod(shape), *hidden, num_classes]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), getattr(nn, activation)()]
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, *shape)
+        return super().forward(x)  # (B, num_classes)

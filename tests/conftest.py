@@ -1,0 +1,42 @@
+"""What the tests share: a folder of their own to run in, and the real data when it can be had."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+DATA_ROOT = Path(os.environ.get("DATA_ROOT") or PROJECT / "data")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go to ``outputs`` in the working directory: here the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``python train.py ARGUMENTS`` as a user would, in the test's folder."""
+
+    def run(*arguments: str, script: str = "train.py", **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(PROJECT / script), *arguments]
+        env = {**os.environ, "DATA_ROOT": str(DATA_ROOT), **environment}
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_root() -> Path:
+    """A data root with MNIST in it; skips where neither it nor a source can be had."""
+    from datamodules import sources
+
+    try:
+        sources.load("mnist", DATA_ROOT)
+    except sources.DataUnavailable as error:
+        pytest.skip(str(error))
+    return DATA_ROOT
