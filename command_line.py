@@ -144,7 +144,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
         parent, _, key = str(error.full_key).rpartition(".")
         keys = [str(name) for name in error.parent_node if not str(name).startswith("_")]
-XX
+        name = f"{parent}.{key}" if parent else key
+        close = nearest(name, [f"{parent}.{other}" if parent else other for other in keys])
+        return f"there is no {name}{close}; {parent or 'the config'} has {', '.join(keys)}"
     text = " ".join(str(error).split())
     if isinstance(error, InstantiationException):
         return text

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 
 class Record(Checkpoint):
-    """Writes ``metrics.csv`` (epoch, step, metrics, seconds) after every epoch, and the loss every
-    ``trainer.log_every_n_steps`` to the loggers as ``train/loss_step``, the mean since the last time.
+    """Writes ``metrics.csv`` (epoch, step, metrics, seconds) after every epoch and tells the loggers, whose steps are gradient
+    steps. Between epochs they get ``train/loss_step`` every ``trainer.log_every_n_steps``, the mean since the last time.
 
     The rows are in the checkpoint as well, so that a resumed run goes on with them. It is a Checkpoint to Lightning,
     because those are called after the module has logged its epoch; it stands before the one that saves.
@@ -42,8 +42,7 @@ class Record(Checkpoint):
         self._batches += 1
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:
             point = {"train/loss_step": self._loss / self._batches, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
-            for logger in trainer.loggers:
-                logger.log_metrics(point, trainer.global_step)
+            _tell(trainer, point)
             self._loss, self._batches = 0.0, 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -55,9 +54,13 @@ class Record(Checkpoint):
         row |= metrics_of(trainer, "train/") | self._validation | {"seconds": round(seconds, 3)}
         self.rows.append(row)
         self._validation, self._loss, self._batches = {}, 0.0, 0
+        _tell(trainer, {name: value for name, value in row.items() if "/" in name})
         if trainer.is_global_zero:
             self._write()
             log.info("epoch %d/%s  %s  %.1f s", row["epoch"], trainer.max_epochs, readable(row), seconds)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _tell(trainer, metrics_of(trainer, "test/"))
 
     def _write(self) -> None:
         # A column that no row has yet may come later: seconds stays the last one.
@@ -73,6 +76,11 @@ class Record(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self._loss, self._batches = state["rows"], state["loss"], state["batches"]
+
+
+def _tell(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, trainer.global_step)
 
 
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

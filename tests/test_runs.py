@@ -1,0 +1,152 @@
+"""A run as its user finds it: the folder, the figures, and the same again."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=50", "trainer.max_epochs=3", "trainer.accelerator=cpu")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """The same command twice, side by side."""
+    import os
+    import subprocess
+    import sys
+
+    from tests.conftest import PROJECT
+
+    folder = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, str(PROJECT / "train.py"), *BLOBS, "hydra.run.dir=${new_folder:outputs/same_name}"]
+    together = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate()[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0], printed
+    assert sorted(os.listdir(folder / "outputs")) == ["last", "same_name", "same_name-2"]
+    return folder / "outputs", printed
+
+
+def test_the_folder_holds_what_is_promised(finished) -> None:
+    run = finished[0] / "same_name"
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.csv", "result.json", "train.log"} <= names
+    assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert any("tfevents" in name for name in names)
+
+
+def test_last_is_one_of_the_two_runs(finished) -> None:
+    assert (finished[0] / "last").resolve().name in ("same_name", "same_name-2")
+
+
+def test_the_same_command_gives_the_same_figures(finished) -> None:
+    ours, theirs = rows(finished[0] / "same_name"), rows(finished[0] / "same_name-2")
+    assert [row | {"seconds": ""} for row in ours] == [row | {"seconds": ""} for row in theirs]
+    weights = [
+        torch.load(finished[0] / name / "checkpoints/last.ckpt")["state_dict"] for name in ("same_name", "same_name-2")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_metrics_csv_has_one_row_for_each_epoch(finished) -> None:
+    table = rows(finished[0] / "same_name")
+    assert list(table[0]) == ["epoch", "step", "train/loss", "train/acc", "seconds"]
+    assert [(row["epoch"], row["step"]) for row in table] == [("1", "50"), ("2", "100"), ("3", "150")]
+    assert float(table[-1]["train/loss"]) < float(table[0]["train/loss"])
+
+
+def test_result_json(finished) -> None:
+    result = json.loads((finished[0] / "same_name" / "result.json").read_text())
+    assert result["experiment"] is None
+    assert (result["model"], result["data"], result["seed"]) == ("blobs_mlp", "blobs", 1)
+    assert (result["status"], result["params"], result["epochs"], result["steps"]) == ("finished", 57, 3, 150)
+    assert set(result["seconds"]) == {"fit", "test", "total"}
+    assert result["command"].startswith("python train.py model=blobs_mlp")
+    assert {"git", "versions", "device", "data_md5"} <= set(result)
+    assert 0.5 < result["metrics"]["test/acc"] <= 1
+
+
+def test_config_yaml_is_resolved(finished) -> None:
+    text = (finished[0] / "same_name" / "config.yaml").read_text()
+    assert "${" not in text
+    assert yaml.safe_load(text)["model"]["net"]["hidden"] == [5, 5]
+
+
+def test_checkpoints_hold_plain_values_and_the_config(finished) -> None:
+    for name in ("best", "last"):
+        checkpoint = torch.load(finished[0] / "same_name" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert checkpoint["config"]["model"]["_target_"] == "lit_models.Classifier"
+        assert checkpoint["global_step"] == 150
+
+
+def test_tensorboard_has_the_curves(finished) -> None:
+    events = EventAccumulator(str(finished[0] / "same_name")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [50, 100, 150]
+    assert [event.step for event in events.Scalars("test/acc")] == [150]
+
+
+def test_the_table_at_the_end(finished) -> None:
+    for printed in finished[1]:
+        for part in ("test accuracy", "test loss", "57 parameters", "same_name", "tensorboard --logdir outputs"):
+            assert part in printed
+        assert printed.count("\n") < 20  # no line per batch where the output goes to a file
+
+
+def test_a_run_learns(finished) -> None:
+    result = json.loads((finished[0] / "same_name" / "result.json").read_text())
+    assert result["metrics"]["test/acc"] >= 0.95
+
+
+def test_images_are_learnt_and_the_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Bright halves: a picture of class k is bright in column band k."""
+    import command_line
+    import datamodules
+    import train
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(10).repeat(60)
+        images = torch.randint(60, (600, 1, 28, 28), dtype=torch.uint8, generator=generator)
+        for label in range(10):
+            images[labels == label, :, :, 2 + 2 * label : 6 + 2 * label] += 150
+        return (images[:500], labels[:500]), (images[500:], labels[500:])
+
+    monkeypatch.setattr(datamodules.MNIST, "load", load)
+    cfg = command_line.compose("data.val_size=100", "data.batch_size=20", "trainer.accelerator=cpu", "logger=none")
+    result = train.train(cfg, tmp_path)
+    assert result["metrics"]["test/acc"] >= 0.95
+    table = rows(tmp_path)
+    best = max(range(5), key=lambda epoch: float(table[epoch]["val/acc"]))
+    assert torch.load(tmp_path / "checkpoints/best.ckpt")["epoch"] == best
+    assert torch.load(tmp_path / "checkpoints/last.ckpt")["epoch"] == 4
+
+
+def test_losses_and_accuracies_are_means_over_the_examples(tmp_path: Path) -> None:
+    """500 points in evaluation batches of 300: a mean of batch means would weigh the last 200 too much."""
+    import command_line
+    import datamodules
+    import train
+
+    cfg = command_line.compose(*BLOBS, "data.size=250", "data.eval_batch_size=300", "logger=none")
+    result = train.train(cfg, tmp_path)
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(2, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 5), torch.nn.Sigmoid(),
+        torch.nn.Linear(5, 2),
+    )  # fmt: skip
+    weights = torch.load(tmp_path / "checkpoints/last.ckpt")["state_dict"]
+    net.load_state_dict({name.removeprefix("net."): weight for name, weight in weights.items()})
+    _, (points, labels) = datamodules.Blobs(size=250).load()
+    logits = net(points)
+    assert result["metrics"]["test/loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels).item(), 1e-5
+    )
+    assert result["metrics"]["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
