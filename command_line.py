@@ -7,6 +7,7 @@ import difflib
 import itertools
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -102,10 +103,24 @@ def point_last_at(folder: Path) -> None:
     os.replace(temporary, last)
 
 
-def command() -> str:
-    """What to type for this run alone, also when it is a job of a sweep."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return shlex.join(["python", Path(sys.argv[0]).name, *overrides])
+def typed() -> dict[str, object]:
+    """What was typed for this run, and the command that gives it alone when it is a job of a sweep."""
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return {"overrides": overrides, "command": shlex.join(["python", Path(sys.argv[0]).name, *overrides])}
+
+
+# Settings that do not change what an experiment measures.
+HARMLESS = ("experiment", "seed", "check", "callbacks", "logger", "checkpoint", "record", "data.root", "name")
+HARMLESS += ("data.eval_batch_size", "trainer.accelerator", "trainer.devices", "trainer.log_every_n_steps")
+
+
+def changed(may_change: list[str]) -> list[str]:
+    """The overrides that make this run another one than its experiment."""
+    harmless = (*HARMLESS, *may_change)
+    overrides = [override.lstrip("+~") for override in typed()["overrides"]]
+    return [
+        override for override in overrides if not re.match(rf"({'|'.join(map(re.escape, harmless))})[.=]", override)
+    ]
 
 
 def discard_if_unused(folder: Path) -> None:
@@ -131,7 +146,7 @@ def leave(error: BaseException) -> NoReturn:
     if isinstance(error, SystemExit):
         raise error
     print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(4 if isinstance(error, FloatingPointError) else getattr(error, "exit_code", 1))
 
 
 def one_line(error: BaseException) -> str:
@@ -151,7 +166,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, InstantiationException):
         return text
     known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
-    return text if isinstance(error, known) and text else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if text and (isinstance(error, known) or hasattr(error, "exit_code"))
+        else f"{type(error).__name__}: {text}"
+    )
 
 
 def nearest(name: str, options: list[str]) -> str:

@@ -15,22 +15,27 @@ log = logging.getLogger(__name__)
 
 
 class Record(Checkpoint):
-    """Writes ``metrics.csv`` (epoch, step, metrics, seconds) after every epoch and tells the loggers, whose steps are gradient
-    steps. Between epochs they get ``train/loss_step`` every ``trainer.log_every_n_steps``, the mean since the last time.
+    """Writes ``metrics.csv`` (epoch, step, metrics, seconds) after every epoch and tells the loggers the same.
 
-    The rows are in the checkpoint as well, so that a resumed run goes on with them. It is a Checkpoint to Lightning,
-    because those are called after the module has logged its epoch; it stands before the one that saves.
+    Epoch 0 is a validation before any training. Between epochs the loggers get ``train/loss_step`` every
+    ``trainer.log_every_n_steps`` steps, the mean since the last time. The rows are in the checkpoint as well, so that a
+    resumed run goes on with them. This is a Checkpoint to Lightning, because those are called after the module has
+    logged its epoch; it stands before the one that saves.
 
     Args:
         folder: of the run.
+        every_n_batches: prints ``train/loss_step`` and gives it a row, counted anew in every epoch, as tutorials do.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.csv"
+    def __init__(self, folder: Path, every_n_batches: int | None = None) -> None:
+        if every_n_batches is not None and every_n_batches < 1:
+            raise ValueError(f"record.every_n_batches={every_n_batches} must be at least 1")
+        self.path, self.every_n_batches = folder / "metrics.csv", every_n_batches
         self.rows: list[dict[str, float]] = []
         self._validation: dict[str, float] = {}
         self._loss, self._batches = 0.0, 0  # of the curve since its last point
-        self._elapsed = 0.0  # seconds of this epoch before it was interrupted
+        self._before = 0.0  # seconds of this epoch before it was interrupted
+        self._start = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
@@ -40,30 +45,38 @@ class Record(Checkpoint):
     ) -> None:
         self._loss += outputs["loss"]
         self._batches += 1
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
-            point = {"train/loss_step": self._loss / self._batches, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
-            _tell(trainer, point)
+        if (batch_idx + 1) % (self.every_n_batches or trainer.log_every_n_steps) == 0:
+            loss = float(self._loss / self._batches)
             self._loss, self._batches = 0.0, 0
+            _tell(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
+            if self.every_n_batches:
+                epoch = trainer.current_epoch + 1
+                self.rows.append({"epoch": epoch, "step": trainer.global_step, "train/loss_step": round_float32(loss)})
+                log.info("[%d, %5d] loss %.3f", epoch, batch_idx + 1, loss)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation = metrics_of(trainer, "val/")
+        if trainer.state.fn == "validate":
+            self._close_row(trainer, {"epoch": 0, "step": 0})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        seconds = self._elapsed + time.monotonic() - self._start
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        row |= metrics_of(trainer, "train/") | self._validation | {"seconds": round(seconds, 3)}
-        self.rows.append(row)
-        self._validation, self._loss, self._batches = {}, 0.0, 0
-        _tell(trainer, {name: value for name, value in row.items() if "/" in name})
-        if trainer.is_global_zero:
-            self._write()
-            log.info("epoch %d/%s  %s  %.1f s", row["epoch"], trainer.max_epochs, readable(row), seconds)
+        self._close_row(trainer, row | metrics_of(trainer, "train/"))
+        self._loss, self._batches, self._before = 0.0, 0, 0.0
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _tell(trainer, metrics_of(trainer, "test/"))
 
+    def _close_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        row |= self._validation | {"seconds": round(self._before + time.monotonic() - self._start, 3)}
+        self.rows.append(row)
+        self._validation = {}
+        _tell(trainer, {name: value for name, value in row.items() if "/" in name})
+        if trainer.is_global_zero:
+            self._write()
+            log.info("epoch %d/%s  %s  %.1f s", row["epoch"], trainer.max_epochs, readable(row), row["seconds"])
+
     def _write(self) -> None:
-        # A column that no row has yet may come later: seconds stays the last one.
         columns = [name for row in self.rows for name in row if name != "seconds"]
         with replacing(self.path) as temporary, open(temporary, "w", newline="") as out:
             writer = csv.DictWriter(out, [*dict.fromkeys(columns), "seconds"])
@@ -71,22 +84,22 @@ class Record(Checkpoint):
             writer.writerows(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        elapsed = time.monotonic() - self._start + self._elapsed
+        elapsed = self._before + time.monotonic() - self._start
         return {"rows": self.rows, "loss": float(self._loss), "batches": self._batches, "elapsed": elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self._loss, self._batches = state["rows"], state["loss"], state["batches"]
 
 
-def _tell(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, trainer.global_step)
-
-
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
-    """The metrics whose names begin with ``prefix``, with the seven digits that a float32 has."""
+    """The metrics whose names begin with ``prefix``."""
     metrics = trainer.callback_metrics.items()
-    return {name: float(f"{value.item():.7g}") for name, value in metrics if name.startswith(prefix)}
+    return {name: round_float32(value.item()) for name, value in metrics if name.startswith(prefix)}
+
+
+def round_float32(value: float) -> float:
+    """The nine digits that tell one float32 from the next, without the noise behind them."""
+    return float(f"{value:.9g}")
 
 
 def readable(metrics: dict[str, float]) -> str:
@@ -95,6 +108,17 @@ def readable(metrics: dict[str, float]) -> str:
     for name, value in metrics.items():
         stage, _, metric = name.partition("/")
         if metric:
-            shown = f"{100 * value:.2f} %" if metric == "acc" else f"{value:.4g}"
-            stages.setdefault(stage, []).append(f"{metric} {shown}")
+            stages.setdefault(stage, []).append(f"{metric} {shown(name, value)}")
     return "  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
+
+
+def shown(name: str, value: float) -> str:
+    """A metric as a person reads it: accuracies in percent, the rest with four digits that say something."""
+    if "/acc" in name:
+        return f"{100 * value:.2f} %"
+    return f"{value:,.4f}" if 0.01 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _tell(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, trainer.global_step)

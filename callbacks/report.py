@@ -1,6 +1,7 @@
 """What a run came to: ``result.json`` for machines and a table for people."""
 
 import json
+import math
 import platform
 import subprocess
 import time
@@ -12,6 +13,7 @@ import torch
 import torchvision
 
 from callbacks.checkpoints import replacing
+from callbacks.expect import Comparison
 from callbacks.record import metrics_of
 
 
@@ -33,12 +35,15 @@ class Report(pl.Callback):
         self.result["params"] = sum(parameter.numel() for parameter in pl_module.parameters())
         self.result["device"] = _device(pl_module.device)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.result |= {"epochs": trainer.current_epoch + 1, "steps": trainer.global_step}
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.result["metrics"] |= metrics_of(trainer, "val/")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["fit"] = time.monotonic() - self._stage_start
-        self.result["metrics"] |= metrics_of(trainer, "train/") | metrics_of(trainer, "val/")
+        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self.result["metrics"] |= metrics_of(trainer, "train/")
+        # The few numbers that a net has a name for are a result too.
+        self.result["metrics"] |= getattr(pl_module.net, "coefficients", dict)()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stage_start = time.monotonic()
@@ -58,22 +63,54 @@ class Report(pl.Callback):
         return self.result
 
 
-def table(result: dict[str, Any], folder: Path) -> str:
-    """The end of a run as a person reads it."""
+def has_diverged(rows: list[dict[str, float]]) -> bool:
+    """Whether training made the loss worse: at its end more than twice what it was in the first epoch."""
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    return bool(losses) and not (math.isfinite(losses[-1]) and losses[-1] <= 2 * abs(losses[0]))
+
+
+def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], changed: list[str]) -> str:
+    """The end of a run as a person reads it.
+
+    Args:
+        result: of ``result.json``.
+        folder: of the run.
+        comparisons: with what the experiment expects.
+        changed: settings that differ from the experiment's, so that nothing is to be expected.
+    """
     metrics, seconds = result["metrics"], result["seconds"]
     rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
     if "test/acc" in metrics:
         rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
+    by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
+    for start in range(0, len(by_class), 5):
+        shares = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
+        rows.append(("" if start else "of each class", shares))
     if "test/loss" in metrics:
-        rows.append(("test loss", f"{metrics['test/loss']:.4f}"))
+        rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
+    rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name]
     rows += [
         ("training", f"{result['epochs']} epochs, {result['steps']:,} steps, {seconds['fit']:.1f} s"),
         ("whole run", f"{seconds['total']:.1f} s"),
-        ("is in", str(folder)),
-        ("look", "tensorboard --logdir outputs"),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+    if result["status"] != "finished":
+        rows.append(("status", result["status"]))
+    if changed:
+        rows.append(
+            ("not compared", f"with the published figures: {', '.join(changed)} is not the experiment's setting")
+        )
+    rows += [("is in", str(folder)), ("look", "tensorboard --logdir outputs")]
+    lines = _columns(rows)
+    if comparisons and not changed:
+        lines += ["", *_columns([("metric", "published", "expected", "got", ""), *(c.row() for c in comparisons)])]
+    return "\n".join(lines)
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def _device(device: torch.device) -> str:

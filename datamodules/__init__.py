@@ -2,6 +2,17 @@
 
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import BatchLoader, InMemoryDataModule
-from datamodules.synthetic import Blobs
+from datamodules.synthetic import Blobs, OneRandom, Separable, Table, Tabular
 
-__all__ = ["CIFAR10", "MNIST", "BatchLoader", "Blobs", "FashionMNIST", "InMemoryDataModule"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "BatchLoader",
+    "Blobs",
+    "FashionMNIST",
+    "InMemoryDataModule",
+    "OneRandom",
+    "Separable",
+    "Table",
+    "Tabular",
+]

@@ -96,7 +96,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         batch_size: training examples per step and process; None takes all of them at once.
         eval_batch_size: examples per step in validation and test, where it changes the speed alone.
         val_size: examples held out of the training set by a fixed permutation (the same for every seed).
-        validate_on: ``val`` for those, ``test`` for the test set, as tutorials do that hold nothing out.
+        validate_on: ``val`` for those, ``test`` for the test set, as tutorials do that hold nothing out, or ``train``.
         seed: of the order of the training examples.
         shuffle: whether that order changes; a full batch does not need it.
 
@@ -105,7 +105,7 @@ class InMemoryDataModule(pl.LightningDataModule):
     """
 
     shape: tuple[int, ...]  # of one input, as the net sees it
-    num_classes: int | None = None  # None where the targets are numbers
+    num_classes: int  # numbers that the net is to give for one input
     class_names: tuple[str, ...] = ()
 
     def __init__(
@@ -121,8 +121,8 @@ class InMemoryDataModule(pl.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"data.{name}={value} must be a whole number of at least 1")
-        if validate_on not in ("val", "test"):
-            raise ValueError(f"data.validate_on={validate_on} must be val or test")
+        if validate_on not in ("val", "test", "train"):
+            raise ValueError(f"data.validate_on={validate_on} must be val, test or train")
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle
         self._parts: list[Batch] = []  # training set, test set
@@ -156,7 +156,8 @@ class InMemoryDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> BatchLoader | list:
         if self.validate_on == "test":
             return self.test_dataloader()
-        return self._loader(0, self.val_indices, self.eval_batch_size) if self.val_size else []
+        indices = self.val_indices if self.validate_on == "val" else self.train_indices
+        return self._loader(0, indices, self.eval_batch_size) if len(indices) else []
 
     def test_dataloader(self) -> BatchLoader:
         return self._loader(1, torch.arange(len(self._parts[1][1])), self.eval_batch_size)

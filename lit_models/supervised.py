@@ -67,14 +67,16 @@ class Supervised(pl.LightningModule):
         """What to sum over the examples besides the loss: name -> scalar tensor."""
         return {}
 
-    def step(self, batch: Batch, stage: str) -> Tensor:
-        """The mean loss of a batch, added with the rest to what this epoch has seen."""
+    def step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch and the predictions; adds both to what this epoch has seen."""
         inputs, targets = batch
         predictions = self(inputs)
         loss = self.loss(predictions, targets)
+        if stage == "train":
+            self._stop_if_not_finite(loss)
         with torch.no_grad():
             self._add(stage, len(targets), loss.detach() * len(targets), self.measure(predictions, targets))
-        return loss
+        return loss, predictions
 
     def _add(self, stage: str, count: int, loss: Tensor, others: dict[str, Tensor]) -> None:
         sums = self._sums.setdefault(stage, {})
@@ -110,17 +112,22 @@ class Supervised(pl.LightningModule):
         generator.manual_seed(self._step_seed + self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self.automatic_optimization:
-            return self._check(self.step(batch, "train"), self.global_step)
-        return self._many_steps(batch)
+        if not self.automatic_optimization:
+            return self._many_steps(batch)
+        return self.step(batch, "train")[0]
+
+    def gradient_step(self, batch: Batch, optimizer: Optimizer) -> Tensor:
+        """One step without Lightning's help, for :attr:`automatic_optimization` = False; returns the loss before it."""
+        optimizer.zero_grad()
+        loss, _ = self.step(batch, "train")
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
 
     def _many_steps(self, batch: Batch) -> Tensor:
         optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        for number in range(self.steps_per_batch):
-            optimizer.zero_grad()
-            loss = self._check(self.step(batch, "train"), self.global_step + number)
-            loss.backward()
-            optimizer.step()
+        for _ in range(self.steps_per_batch):
+            loss = self.gradient_step(batch, optimizer)
             if scheduler is not None:
                 scheduler.step()
         # Lightning counts the steps of its own wrapper, whose work around each step is what we avoid.
@@ -128,31 +135,30 @@ class Supervised(pl.LightningModule):
         for counter in (progress.total, progress.current):
             counter.ready += self.steps_per_batch
             counter.completed += self.steps_per_batch
-        return loss.detach()
+        return loss
 
-    def _check(self, loss: Tensor, step: int) -> Tensor:
+    def _stop_if_not_finite(self, loss: Tensor) -> None:
         # On a GPU a look at the loss waits for the card, so it is had once in a while.
-        look = loss.device.type == "cpu" or step % self.trainer.log_every_n_steps == 0
+        look = loss.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0
         if look and not math.isfinite(loss.item()):
             raise FloatingPointError(
-                f"the training loss is {loss.item()} at step {step}: try a smaller optimizer.lr, or gradient clipping "
-                "with trainer.gradient_clip_val=1"
+                f"the training loss is {loss.item()} after step {self.global_step}; try a smaller optimizer.lr, "
+                "or gradient clipping with trainer.gradient_clip_val=1"
             )
-        return loss
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
 
     # --- validation and test --------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.step(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.step(batch, "val")[1]
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.step(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.step(batch, "test")[1]
 
     def on_test_epoch_end(self) -> None:
         self._log_epoch("test")
@@ -186,9 +192,11 @@ class Classifier(Supervised):
     """
 
     def measure(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"acc": (classes(predictions) == targets).sum()}
+        if targets.is_floating_point():  # a vector, not a class
+            return {}
+        return {"acc": (self.classes(predictions) == targets).sum()}
 
-
-def classes(logits: Tensor) -> Tensor:
-    """The most probable class of each row of logits, int64 ``(B,)``."""
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+    @staticmethod
+    def classes(logits: Tensor) -> Tensor:
+        """The most probable class of each row of logits, int64 ``(B,)``."""
+        return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

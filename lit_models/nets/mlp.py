@@ -34,3 +34,14 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, *shape)
         return super().forward(x)  # (B, num_classes)
+
+
+class BinaryMLP(MLP):
+    """An :class:`MLP` that ends in the log-odds of class 1, ``(B, 1)``; without hidden layers logistic regression."""
+
+    def __init__(
+        self, shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (), activation: str = "Sigmoid"
+    ) -> None:
+        if num_classes != 2:
+            raise ValueError(f"one number tells two classes apart, not {num_classes}")
+        super().__init__(shape, 1, hidden, activation)

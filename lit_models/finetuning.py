@@ -1,0 +1,73 @@
+"""Training that starts from weights somebody else trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from lit_models.supervised import Classifier
+
+
+class FineTuning(Classifier):
+    """Classification that may start from ImageNet weights. A head for another number of classes starts anew.
+
+    Args:
+        net: has torchvision's names for its weights and says in ``head`` which layer is the last one.
+        weights: None, ``DEFAULT`` for torchvision's ImageNet weights (downloaded once), or a file with a state dict.
+        frozen: trains the head alone.
+        **kwargs: see :class:`Supervised`.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: the weights are not there, cannot be fetched, or do not fit.
+    """
+
+    def __init__(self, net: nn.Module, weights: str | None = None, frozen: bool = False, **kwargs: Any) -> None:
+        super().__init__(net=net, **kwargs)
+        self.frozen = frozen
+        if weights is not None:
+            _load(net, weights)
+        if frozen:
+            for name, parameter in net.named_parameters():
+                parameter.requires_grad_(name.startswith(f"{net.head}."))
+
+    def on_train_epoch_start(self) -> None:
+        if self.frozen:  # batch norm keeps the statistics it came with
+            self.net.eval()
+
+
+def _load(net: nn.Module, weights: str) -> None:
+    state = _fetch() if weights == "DEFAULT" else _read(Path(weights))
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    if set(state) != set(shapes):
+        raise ValueError(
+            f"model.weights={weights} holds the weights of another net: {type(net).__name__} has other names"
+        )
+    fitting = {name: tensor for name, tensor in state.items() if tensor.shape == shapes[name]}
+    if other := [name for name in shapes if name not in fitting and not name.startswith(f"{net.head}.")]:
+        raise ValueError(f"model.weights={weights} holds {other[0]} of another size than {type(net).__name__}")
+    net.load_state_dict(fitting, strict=False)
+
+
+def _fetch() -> dict[str, Tensor]:
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"model.weights=DEFAULT: {weights.url} could not be fetched ({error}); "
+            "give a file with model.weights=FILE, or start anew with model.weights=null"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"model.weights={path} is no file; null and DEFAULT are the other choices")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a foreign file makes it stumble over
+        raise ValueError(f"model.weights={path} is no file of weights that torch can read safely") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"model.weights={path} is no state dict")
+    return state

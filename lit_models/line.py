@@ -1,0 +1,35 @@
+"""The gradient of a line's squared error, by hand and by autograd. ``model=line`` leaves all of it to Lightning."""
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_models.supervised import Batch, Supervised
+
+
+class LineByAutograd(Supervised):
+    """Gradient steps as a tutorial writes them: forget the old gradient, ``loss.backward()``, step.
+
+    With :class:`lit_models.nets.RawLine` as the net and the mean squared error as the loss.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+
+class LineByHand(LineByAutograd):
+    """Gradient steps with derivatives that are written out: autograd is off.
+
+    For ``loss = mean((w x + b - y)^2)`` they are ``2 mean((w x + b - y) x)`` for w and ``2 mean(w x + b - y)`` for b.
+    """
+
+    @torch.no_grad()
+    def gradient_step(self, batch: Batch, optimizer: Optimizer) -> Tensor:
+        loss, predictions = self.step(batch, "train")
+        inputs, targets = batch
+        errors = predictions - targets  # (B, 1)
+        self.net.weight.grad = 2 * (errors * inputs).mean()
+        self.net.bias.grad = 2 * errors.mean()
+        optimizer.step()
+        return loss

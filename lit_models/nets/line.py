@@ -1,0 +1,45 @@
+"""A line, in two ways."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class RawLine(nn.Module):
+    """``y = weight * x + bias`` with two bare numbers as parameters.
+
+    Args:
+        shape, num_classes: ``(1,)`` and 1, what a line goes from and to.
+        weight, bias: where they start.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int, weight: float = 1.0, bias: float = 0.0) -> None:
+        _check(shape, num_classes)
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(float(weight)))
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, 1)
+        return self.weight * x + self.bias  # (B, 1)
+
+    def coefficients(self) -> dict[str, float]:
+        return {"w": self.weight.item(), "b": self.bias.item()}
+
+
+class Line(nn.Linear):
+    """The same line as a layer of torch.nn."""
+
+    def __init__(self, shape: Sequence[int], num_classes: int, weight: float = 1.0, bias: float = 0.0) -> None:
+        _check(shape, num_classes)
+        super().__init__(1, 1)
+        nn.init.constant_(self.weight, weight)
+        nn.init.constant_(self.bias, bias)
+
+    def coefficients(self) -> dict[str, float]:
+        return {"w": self.weight.item(), "b": self.bias.item()}
+
+
+def _check(shape: Sequence[int], num_classes: int) -> None:
+    if tuple(shape) != (1,) or num_classes != 1:
+        raise ValueError(f"a line goes from one number to one number, not from shape {tuple(shape)} to {num_classes}")

