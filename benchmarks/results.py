@@ -46,7 +46,8 @@ def row(experiment: str, results: list[dict], published: str) -> str:
     spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     seconds = statistics.median(result["seconds"]["fit"] for result in results)
     accuracy = f"{statistics.mean(accuracies):.2f}{spread} % ({len(accuracies)})"
-    return f"| `{experiment}` | {results[0]['params']:,} | {results[0]['epochs']} | {published} | {accuracy} | {seconds:.0f} s |"
+    parameters, epochs = f"{results[0]['params']:,}", results[0]["epochs"]
+    return f"| `{experiment}` | {parameters} | {epochs} | {published} | {accuracy} | {seconds:.0f} s |"
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ def compare(
     """Compares a run with the ``expect:`` of its experiment.
 
     Args:
-        expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``, which
-            is a number or a list with one number for each epoch. A ``published`` that stands alone is for the eye.
+        expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``: a
+            number, or a list with one number for each epoch. A ``published`` that stands alone is for the eye.
         metrics: of the end of the run.
         rows: of ``metrics.csv``.
     """
