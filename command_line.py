@@ -8,7 +8,6 @@ import itertools
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+import runs
 
 PROJECT = Path(__file__).parent
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def run(task: Callable[[DictConfig, Path], object]) -> None:
         try:
             return task(cfg, folder)
         except BaseException as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and getattr(error, "exit_code", 1) < 128:
                 raise  # and the other jobs of the sweep still run
             discard_if_unused(folder)
             if whole_traceback:
@@ -72,6 +73,7 @@ def compose(*overrides: str) -> DictConfig:
 
 def register_resolvers() -> None:
     """The functions that conf/ calls."""
+    OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver(
         "run_name", lambda experiment, data, model: experiment or f"{data}_{model}", replace=True
@@ -79,6 +81,11 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "data_root", lambda: os.environ.get("DATA_ROOT") or str(PROJECT / "data"), replace=True
     )
+
+
+def run_folder(resume: str | None, name: str) -> str:
+    """The folder of the run that goes on, or a new one."""
+    return str(runs.find(resume)[0]) if resume else new_folder(name)
 
 
 def new_folder(name: str) -> str:
@@ -103,24 +110,33 @@ def point_last_at(folder: Path) -> None:
     os.replace(temporary, last)
 
 
-def typed() -> dict[str, object]:
-    """What was typed for this run, and the command that gives it alone when it is a job of a sweep."""
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    return {"overrides": overrides, "command": shlex.join(["python", Path(sys.argv[0]).name, *overrides])}
+def typed() -> list[str]:
+    """The overrides that were typed for this run, or that make it as a job of a sweep."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 # Settings that do not change what an experiment measures.
-HARMLESS = ("experiment", "seed", "check", "callbacks", "logger", "checkpoint", "record", "data.root", "name")
+HARMLESS = (
+    "experiment",
+    "seed",
+    "check",
+    "expect",
+    "resume",
+    "threads",
+    "callbacks",
+    "logger",
+    "checkpoint",
+    "record",
+    "data.root",
+    "name",
+)
 HARMLESS += ("data.eval_batch_size", "trainer.accelerator", "trainer.devices", "trainer.log_every_n_steps")
 
 
-def changed(may_change: list[str]) -> list[str]:
-    """The overrides that make this run another one than its experiment."""
-    harmless = (*HARMLESS, *may_change)
-    overrides = [override.lstrip("+~") for override in typed()["overrides"]]
-    return [
-        override for override in overrides if not re.match(rf"({'|'.join(map(re.escape, harmless))})[.=]", override)
-    ]
+def changed(overrides: list[str], may_change: list[str]) -> list[str]:
+    """Those of a run's overrides that make it another one than its experiment."""
+    harmless = rf"[+~]*({'|'.join(map(re.escape, (*HARMLESS, *may_change)))})[.=]"
+    return [override for override in overrides if not re.match(harmless, override)]
 
 
 def discard_if_unused(folder: Path) -> None:
@@ -151,8 +167,8 @@ def leave(error: BaseException) -> NoReturn:
 
 def one_line(error: BaseException) -> str:
     """What went wrong in one line, with the nearest name for one that does not exist."""
-    while isinstance(error, (HydraException, OmegaConfBaseException)) and error.__cause__ is not None:
-        error = error.__cause__
+    while isinstance(error, (HydraException, OmegaConfBaseException)) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"there is no {group}={name}{nearest(name, error.options)}; there are {', '.join(error.options)}"

@@ -7,44 +7,60 @@ The parts are chosen in conf/, the training procedures are in lit_models/, the d
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import command_line
+import runs
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, folder: Path) -> dict:
-    """Trains and tests what ``cfg`` describes, writes everything to ``folder`` and returns its result.json."""
+def build(cfg: DictConfig) -> tuple[Any, Any]:
+    """The datamodule and the LightningModule of a config, seeded; the module takes what the datamodule feeds."""
     # Here and not above, so that --help and a mistyped name are answered at once.
     import lightning.pytorch as pl
+    import torch
     from hydra.utils import instantiate
-
-    from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-    from callbacks.expect import ExpectationMissed, compare
-    from callbacks.record import Record
-    from callbacks.report import Report, has_diverged, table
 
     # The run's own lines say it; warnings still come through.
     logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-    config = OmegaConf.to_container(cfg, resolve=True)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate(cfg.data)
     net = instantiate(cfg.model.net, shape=datamodule.shape, num_classes=datamodule.num_classes)
     optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
-    model = instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
+    return datamodule, instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
 
-    facts = {**cfg.chosen, "name": cfg.name, "seed": cfg.seed, **command_line.typed()}
-    report = Report(folder, facts | {"data_md5": getattr(datamodule, "md5", None)})
+
+def train(cfg: DictConfig, folder: Path) -> dict:
+    """Trains and tests what ``cfg`` describes, writes everything to ``folder`` and returns its result.json."""
+    from hydra.utils import instantiate
+
+    from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+    from callbacks.expect import ExpectationMissed, compare
+    from callbacks.interrupts import Interrupted, Interrupts
+    from callbacks.record import Record
+    from callbacks.report import Report, has_diverged, table
+
+    cfg.chosen.overrides = command_line.typed()
+    go_on = None
+    if cfg.resume:
+        _, go_on = runs.find(cfg.resume)
+        cfg = runs.resumed(cfg, go_on)
+    datamodule, model = build(cfg)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    report = Report(folder, config, getattr(datamodule, "md5", None))
     record = Record(folder, cfg.record.every_n_batches)
     checkpoints = Checkpoints(folder / "checkpoints", config, cfg.checkpoint.every_n_steps)
+    interrupts = Interrupts(checkpoints.last)
     trainer = instantiate(
         cfg.trainer,
         default_root_dir=str(folder),
-        callbacks=[*instantiate(cfg.callbacks).values(), report, record, checkpoints],
+        callbacks=[*instantiate(cfg.callbacks).values(), report, record, checkpoints, interrupts],
         logger=instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger else False,
         plugins=[AtomicCheckpointIO()],
         enable_model_summary=False,
@@ -56,18 +72,22 @@ def train(cfg: DictConfig, folder: Path) -> dict:
 
     status = "failed"
     try:
-        if cfg.validate_first:
-            trainer.validate(model, datamodule=datamodule, verbose=False)
-        trainer.fit(model, datamodule=datamodule)
-        trainer.test(model, datamodule=datamodule, verbose=False)
+        with interrupts:
+            if cfg.validate_first and not go_on:
+                trainer.validate(model, datamodule=datamodule, verbose=False)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=go_on, weights_only=True)
+            trainer.test(model, datamodule=datamodule, verbose=False)
         status = "diverged" if has_diverged(record.rows) else "finished"
+    except Interrupted:
+        status = "interrupted"
+        raise
     except FloatingPointError:
         status = "diverged"
         raise
     finally:
         result = report.write(status)
     comparisons = compare(config["expect"] or {}, result["metrics"], record.rows)
-    changed = command_line.changed(cfg.may_change) if comparisons else []
+    changed = command_line.changed(result["overrides"], cfg.may_change) if comparisons else []
     log.info("\n%s", table(result, folder, comparisons, changed))
     missed = [comparison.metric for comparison in comparisons if not comparison.met]
     if cfg.check and missed and not changed:

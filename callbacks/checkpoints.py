@@ -63,12 +63,18 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, folder: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
         self.folder, self.config, self.every_n_steps = folder, config, every_n_steps
+        self.last = folder / "last.ckpt"
         self.best: float | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for folder in (self.folder, self.folder.parent):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         # After the last batch the epoch's own checkpoint follows.
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         name, better = next(monitor for monitor in MONITORS if monitor[0] in trainer.callback_metrics)
@@ -76,13 +82,13 @@ class Checkpoints(Checkpoint):
         is_best = self.best is None or (score != self.best and better(score, self.best) == score)
         if is_best:
             self.best = score
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        trainer.save_checkpoint(self.last)
         if is_best and trainer.is_global_zero:
             with replacing(self.folder / "best.ckpt") as temporary:
                 try:
-                    os.link(self.folder / "last.ckpt", temporary)  # the next last.ckpt is another file
+                    os.link(self.last, temporary)  # the next last.ckpt is another file
                 except OSError:  # a file system without links
-                    shutil.copyfile(self.folder / "last.ckpt", temporary)
+                    shutil.copyfile(self.last, temporary)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

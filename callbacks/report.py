@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -22,11 +23,16 @@ class Report(pl.Callback):
 
     Args:
         folder: of the run.
-        facts: what is known before the run: experiment, model, data, seed, command, data_md5.
+        config: of the run, plain values.
+        data_md5: of the data set, where it is a published one.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], data_md5: str | None) -> None:
         self.folder = folder
+        chosen = config["chosen"]
+        facts = {name: chosen[name] for name in ("experiment", "model", "data")} | {"name": config["name"]}
+        command = shlex.join(["python", "train.py", *chosen["overrides"]])
+        facts |= {"seed": config["seed"], "command": command, "overrides": chosen["overrides"], "data_md5": data_md5}
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
         self._start, self._seconds = time.monotonic(), {"fit": 0.0, "test": 0.0}
 
@@ -38,9 +44,15 @@ class Report(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.result["metrics"] |= metrics_of(trainer, "val/")
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._count(trainer)
+
+    def _count(self, trainer: pl.Trainer) -> None:
+        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["fit"] = time.monotonic() - self._stage_start
-        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self._count(trainer)
         self.result["metrics"] |= metrics_of(trainer, "train/")
         # The few numbers that a net has a name for are a result too.
         self.result["metrics"] |= getattr(pl_module.net, "coefficients", dict)()

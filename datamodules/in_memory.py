@@ -125,6 +125,7 @@ class InMemoryDataModule(pl.LightningDataModule):
             raise ValueError(f"data.validate_on={validate_on} must be val, test or train")
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle
+        self.test_on = "test"  # what test_dataloader serves; evaluate.py may ask for val or train
         self._parts: list[Batch] = []  # training set, test set
 
     def load(self) -> tuple[Batch, Batch]:
@@ -154,13 +155,17 @@ class InMemoryDataModule(pl.LightningDataModule):
         return self._loader(0, self.train_indices, self.batch_size, seed=self.seed if self.shuffle else None)
 
     def val_dataloader(self) -> BatchLoader | list:
-        if self.validate_on == "test":
-            return self.test_dataloader()
-        indices = self.val_indices if self.validate_on == "val" else self.train_indices
-        return self._loader(0, indices, self.eval_batch_size) if len(indices) else []
+        return self._evaluation(self.validate_on)
 
-    def test_dataloader(self) -> BatchLoader:
-        return self._loader(1, torch.arange(len(self._parts[1][1])), self.eval_batch_size)
+    def test_dataloader(self) -> BatchLoader | list:
+        return self._evaluation(self.test_on)
+
+    def _evaluation(self, split: str) -> BatchLoader | list:
+        """All examples of a split, in their order."""
+        indices = {"train": self.train_indices, "val": self.val_indices, "test": torch.arange(len(self._parts[1][1]))}[
+            split
+        ]
+        return self._loader(int(split == "test"), indices, self.eval_batch_size) if len(indices) else []
 
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, seed: int | None = None) -> BatchLoader:
         device, rank, world_size = torch.device("cpu"), 0, 1

@@ -25,9 +25,11 @@ class Supervised(pl.LightningModule):
         seed: of the random numbers that a step draws (dropout).
         steps_per_batch: gradient steps on each batch. Above 1 they run in one call of :meth:`training_step`, because
             for a net of a few weights Lightning's work around a step costs more than the step.
+        allow_divergence: trains on with a loss that is not finite.
 
     Raises:
-        FloatingPointError: the training loss is not finite. The update that would spoil the weights is not made.
+        FloatingPointError: the training loss is not finite. The update that would spoil the weights is not made (on a
+            GPU: is not saved).
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Supervised(pl.LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         seed: int = 1,
         steps_per_batch: int = 1,
+        allow_divergence: bool = False,
     ) -> None:
         super().__init__()
         if steps_per_batch < 1:
@@ -45,7 +48,7 @@ class Supervised(pl.LightningModule):
         # Convolutions on a CPU take a third less time in this memory format; other layers do not notice it.
         self.net, self.loss = net.to(memory_format=torch.channels_last), loss
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.seed, self.steps_per_batch = seed, steps_per_batch
+        self.seed, self.steps_per_batch, self.allow_divergence = seed, steps_per_batch, allow_divergence
         self.automatic_optimization = steps_per_batch == 1
         self._sums: dict[str, dict[str, Tensor]] = {}  # stage -> name -> sum over the examples seen in this epoch
 
@@ -140,13 +143,14 @@ class Supervised(pl.LightningModule):
     def _stop_if_not_finite(self, loss: Tensor) -> None:
         # On a GPU a look at the loss waits for the card, so it is had once in a while.
         look = loss.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0
-        if look and not math.isfinite(loss.item()):
+        if look and not self.allow_divergence and not math.isfinite(loss.item()):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} after step {self.global_step}; try a smaller optimizer.lr, "
                 "or gradient clipping with trainer.gradient_clip_val=1"
             )
 
     def on_train_epoch_end(self) -> None:
+        self._stop_if_not_finite(self.means("train")["train/loss"].cpu())  # before this epoch is saved
         self._log_epoch("train")
 
     # --- validation and test --------------------------------------------------------------------------------------
@@ -183,6 +187,11 @@ class Supervised(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["epoch_sums"]:
             self._sums["train"] = checkpoint["epoch_sums"]
+        for state in checkpoint[
+            "lr_schedulers"
+        ]:  # the place is restored; the length is that of the training from now on
+            for name in ("total_steps", "_schedule_phases", "T_max"):
+                state.pop(name, None)
 
 
 class Classifier(Supervised):

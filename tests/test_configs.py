@@ -34,7 +34,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_yaml_says_in_its_first_line_what_it_is(group: str) -> None:
     for path in (PROJECT / "conf" / group).rglob("*.yaml"):
         if group != "hydra":
-            assert path.read_text().startswith("# "), path
+            header = path.read_text().removeprefix("# @package _global_\n")
+            assert header.startswith("# "), path
 
 
 def two_steps(*overrides: str) -> dict:
@@ -49,7 +50,7 @@ def two_steps(*overrides: str) -> dict:
 
 
 IMAGES = ["mnist", "cifar10"]  # Fashion-MNIST has MNIST's shape
-IMAGE_MODELS = [name for name in options("model") if name != "blobs_mlp"]
+IMAGE_MODELS = ["cnn", "dropout_cnn", "lenet", "mlp", "residual_cnn", "resnet18"]
 
 
 @pytest.mark.parametrize(("model", "data"), [*itertools.product(IMAGE_MODELS, IMAGES)])
@@ -57,7 +58,8 @@ def test_every_image_model_trains_on_every_image_data_set(model: str, data: str,
     result = two_steps(f"model={model}", f"data={data}", "data.val_size=8", "data.batch_size=16")
     assert result["status"] == "finished"
     assert result["steps"] == 4
-    assert set(result["metrics"]) == {f"{s}/{m}" for s in ("train", "val", "test") for m in ("loss", "acc")}
+    figures = {name for name in result["metrics"] if name.count("/") == 1}
+    assert figures == {f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")}
 
 
 @pytest.mark.parametrize(("optimizer", "scheduler"), [*itertools.product(options("optimizer"), options("scheduler"))])
@@ -71,7 +73,8 @@ def test_every_optimizer_goes_with_every_scheduler(model: str, optimizer: str, s
 @pytest.mark.parametrize("data", options("data"))
 def test_every_data_set_says_what_it_feeds(data: str) -> None:
     datamodule = instantiate(command_line.compose(f"data={data}").data)
-    assert len(datamodule.class_names) == datamodule.num_classes
+    assert datamodule.shape
+    assert len(datamodule.class_names) in (0, datamodule.num_classes)
 
 
 @pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])

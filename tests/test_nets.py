@@ -19,7 +19,10 @@ def parameters(net: nn.Module) -> int:
     [
         (nets.MLP(GREY, 10), 575_050),
         (nets.MLP((2,), 2, hidden=[5, 5], activation="Sigmoid"), 57),
+        (nets.BinaryMLP((8,), 2, hidden=[6, 4]), 87),
+        (nets.Line((1,), 1), 2),
         (nets.CNN(GREY, 10), 8_490),
+        (nets.ResNet18((3, 64, 64), 1000), 11_689_512),
         (nets.DropoutCNN(GREY, 10), 21_840),
         (nets.LeNet(GREY, 10), 61_706),
         (nets.LeNet(COLOUR, 10), 62_006),
@@ -59,7 +62,7 @@ def test_lenet_pads_28_to_32() -> None:
     torch.testing.assert_close(small(image), large(nn.functional.pad(image, (2, 2, 2, 2))))
 
 
-@pytest.mark.parametrize("net", [nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.LeNet])
+@pytest.mark.parametrize("net", [nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.LeNet, nets.ResNet18])
 def test_image_nets_refuse_points(net: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="takes images"):
         net((2,), 2)

@@ -136,7 +136,7 @@ def test_losses_and_accuracies_are_means_over_the_examples(tmp_path: Path) -> No
     import datamodules
     import train
 
-    cfg = command_line.compose(*BLOBS, "data.size=250", "data.eval_batch_size=300", "logger=none")
+    cfg = command_line.compose(*BLOBS, "data.size=500", "data.eval_batch_size=300", "logger=none")
     result = train.train(cfg, tmp_path)
     net = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(2, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 5), torch.nn.Sigmoid(),
@@ -144,7 +144,7 @@ def test_losses_and_accuracies_are_means_over_the_examples(tmp_path: Path) -> No
     )  # fmt: skip
     weights = torch.load(tmp_path / "checkpoints/last.ckpt")["state_dict"]
     net.load_state_dict({name.removeprefix("net."): weight for name, weight in weights.items()})
-    _, (points, labels) = datamodules.Blobs(size=250).load()
+    _, (points, labels) = datamodules.Blobs(size=500).load()
     logits = net(points)
     assert result["metrics"]["test/loss"] == pytest.approx(
         torch.nn.functional.cross_entropy(logits, labels).item(), 1e-5

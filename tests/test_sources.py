@@ -543,16 +543,17 @@ def test_a_full_disk(there: bool, server: Server, root: Path, caplog) -> None:
 
 
 def load_in_a_process(url: str, root: str) -> None:
-    """What the processes below run: they wait for a line on stdin, load, and print a digest of what they got."""
+    """What the processes below run: they wait for stdin to close, load, and say a digest of what they got."""
     sources.DATASETS["mnist"] = published_mnist(url)
+    # They share one pipe, so that a line has to be one write: logging's are, print's are not where nothing is buffered.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    print("ready", flush=True)
+    logging.info("ready")
     sys.stdin.readline()
     digest = hashlib.md5()
     for part in sources.load("mnist", root):
         for tensor in part:
             digest.update(tensor.numpy())
-    print(f"loaded {digest.hexdigest()}", flush=True)
+    logging.info("loaded %s", digest.hexdigest())
 
 
 @contextlib.contextmanager

@@ -26,10 +26,13 @@ class MLP(nn.Sequential):
         hidden: Sequence[int] = (512, 256, 128, 64),
         activation: str = "ReLU",
     ) -> None:
+        layer = getattr(nn, activation, None)
+        if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+            raise ValueError(f"model.net.activation={activation} is no layer of torch.nn")
         widths = [math.prod(shape), *hidden, num_classes]
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in itertools.pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), getattr(nn, activation)()]
+            layers += [nn.Linear(fan_in, fan_out), layer()]
         super().__init__(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:  # (B, *shape)

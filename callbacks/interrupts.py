@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM: the step is finished, a checkpoint saved, and the exit code says what happened."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class Interrupted(Exception):
+    """The run was told to stop. Its exit code is the shell's for the signal: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, number: int, saved: Path | None) -> None:
+        where = f"saved in {saved}" if saved else "nothing was lost, nothing is saved"
+        super().__init__(f"interrupted by {signal.Signals(number).name}; {where}")
+        self.exit_code = 128 + number
+
+
+class Interrupts(pl.Callback):
+    """While it trains, the first signal ends the run after the running step, with ``last.ckpt`` as it was then; in the
+    validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once.
+
+    Args:
+        file: ``last.ckpt``.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._signal: int | None = None
+        self._training = False
+
+    def __enter__(self) -> "Interrupts":
+        self._old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._install()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._training or self._signal is not None:
+            raise Interrupted(number, self.file if self.file.exists() else None)
+        self._signal = number
+        print("stopping after this step; again to stop at once", file=sys.stderr)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = True
+        self._install()  # Lightning has put its own handler of SIGTERM there, which ends in exit code 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        # After the last batch the epoch is finished first: its checkpoint follows.
+        if self._signal is not None and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.file)
+            raise Interrupted(self._signal, self.file)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._signal is not None:
+            raise Interrupted(self._signal, self.file)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = False
+        if self._signal is not None:
+            raise Interrupted(self._signal, self.file)

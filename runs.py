@@ -1,0 +1,155 @@
+"""Runs on the disk: finding them, and rebuilding what they hold without running any code of theirs."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# What a stored config may build: classes of these modules, of these kinds. Everything else is refused by name.
+MODULES = ("lit_models", "datamodules", "torch.nn.modules", "torch.optim", "lightning.pytorch.trainer")
+GROUPS = ("model", "data", "optimizer", "scheduler")  # what a checkpoint's weights and state belong to
+
+
+def find(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
+    """The folder of a run and one of its checkpoints.
+
+    Args:
+        run: ``last``, the folder of a run, or a checkpoint file.
+        checkpoint: ``last`` or ``best``, where ``run`` is not a file.
+
+    Raises:
+        ValueError, FileNotFoundError: that is no run, or it has no such checkpoint.
+    """
+    if "://" in run:
+        raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
+    if checkpoint not in ("last", "best"):
+        raise ValueError(f"checkpoint={checkpoint} must be last or best")
+    path = Path("outputs", "last") if run == "last" else Path(run)
+    if path.is_file():
+        return (path.parent.parent if path.parent.name == "checkpoints" else path.parent), path
+    if not path.is_dir():
+        missing = (
+            "there is no run yet in outputs/" if run == "last" else f"{run} is neither a run's folder nor a checkpoint"
+        )
+        raise FileNotFoundError(f"{missing}; python train.py makes one")
+    path = path.resolve()
+    file = path / "checkpoints" / f"{checkpoint}.ckpt"
+    if not (path / "config.yaml").is_file():
+        raise FileNotFoundError(f"{path} is not a run's folder: it has no config.yaml")
+    if not file.is_file():
+        raise FileNotFoundError(f"the run in {path} has no {checkpoint}.ckpt: it ended before its first epoch did")
+    return path, file
+
+
+def load(file: Path) -> dict[str, Any]:
+    """A checkpoint of this project, read without running any code. Its ``config`` is trusted after this.
+
+    Raises:
+        ValueError: it is damaged, comes from elsewhere, or holds a config that would run something.
+    """
+    import torch
+
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a damaged or foreign file makes it stumble over
+        reason = " ".join(str(error).split())
+        if "Weights only load failed" in reason:
+            raise ValueError(
+                f"{file} holds more than numbers and plain values, which could run code: refused"
+            ) from error
+        raise ValueError(f"{file} is damaged or no checkpoint: {reason[:200]}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict):
+        made_by = checkpoint.get("pytorch-lightning_version") if isinstance(checkpoint, dict) else None
+        origin = f" (Lightning {made_by} wrote it)" if made_by else ""
+        raise ValueError(f"{file} is not a checkpoint of this project: it holds no config{origin}")
+    refuse_code(checkpoint["config"], str(file))
+    return checkpoint
+
+
+def refuse_code(config: dict[str, Any], origin: str) -> None:
+    """Raises ValueError for a stored config that would run or read something when it is instantiated."""
+    for place, key, value in _walk(config, "config"):
+        if isinstance(value, str) and "${" in value:
+            raise ValueError(f"{origin} is refused: {place} holds {value!r}, which would be evaluated")
+        if key in ("_args_", "_recursive_", "_convert_"):
+            raise ValueError(f"{origin} is refused: {place} is not used by this project")
+        # What watches a run is made from the present command, so what is stored of it is never built.
+        if key == "_target_" and not place.startswith(("config.callbacks.", "config.logger.")):
+            _check_target(str(value), f"{origin} is refused: {place}={value}")
+
+
+def _walk(node: Any, place: str) -> Iterator[tuple[str, str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, value in items:
+        yield f"{place}.{key}", str(key), value
+        yield from _walk(value, f"{place}.{key}")
+
+
+def _check_target(target: str, message: str) -> None:
+    import importlib
+
+    import lightning.pytorch as pl
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    # Only modules of known packages are imported, and only a class that they define themselves is accepted: a path such
+    # as torch.nn.functional.torch.load ends outside of them.
+    module, _, name = target.rpartition(".")
+    if not f"{module}.".startswith(("lit_models.", "datamodules.", "torch.nn.", "torch.optim.", "lightning.pytorch.")):
+        raise ValueError(f"{message} is not of this project")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{message} does not exist") from error
+    kinds = (nn.Module, Optimizer, LRScheduler, pl.LightningDataModule, pl.Trainer)
+    if not (inspect.isclass(found) and issubclass(found, kinds) and found.__module__.startswith(MODULES)):
+        raise ValueError(f"{message} is not a model, data set, optimizer, scheduler or trainer")
+
+
+def resumed(cfg: DictConfig, file: Path) -> DictConfig:
+    """The config of a run that goes on: its own, with what was typed now on top.
+
+    Args:
+        cfg: composed from what was typed now; its callbacks and its logger are taken.
+        file: the checkpoint to go on from.
+
+    Raises:
+        ValueError: a part was typed that the checkpoint does not belong to, or there is nothing left to do.
+    """
+    checkpoint = load(file)
+    stored = checkpoint["config"]
+    merged = OmegaConf.create(stored)
+    for group in ("callbacks", "logger"):
+        merged[group] = cfg[group]
+    if "purge_step" in merged.logger:
+        merged.logger.purge_step = checkpoint["global_step"] + 1
+    if "root" in merged.data and not Path(merged.data.root).is_dir() and "root" in cfg.data:
+        merged.data.root = cfg.data.root
+    overrides = [override for override in cfg.chosen.overrides if not override.startswith("resume=")]
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in (*GROUPS, "experiment"):
+            if value != (was := str(stored["chosen"].get(key) or "null")):
+                raise ValueError(f"resume: this run was made with {key}={was} and cannot go on with {key}={value}")
+        elif key in ("trainer", "callbacks", "logger"):
+            merged[key] = cfg[key]
+        else:
+            OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
+    merged.chosen.overrides = [*stored["chosen"]["overrides"], *overrides]
+    merged.resume = cfg.resume
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if epochs >= merged.trainer.max_epochs and _status(file) == "finished":
+        raise ValueError(
+            f"resume: the run in {file.parent.parent} has finished its {epochs} epochs; "
+            f"trainer.max_epochs={epochs + 5} would add five"
+        )
+    return merged
+
+
+def _status(file: Path) -> str | None:
+    result = file.parent.parent / "result.json"
+    return json.loads(result.read_text())["status"] if result.is_file() else None

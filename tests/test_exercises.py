@@ -1,0 +1,288 @@
+"""The exercises give what their tutorials published."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import command_line
+import datamodules
+import train
+from callbacks.expect import compare
+from callbacks.report import has_diverged
+from lit_models import FineTuning, losses, nets
+from tests.conftest import PROJECT
+
+EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
+LINES = ["line_diverging", "line_slow", "line_rescaled"]
+LINE_MODELS = ["line_by_hand", "line_autograd", "line"]
+
+
+def run(folder: str, *overrides: str) -> tuple[dict, list[dict[str, str]], dict[str, torch.Tensor]]:
+    """Result, rows of metrics.csv and final weights of a run in this process."""
+    path = Path(folder)
+    path.mkdir()
+    result = train.train(command_line.compose(*overrides, "trainer.accelerator=cpu", "logger=none"), path)
+    with open(path / "metrics.csv", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return result, rows, torch.load(path / "checkpoints/last.ckpt")["state_dict"]
+
+
+@pytest.mark.parametrize(("experiment", "model"), [*itertools.product(LINES, LINE_MODELS)])
+def test_the_published_losses_and_the_published_line(experiment: str, model: str) -> None:
+    expect = command_line.compose(f"experiment={experiment}").expect
+    assert len(expect["train/loss"].published) == 10
+    result, rows, _ = run("run", f"experiment={experiment}", f"model={model}")
+    losses = [float(row["train/loss"]) for row in rows]
+    assert losses == pytest.approx(expect["train/loss"].published, rel=2e-6)
+    for name in "wb":
+        assert result["metrics"][name] == pytest.approx(expect[name].published, rel=2e-6, abs=5e-5)
+    assert result["status"] == ("diverged" if experiment == "line_diverging" else "finished")
+
+
+def test_the_first_gradient() -> None:
+    weights = {
+        model: run(model, "experiment=line_diverging", f"model={model}", "trainer.max_epochs=1")[2]
+        for model in LINE_MODELS
+    }
+    for state in weights.values():
+        step = [1 - state["net.weight"].item(), 0 - state["net.bias"].item()]
+        assert [number / 0.01 for number in step] == pytest.approx([-989.5273, -82.6000], rel=1e-5)
+
+
+def test_by_hand_is_without_autograd() -> None:
+    """The net's numbers never see a backward pass: it is refused, and the run does not need it."""
+
+    class Refused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise AssertionError("autograd was used")
+
+    forward = nets.RawLine.forward
+    try:
+        nets.RawLine.forward = lambda self, x: Refused.apply(forward(self, x))
+        assert run("by_hand", "experiment=line_slow", "model=line_by_hand")[0]["status"] == "finished"
+        with pytest.raises(AssertionError, match="autograd was used"):
+            run("autograd", "experiment=line_slow", "model=line_autograd")
+    finally:
+        nets.RawLine.forward = forward
+
+
+@pytest.mark.parametrize("model", LINE_MODELS)
+def test_a_long_run_reaches_the_closed_form(model: str) -> None:
+    (inputs, targets), _ = datamodules.Table(
+        **{k: command_line.compose("data=readings").data[k] for k in ("inputs", "targets")}
+    ).load()
+    columns = torch.cat([0.1 * inputs, torch.ones_like(inputs)], 1).double()
+    closed = torch.linalg.lstsq(columns, targets.double()).solution.flatten().tolist()
+    settings = ("model.steps_per_batch=5000", "optimizer.lr=0.1", "trainer.max_epochs=1")
+    result, *_ = run("run", "experiment=line_rescaled", f"model={model}", *settings)
+    assert [result["metrics"][name] for name in "wb"] == pytest.approx(closed, rel=1e-4)
+
+
+def test_written_out_descent_is_sgd() -> None:
+    by_hand = run("by_hand", "experiment=lenet_one_step")[2]
+    by_sgd = run("by_sgd", "experiment=lenet_one_step", "optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0")[2]
+    assert len(by_hand) == 10
+    for name, weight in by_hand.items():  # SGD rounds once for multiply and add together, the written-out step twice
+        torch.testing.assert_close(weight, by_sgd[name], rtol=2e-7, atol=1e-9)
+
+
+def test_lenet_one_step_is_the_step_of_the_tutorial() -> None:
+    """Again in plain torch: the same image, target and initial weights."""
+    weights = run("run", "experiment=lenet_one_step")[2]
+    (image, target), _ = datamodules.OneRandom(image=[1, 32, 32], outputs=10).load()
+    torch.manual_seed(1)
+    net = nets.LeNet((1, 32, 32), 10)
+    nn.functional.mse_loss(net(image), target).backward()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(weights[f"net.{name}"], parameter.data - 0.01 * parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_resnet18_one_step_starts_from_a_file_of_weights_and_says_what_it_cannot_use() -> None:
+    assert run("null", "experiment=resnet18_one_step")[0]["params"] == 11_689_512
+    torch.manual_seed(5)
+    reference = torchvision.models.resnet18()
+    torch.save(reference.state_dict(), "weights.pt")
+    _, _, state = run("file", "experiment=resnet18_one_step", "model.weights=weights.pt", "optimizer.lr=0")
+    assert all(torch.equal(state[f"net.{name}"], parameter) for name, parameter in reference.named_parameters())
+    Path("garbage.pt").write_bytes(b"no weights")
+    torch.save(nets.LeNet((1, 28, 28), 10).state_dict(), "lenet.pt")
+    for file, message in [("garbage.pt", "no file of weights"), ("lenet.pt", "another net"), ("none.pt", "is no file")]:
+        with pytest.raises(Exception, match=r"model\.weights") as error:
+            run(file.removesuffix(".pt"), "experiment=resnet18_one_step", f"model.weights={file}")
+        assert message in command_line.one_line(error.value)
+
+
+def test_imagenet_weights_that_cannot_be_fetched(shell, tmp_path: Path) -> None:
+    offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
+    answer = shell("experiment=resnet18_one_step", "model.weights=DEFAULT", **offline)
+    assert answer.returncode == 1
+    assert "error: model.weights=DEFAULT: https://" in answer.stderr
+    assert "could not be fetched" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_another_number_of_classes_gets_a_new_head_and_frozen_trains_it_alone() -> None:
+    torch.manual_seed(0)
+    pretrained = torchvision.models.resnet18()
+    torch.save(pretrained.state_dict(), "weights.pt")
+    settings = {"loss": nn.CrossEntropyLoss(), "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
+    model = FineTuning(net=nets.ResNet18((3, 64, 64), 10), weights="weights.pt", frozen=True, **settings)
+    assert model.net.fc.weight.shape == (10, 512)
+    assert torch.equal(model.net.conv1.weight, pretrained.conv1.weight)
+    assert [name for name, parameter in model.net.named_parameters() if parameter.requires_grad] == [
+        "fc.weight",
+        "fc.bias",
+    ]
+
+
+def test_the_floor_of_a_softmax_too_many() -> None:
+    sure, classes = torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.tensor([0, 1])
+    assert losses.CrossEntropyOfSoftmax()(sure, classes).item() == pytest.approx(0.3133, abs=5e-5)
+    assert nn.functional.cross_entropy(sure, classes).item() == 0
+
+
+def test_binary_cross_entropy_is_that_of_the_sigmoid() -> None:
+    log_odds, classes = torch.randn(5, 1), torch.tensor([0, 1, 1, 0, 1])
+    expected = nn.functional.binary_cross_entropy(log_odds.sigmoid().flatten(), classes.float())
+    torch.testing.assert_close(losses.BinaryCrossEntropy()(log_odds, classes), expected)
+
+
+@pytest.mark.parametrize("experiment", ["blobs", "blobs_logits", "logistic"])
+def test_the_quick_ones_in_full(experiment: str, shell) -> None:
+    answer = shell(f"experiment={experiment}", "check=true", "logger=none")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "as expected" in answer.stdout
+    assert "NOT" not in answer.stdout
+    assert ("predicted labels" in answer.stdout) == experiment.startswith("blobs")
+
+
+def test_blobs_walks_as_a_bare_loop_does() -> None:
+    """The thousand steps in one call are a thousand steps of the plain loop, bit for bit."""
+    _, rows, weights = run("run", "experiment=blobs", "trainer.max_epochs=2", "model.steps_per_batch=100")
+    (points, labels), _ = datamodules.Blobs(size=200).load()
+    torch.manual_seed(1)
+    net = nets.MLP((2,), 2, hidden=[5, 5], activation="Sigmoid")
+    optimizer, losses = torch.optim.SGD(net.parameters(), lr=0.01), []
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(points).softmax(1), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert float(rows[0]["val/loss"]) == pytest.approx(losses[0])
+    assert float(rows[1]["train/loss"]) == pytest.approx(sum(losses[:100]) / 100)
+    assert [row["step"] for row in rows] == ["0", "100", "200"]
+    assert all(torch.equal(weights[f"net.{name}"], parameter) for name, parameter in net.named_parameters())
+
+
+def test_line_scan_is_a_sweep_that_names_two(shell, tmp_path: Path) -> None:
+    answer = shell("experiment=line_scan")
+    assert answer.returncode == 0, answer.stderr
+    (folder,) = tmp_path.glob("outputs/sweep/*")
+    with open(folder / "summary.csv", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 41
+    assert rows[0]["model.net.weight"] == "2.0"
+    assert float(rows[0]["val/loss"]) == 0
+    for row in rows:  # mean((w x - 2 x)^2) over x = 1, 2, 3
+        assert float(row["val/loss"]) == pytest.approx(
+            (float(row["model.net.weight"]) - 2) ** 2 * 14 / 3, rel=1e-4, abs=1e-9
+        )
+    assert "python train.py model.net.weight=2.0 experiment=line_scan" in (folder / "summary.md").read_text()
+    assert (folder / "summary.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "line_scan"])
+def test_every_experiment_says_what_it_is_and_trains_two_batches(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = (PROJECT / "conf/experiment" / f"{experiment}.yaml").read_text().splitlines()[:4]
+    assert header[0] == "# @package _global_"
+    assert header[1] == f"# python train.py experiment={experiment}"
+    assert header[3].startswith("# Published")
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (200, *self.shape), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (200,), generator=generator)
+        return (images, labels), (images, labels)
+
+    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+    small = [] if command_line.compose(f"experiment={experiment}").data.val_size == 0 else ["data.val_size=20"]
+    limits = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=2")
+    result, *_ = run("run", f"experiment={experiment}", *small, *limits)
+    assert result["status"] in ("finished", "diverged")
+    assert result["steps"] >= 1
+
+
+def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean losses every 10 batches, an evaluation before any training, one after each epoch."""
+
+    def load(self):
+        images = torch.zeros(64 * 25, 1, 28, 28, dtype=torch.uint8)
+        return (images, torch.zeros(64 * 25, dtype=torch.int64)), (images[:100], torch.zeros(100, dtype=torch.int64))
+
+    monkeypatch.setattr(datamodules.MNIST, "load", load)
+    _, rows, _ = run("run", "experiment=mnist_dropout_cnn", "trainer.max_epochs=2")
+    assert [(row["epoch"], row["step"]) for row in rows] == [
+        ("0", "0"), ("1", "10"), ("1", "20"), ("1", "25"), ("2", "35"), ("2", "45"), ("2", "50"),
+    ]  # fmt: skip
+    assert [bool(row["val/loss"]) for row in rows] == [True, False, False, True, False, False, True]
+    assert all(row["train/loss_step"] for row in rows if row["step"] in ("10", "20", "35", "45"))
+
+
+# --- expectations ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expect", "met"),
+    [
+        ({"test/acc": {"at_least": 0.9}}, True),
+        ({"test/acc": {"at_least": 0.96}}, False),
+        ({"test/acc": {"at_most": 0.9}}, False),
+        ({"test/loss": {"at_least": 0}}, False),  # was not measured
+        ({"test/acc": {"published": 0.951, "rtol": 0.01}}, True),
+        ({"test/acc": {"published": 0.951, "atol": 0.0001}}, False),
+        ({"train/loss": {"published": [2.0, 1.0], "rtol": 1e-6}}, True),
+        ({"train/loss": {"published": [2.0, 1.1], "rtol": 1e-6}}, False),
+        ({"train/loss": {"published": [2.0], "rtol": 1e-6}}, False),
+    ],
+)
+def test_compare(expect: dict, met: bool) -> None:
+    (comparison,) = compare(
+        expect, {"test/acc": 0.95}, [{"train/loss": 2.0}, {"train/loss_step": 3.0}, {"train/loss": 1.0}]
+    )
+    assert comparison.met is met
+
+
+def test_has_diverged() -> None:
+    rows = [{"train/loss": 1.0}, {"val/loss": 9.0}]
+    assert not has_diverged([])
+    assert not has_diverged([*rows, {"train/loss": 1.5}])
+    assert has_diverged([*rows, {"train/loss": 2.5}])
+    assert has_diverged([*rows, {"train/loss": float("nan")}])
+
+
+def test_a_missed_expectation_has_its_own_exit_code(shell) -> None:
+    missed = shell("experiment=line_slow", "check=true", "expect.w.published=5", "logger=none")
+    assert missed.returncode == 3
+    assert "NOT as expected" in missed.stdout
+    assert missed.stderr == "error: line_slow did not give the expected w\n"
+
+
+def test_changed_settings_are_said_and_not_failed(shell) -> None:
+    answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
+    assert answer.returncode == 0
+    assert "not compared" in answer.stdout
+    assert "optimizer.lr=1e-3 is not the experiment's setting" in answer.stdout
+    assert "seed" not in answer.stdout.split("not compared")[1].splitlines()[0]
