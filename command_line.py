@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
@@ -26,12 +27,23 @@ PROJECT = Path(__file__).parent
 log = logging.getLogger(__name__)
 
 
-def run(task: Callable[[DictConfig, Path], object]) -> None:
-    """Runs ``task(cfg, folder)`` for the command line, under Hydra. Ends the process with an exit code."""
+def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> None:
+    """Runs ``task(cfg, folder)`` for the command line, under Hydra. Ends the process with an exit code.
+
+    Args:
+        task: takes the config and the folder of the run.
+        config: the main file in ``conf/``.
+    """
     register_resolvers()
     whole_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-    @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="config")
+    main_file = PROJECT / "conf" / config
+    if main_file.parent.name == "scripts":
+        # The groups of conf/ are not beside them (data=test is none of those), but what conf/hydra holds is for all.
+        for file in (PROJECT / "conf").glob("hydra/*/*.yaml"):
+            ConfigStore.instance().store(file.stem, OmegaConf.load(file), group=f"hydra/{file.parent.name}")
+
+    @hydra.main(version_base="1.3", config_path=str(main_file.parent), config_name=main_file.name)
     def main(cfg: DictConfig) -> object:
         os.environ["HYDRA_FULL_ERROR"] = str(int(whole_traceback))  # what child processes are to see
         logging.captureWarnings(True)  # into the run's log
@@ -78,9 +90,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "run_name", lambda experiment, data, model: experiment or f"{data}_{model}", replace=True
     )
-    OmegaConf.register_new_resolver(
-        "data_root", lambda: os.environ.get("DATA_ROOT") or str(PROJECT / "data"), replace=True
-    )
+    OmegaConf.register_new_resolver("data_root", runs.data_root, replace=True)
+    OmegaConf.register_new_resolver("folder_of", lambda run: str(runs.find(run)[0]), replace=True)
 
 
 def run_folder(resume: str | None, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def _check_target(target: str, message: str) -> None:
         raise ValueError(f"{message} is not a model, data set, optimizer, scheduler or trainer")
 
 
+def data_root() -> str:
+    """Where data sets are kept: the environment variable DATA_ROOT, else ``data`` in the project."""
+    return os.environ.get("DATA_ROOT") or str(Path(__file__).parent / "data")
+
+
+def own_config(checkpoint: dict[str, Any]) -> DictConfig:
+    """The config in a checkpoint, with the data root of this machine when the stored one is not here."""
+    cfg = OmegaConf.create(checkpoint["config"])
+    if "root" in cfg.data and not Path(cfg.data.root).is_dir():
+        cfg.data.root = data_root()
+    return cfg
+
+
 def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     """The config of a run that goes on: its own, with what was typed now on top.
 
@@ -121,14 +135,11 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
         ValueError: a part was typed that the checkpoint does not belong to, or there is nothing left to do.
     """
     checkpoint = load(file)
-    stored = checkpoint["config"]
-    merged = OmegaConf.create(stored)
+    stored, merged = checkpoint["config"], own_config(checkpoint)
     for group in ("callbacks", "logger"):
         merged[group] = cfg[group]
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
-    if "root" in merged.data and not Path(merged.data.root).is_dir() and "root" in cfg.data:
-        merged.data.root = cfg.data.root
     overrides = [override for override in cfg.chosen.overrides if not override.startswith("resume=")]
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")

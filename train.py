@@ -36,6 +36,16 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
     return datamodule, instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
 
 
+def rebuild(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
+    """The config, the datamodule and the trained module of a run, from its checkpoint alone."""
+    _, file = runs.find(run, checkpoint)
+    stored = runs.load(file)
+    cfg = runs.own_config(stored)
+    datamodule, model = build(cfg)
+    model.load_state_dict(stored["state_dict"])
+    return cfg, datamodule, model.eval()
+
+
 def train(cfg: DictConfig, folder: Path) -> dict:
     """Trains and tests what ``cfg`` describes, writes everything to ``folder`` and returns its result.json."""
     from hydra.utils import instantiate

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from datamodules import sources
 from datamodules.in_memory import Batch, InMemoryDataModule
+from datamodules.pictures import read_picture
 
 
 class ImageDataModule(InMemoryDataModule):
@@ -20,6 +22,8 @@ class ImageDataModule(InMemoryDataModule):
     """
 
     name: str  # in sources.DATASETS
+    dark_background = False  # whether bright things stand on black
+    centre = False  # whether they stand in the middle, of one size
 
     def __init__(self, root: str | os.PathLike, mean: Sequence[float], std: Sequence[float], **batches) -> None:
         super().__init__(**batches)
@@ -34,6 +38,10 @@ class ImageDataModule(InMemoryDataModule):
     def load(self) -> tuple[Batch, Batch]:
         return sources.load(self.name, self.root)
 
+    def read_picture(self, path: Path) -> tuple[Tensor, list[str]]:
+        """A picture file as this data set would have stored it, uint8 ``shape``, and what was done to it."""
+        return read_picture(path, self.shape, self.dark_background, self.centre)
+
     def prepare(self, inputs: Tensor) -> Tensor:
         """uint8 ``(B, C, H, W)`` to normalised float32, in torchvision's order of operations and thus to the bit."""
         if self._mean.device != inputs.device:
@@ -45,6 +53,7 @@ class MNIST(ImageDataModule):
     """Handwritten digits, 60,000 + 10,000 (LeCun, Cortes, Burges; http://yann.lecun.com/exdb/mnist)."""
 
     name, shape, num_classes = "mnist", (1, 28, 28), 10
+    dark_background = centre = True
     class_names = tuple("0123456789")
 
 
@@ -52,6 +61,7 @@ class FashionMNIST(ImageDataModule):
     """Pieces of clothing, 60,000 + 10,000 (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747)."""
 
     name, shape, num_classes = "fashion_mnist", (1, 28, 28), 10
+    dark_background = True
     class_names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 

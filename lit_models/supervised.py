@@ -209,3 +209,8 @@ class Classifier(Supervised):
     def classes(logits: Tensor) -> Tensor:
         """The most probable class of each row of logits, int64 ``(B,)``."""
         return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        """Of each class, ``(B, C)``; log-odds ``(B, 1)`` give two."""
+        return torch.cat([-logits, logits], 1).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)

@@ -1,0 +1,63 @@
+"""Picture files as a data set would have stored them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre: bool) -> tuple[Tensor, list[str]]:
+    """A picture file of any size and mode as uint8 ``(C, H, W)``, and what was done to it.
+
+    Args:
+        path: of the file. What is transparent in it becomes white.
+        shape: ``(C, H, W)`` of the data set.
+        dark_background: the data set shows bright things on black; a picture with a bright border is inverted.
+        centre: the thing is cut out, scaled to 20/28 of the size and set with its centre of mass in the middle, as
+            MNIST's authors did (http://yann.lecun.com/exdb/mnist). Not done to a picture that has the size already.
+
+    Raises:
+        ValueError: the file is no picture, or an empty one where a thing is to be cut out.
+    """
+    channels, height, width = shape
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+    except Exception as error:  # whatever the libraries behind PIL raise for a file that is none
+        raise ValueError(f"{path} is no picture: {error}") from error
+    notes = []
+    if picture.getextrema()[3][0] < 255:
+        notes.append("transparent parts made white")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    grey_or_colour = picture.convert("L" if channels == 1 else "RGB")
+    if dark_background:
+        edge = np.asarray(grey_or_colour.convert("L"))
+        border = np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]])
+        if border.mean() > 127:
+            grey_or_colour = ImageOps.invert(grey_or_colour)
+            notes.append("inverted")
+    if grey_or_colour.size != (width, height):
+        notes.append(f"{grey_or_colour.width} x {grey_or_colour.height} resized")
+        if centre:
+            grey_or_colour = _centred(grey_or_colour, width, path)
+        else:
+            grey_or_colour = ImageOps.pad(grey_or_colour, (width, height), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(grey_or_colour)).view(height, width, channels)
+    return pixels.permute(2, 0, 1).contiguous(), notes
+
+
+def _centred(picture: Image.Image, size: int, path: Path) -> Image.Image:
+    ink = picture.point(lambda value: 255 if value > 64 else 0).getbbox()
+    if ink is None:
+        raise ValueError(f"{path} shows nothing bright on a dark background or dark on a bright one")
+    thing = ImageOps.contain(picture.crop(ink), (size * 20 // 28, size * 20 // 28), Image.Resampling.LANCZOS)
+    weights = np.asarray(thing, np.float64)
+    rows, columns = np.indices(weights.shape)
+    left = round(size / 2 - 0.5 - (weights * columns).sum() / weights.sum())
+    top = round(size / 2 - 0.5 - (weights * rows).sum() / weights.sum())
+    canvas = Image.new("L", (size, size))
+    canvas.paste(thing, (min(max(left, 0), size - thing.width), min(max(top, 0), size - thing.height)))
+    return canvas

@@ -1,0 +1,59 @@
+"""Score a finished run again: rebuild → test → report. Needs nothing but the run.
+
+python evaluate.py run=last split=val
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+import command_line
+import runs
+from train import rebuild
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> dict:
+    """Scores ``cfg.checkpoint`` of ``cfg.run`` on ``cfg.split``; writes ``evaluations/SPLIT_CHECKPOINT.json`` there."""
+    if cfg.split not in ("test", "val", "train"):
+        raise ValueError(f"split={cfg.split} must be test, val or train")
+    stored, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
+
+    import lightning.pytorch as pl
+
+    from callbacks.checkpoints import replacing
+    from callbacks.classes import PerClassAccuracy
+    from callbacks.record import metrics_of, shown
+
+    datamodule.test_on = cfg.split
+    trainer = pl.Trainer(
+        **cfg.trainer,
+        precision=stored.trainer.precision,
+        callbacks=[PerClassAccuracy()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    datamodule.setup()
+    if not len(datamodule.test_dataloader()):
+        raise ValueError(f"split={cfg.split}: this run has no such examples (data.val_size={stored.data.val_size})")
+    trainer.test(model, datamodule=datamodule, verbose=False)
+    metrics = {name.replace("test/", f"{cfg.split}/"): value for name, value in metrics_of(trainer, "test/").items()}
+
+    _, file = runs.find(cfg.run, cfg.checkpoint)
+    result = {"checkpoint": str(file), "split": cfg.split, "metrics": metrics}
+    with replacing(folder / "evaluations" / f"{cfg.split}_{file.stem}.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    width = max(map(len, metrics))
+    overall_first = sorted(metrics, key=lambda name: name.count("/"))
+    lines = [f"  {name:<{width}}  {shown(name, metrics[name])}" for name in overall_first]
+    log.info("%s of %s\n%s", cfg.split, file, "\n".join(lines))
+    return result
+
+
+if __name__ == "__main__":
+    command_line.run(evaluate, "scripts/evaluate")

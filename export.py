@@ -1,0 +1,92 @@
+"""Write a finished run for other programs: rebuild → export → check against the run.
+
+python export.py run=last to=model.onnx
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+import command_line
+from train import rebuild
+
+log = logging.getLogger(__name__)
+
+
+def export(cfg: DictConfig, folder: Path) -> Path:
+    """Writes the net of a run to ``cfg.to``; its ending says how."""
+    to = Path(cfg.to)
+    writers = {".onnx": _onnx, ".safetensors": _safetensors, ".pt": _state_dict}
+    if to.suffix not in writers:
+        raise ValueError(f"to={to} must end in one of {', '.join(writers)}")
+    if not to.parent.is_dir():
+        raise FileNotFoundError(f"to={to}: there is no folder {to.parent}")
+    _, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
+
+    from callbacks.checkpoints import replacing
+
+    with replacing(to) as temporary:
+        writers[to.suffix](datamodule, model, temporary)
+    log.info("written to %s (%.1f kB)", to, to.stat().st_size / 1000)
+    return to
+
+
+def _state_dict(datamodule: Any, model: Any, path: Path) -> None:
+    import torch
+
+    torch.save(model.net.state_dict(), path)
+
+
+def _safetensors(datamodule: Any, model: Any, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
+    save_file(weights, path, metadata={"class_names": json.dumps(datamodule.class_names)})
+
+
+def _onnx(datamodule: Any, model: Any, path: Path) -> None:
+    """From what a data set stores (images as uint8) to logits, for any batch size; the names of the classes inside."""
+    import onnx
+    import onnxruntime
+    import torch
+    from torch import Tensor, nn
+
+    class FromStored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model.net
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.net(datamodule.prepare(inputs))
+
+    for name in ("onnxscript", "onnx_ir"):  # they tell each pass they make
+        logging.getLogger(name).setLevel(logging.WARNING)
+    whole = FromStored().eval()
+    generator = torch.Generator().manual_seed(0)
+    size = (3, *datamodule.shape)
+    images = len(datamodule.shape) == 3 and hasattr(datamodule, "mean")
+    if images:
+        example = torch.randint(256, size, dtype=torch.uint8, generator=generator)
+    else:
+        example = torch.randn(size, generator=generator)
+    program = torch.onnx.export(
+        whole, (example,), dynamo=True, verbose=False, input_names=["inputs"], output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, {"class_names": json.dumps(datamodule.class_names)})
+    onnx.save(graph, path)
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch in (example, example[:1]):
+        with torch.inference_mode():
+            expected = whole(batch)
+        (got,) = session.run(None, {"inputs": batch.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-5, atol=1e-5)
+
+
+if __name__ == "__main__":
+    command_line.run(export, "scripts/export")

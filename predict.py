@@ -1,0 +1,175 @@
+"""Ask a finished run: rebuild → read → predict → write a CSV file and a picture.
+
+python predict.py run=last images='digits/*.png'
+"""
+
+import csv
+import glob
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+import command_line
+from train import rebuild
+
+log = logging.getLogger(__name__)
+
+
+class SomeSkipped(Exception):
+    """Some of the files could not be read; the others were predicted."""
+
+    exit_code = 1
+
+
+def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
+    """Predicts what ``cfg`` names; writes ``predictions.csv`` and, for pictures, ``predictions.png`` to ``cfg.to``."""
+    if [cfg.images, cfg.csv, cfg.data].count(None) != 2:
+        raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or data=test")
+    files = _files(cfg.images) if cfg.images else []
+    _, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
+
+    import torch
+
+    skipped = []
+    truths: list[Any] = []
+    if cfg.images:
+        names, examples, skipped = _read_pictures(files, datamodule)
+    elif cfg.csv:
+        names, examples = _read_rows(Path(cfg.csv), datamodule)
+    else:
+        names, examples, truths = _read_test_set(cfg.data, cfg.n, datamodule)
+
+    with torch.inference_mode():
+        outputs = model(datamodule.prepare(examples) if datamodule.class_names else examples)
+    rows = _rows(names, outputs, truths, model, datamodule.class_names)
+    to = folder / cfg.to
+    to.mkdir(parents=True, exist_ok=True)
+    with open(to / "predictions.csv", "w", newline="") as out:
+        writer = csv.DictWriter(out, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        log.info(
+            "  %s", "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        )
+    written = to / "predictions.csv"
+    if examples.dim() == 4:
+        _draw(examples, rows, to / "predictions.png")
+        written = to / "predictions.png"
+    log.info("written to %s", written)
+    if skipped:
+        raise SomeSkipped(f"{len(skipped)} of {len(files)} files skipped: {', '.join(skipped)}")
+    return rows
+
+
+def _files(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    found = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    files = [file for file in found if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f"images={pattern}: there is no such file")
+    return files
+
+
+def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, list[str]]:
+    import torch
+
+    if not hasattr(datamodule, "read_picture"):
+        raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on images; try csv=")
+    names, pictures, skipped = [], [], []
+    for file in files:
+        try:
+            picture, notes = datamodule.read_picture(file)
+        except ValueError as error:
+            log.warning("skipped: %s", error)
+            skipped.append(str(file))
+            continue
+        names.append(str(file))
+        pictures.append(picture)
+        if notes:
+            log.info("%s: %s", file, ", ".join(notes))
+    if not pictures:
+        raise ValueError(f"none of the {len(files)} files is a picture")
+    return names, torch.stack(pictures), skipped
+
+
+def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
+    import torch
+
+    if len(datamodule.shape) != 1:
+        raise ValueError(f"this run was trained on images of shape {tuple(datamodule.shape)}, not on rows; try images=")
+    with open(file, newline="") as lines:
+        table = [row for row in csv.reader(lines) if row]
+    if table and not _is_number(table[0][0]):
+        table = table[1:]  # a header
+    rows = []
+    for number, row in enumerate(table, 1):
+        if len(row) != datamodule.shape[0] or not all(map(_is_number, row)):
+            raise ValueError(f"{file}, row {number}: {','.join(row)} is not {datamodule.shape[0]} numbers")
+        rows.append([float(cell) for cell in row])
+    if not rows:
+        raise ValueError(f"{file} has no rows")
+    return [",".join(row) for row in table], torch.tensor(rows)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_test_set(split: str, n: int, datamodule: Any) -> tuple[list[str], Any, list[Any]]:
+    if split != "test":
+        raise ValueError(f"data={split} must be test")
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1")
+    _, (inputs, targets) = datamodule.load()
+    return [f"test[{number}]" for number in range(min(n, len(inputs)))], inputs[:n], targets[:n].tolist()
+
+
+def _rows(
+    names: list[str], outputs: Any, truths: list[Any], model: Any, classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    if not classes:
+        return [
+            {"input": name, "prediction": output.tolist()} for name, output in zip(names, outputs[:, 0], strict=True)
+        ]
+    rows = []
+    for number, (name, shares) in enumerate(zip(names, model.probabilities(outputs), strict=True)):
+        top = shares.topk(min(3, len(shares)))
+        best = [
+            f"{classes[index]} {share:.4f}"
+            for share, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
+        row = {"file": name, "label": classes[top.indices[0]], "probability": round(top.values[0].item(), 6)}
+        row["top 3"] = "; ".join(best)
+        if truths:
+            row["truth"] = classes[truths[number]]
+        rows.append(row)
+    return rows
+
+
+def _draw(pictures: Any, rows: list[dict[str, Any]], path: Path, most: int = 48) -> None:
+    from matplotlib.figure import Figure
+
+    columns = min(6, len(rows))
+    lines = -(-min(most, len(rows)) // columns)
+    figure = Figure(figsize=(1.7 * columns, 2.0 * lines + 0.2), layout="constrained")
+    for number, (picture, row) in enumerate(zip(pictures[:most], rows[:most], strict=True), 1):
+        axes = figure.add_subplot(lines, columns, number)
+        axes.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        wrong = "truth" in row and row["truth"] != row["label"]
+        title = f"{row['label']}  {100 * row['probability']:.0f} %" + (f"\nis {row['truth']}" if wrong else "")
+        axes.set_title(title, fontsize=9, color="tab:red" if wrong else "black")
+        axes.set_xlabel(Path(row["file"]).name[-20:], fontsize=7)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    command_line.run(predict, "scripts/predict")
