@@ -173,6 +173,8 @@ def leave(error: BaseException) -> NoReturn:
     if isinstance(error, SystemExit):
         raise error
     print(f"error: {one_line(error)}", file=sys.stderr)
+    if again := getattr(error, "again", None):
+        print(f"go on with: {again}", file=sys.stderr)
     sys.exit(4 if isinstance(error, FloatingPointError) else getattr(error, "exit_code", 1))
 
 

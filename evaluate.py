@@ -6,14 +6,25 @@ python evaluate.py run=last split=val
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 import command_line
 import runs
-from train import rebuild
+from train import build
 
 log = logging.getLogger(__name__)
+
+
+def rebuild(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
+    """The config, the datamodule and the trained module of a run, from its checkpoint alone."""
+    _, file = runs.find(run, checkpoint)
+    stored = runs.load(file)
+    cfg = runs.own_config(stored)
+    datamodule, model = build(cfg)
+    model.load_state_dict(stored["state_dict"])
+    return cfg, datamodule, model.eval()
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> dict:

@@ -8,17 +8,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import command_line
-from train import rebuild
+from evaluate import rebuild
 
 log = logging.getLogger(__name__)
 
 
 def export(cfg: DictConfig, folder: Path) -> Path:
     """Writes the net of a run to ``cfg.to``; its ending says how."""
-    to = Path(cfg.to)
+    if OmegaConf.is_missing(cfg, "to"):
+        raise ValueError("say where to write to: to=model.onnx")
+    to = Path(str(cfg.to))
     writers = {".onnx": _onnx, ".safetensors": _safetensors, ".pt": _state_dict}
     if to.suffix not in writers:
         raise ValueError(f"to={to} must end in one of {', '.join(writers)}")

@@ -6,13 +6,14 @@ python predict.py run=last images='digits/*.png'
 import csv
 import glob
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 import command_line
-from train import rebuild
+from evaluate import rebuild
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
     """Predicts what ``cfg`` names; writes ``predictions.csv`` and, for pictures, ``predictions.png`` to ``cfg.to``."""
     if [cfg.images, cfg.csv, cfg.data].count(None) != 2:
         raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or data=test")
-    files = _files(cfg.images) if cfg.images else []
+    files = _files(str(cfg.images)) if cfg.images else []
     _, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
 
     import torch
@@ -37,12 +38,12 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
     if cfg.images:
         names, examples, skipped = _read_pictures(files, datamodule)
     elif cfg.csv:
-        names, examples = _read_rows(Path(cfg.csv), datamodule)
+        names, examples = _read_rows(Path(str(cfg.csv)), datamodule)
     else:
         names, examples, truths = _read_test_set(cfg.data, cfg.n, datamodule)
 
     with torch.inference_mode():
-        outputs = model(datamodule.prepare(examples) if datamodule.class_names else examples)
+        outputs = model(datamodule.prepare(examples))
     rows = _rows(names, outputs, truths, model, datamodule.class_names)
     to = folder / cfg.to
     to.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
             "  %s", "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
         )
     written = to / "predictions.csv"
-    if examples.dim() == 4:
+    if hasattr(datamodule, "read_picture"):
         _draw(examples, rows, to / "predictions.png")
         written = to / "predictions.png"
     log.info("written to %s", written)
@@ -66,8 +67,10 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
 
 def _files(pattern: str) -> list[Path]:
     path = Path(pattern)
-    found = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    files = [file for file in found if file.is_file()]
+    if path.is_file():  # whatever its name: brackets mean something in a pattern
+        return [path]
+    found = path.iterdir() if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise FileNotFoundError(f"images={pattern}: there is no such file")
     return files
@@ -100,9 +103,9 @@ def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
 
     if len(datamodule.shape) != 1:
         raise ValueError(f"this run was trained on images of shape {tuple(datamodule.shape)}, not on rows; try images=")
-    with open(file, newline="") as lines:
+    with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets begin a file with a mark
         table = [row for row in csv.reader(lines) if row]
-    if table and not _is_number(table[0][0]):
+    if table and not any(map(_is_number, table[0])):
         table = table[1:]  # a header
     rows = []
     for number, row in enumerate(table, 1):
@@ -116,28 +119,33 @@ def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _read_test_set(split: str, n: int, datamodule: Any) -> tuple[list[str], Any, list[Any]]:
     if split != "test":
         raise ValueError(f"data={split} must be test")
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1")
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n} must be a whole number of at least 1")
     _, (inputs, targets) = datamodule.load()
-    return [f"test[{number}]" for number in range(min(n, len(inputs)))], inputs[:n], targets[:n].tolist()
+    return (
+        [f"test[{number}]" for number in range(min(n, len(inputs)))],
+        inputs[:n],
+        [target.squeeze().tolist() for target in targets[:n]],
+    )
 
 
 def _rows(
     names: list[str], outputs: Any, truths: list[Any], model: Any, classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     if not classes:
-        return [
-            {"input": name, "prediction": output.tolist()} for name, output in zip(names, outputs[:, 0], strict=True)
+        rows = [
+            {"input": name, "prediction": output.squeeze().tolist()}
+            for name, output in zip(names, outputs, strict=True)
         ]
+        return [row | {"truth": truth} for row, truth in zip(rows, truths, strict=True)] if truths else rows
     rows = []
     for number, (name, shares) in enumerate(zip(names, model.probabilities(outputs), strict=True)):
         top = shares.topk(min(3, len(shares)))
@@ -165,7 +173,7 @@ def _draw(pictures: Any, rows: list[dict[str, Any]], path: Path, most: int = 48)
         wrong = "truth" in row and row["truth"] != row["label"]
         title = f"{row['label']}  {100 * row['probability']:.0f} %" + (f"\nis {row['truth']}" if wrong else "")
         axes.set_title(title, fontsize=9, color="tab:red" if wrong else "black")
-        axes.set_xlabel(Path(row["file"]).name[-20:], fontsize=7)
+        axes.set_xlabel(Path(row["file"]).name[-20:], fontsize=7, parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
     figure.savefig(path, dpi=120)

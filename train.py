@@ -36,21 +36,11 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
     return datamodule, instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
 
 
-def rebuild(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
-    """The config, the datamodule and the trained module of a run, from its checkpoint alone."""
-    _, file = runs.find(run, checkpoint)
-    stored = runs.load(file)
-    cfg = runs.own_config(stored)
-    datamodule, model = build(cfg)
-    model.load_state_dict(stored["state_dict"])
-    return cfg, datamodule, model.eval()
-
-
 def train(cfg: DictConfig, folder: Path) -> dict:
     """Trains and tests what ``cfg`` describes, writes everything to ``folder`` and returns its result.json."""
     from hydra.utils import instantiate
 
-    from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+    from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, replacing
     from callbacks.expect import ExpectationMissed, compare
     from callbacks.interrupts import Interrupted, Interrupts
     from callbacks.record import Record
@@ -77,7 +67,8 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         num_sanity_val_steps=0,
     )
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
-    OmegaConf.save(config, folder / "config.yaml")
+    with replacing(folder / "config.yaml") as temporary:
+        OmegaConf.save(config, temporary)
     command_line.point_last_at(folder)
 
     status = "failed"

@@ -38,9 +38,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with replacing(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)
-        except RuntimeError as error:
-            if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
-                raise OSError(f"{path} could not be written: is the disk full?") from error
+        except (OSError, RuntimeError) as error:
+            # A full disk is a RuntimeError of the zip writer where torch notices it and an OSError where fsync does.
+            if isinstance(error, OSError) or "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+                raise OSError(f"{path} could not be written ({error}): is the disk full?") from error
             raise
 
     def load_checkpoint(

@@ -13,8 +13,9 @@ class Interrupted(Exception):
     """The run was told to stop. Its exit code is the shell's for the signal: 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self, number: int, saved: Path | None) -> None:
-        where = f"saved in {saved}" if saved else "nothing was lost, nothing is saved"
+        where = f"saved in {saved}" if saved else "there was nothing to save yet"
         super().__init__(f"interrupted by {signal.Signals(number).name}; {where}")
+        self.again = f"python train.py resume={saved.parent.parent}" if saved else None
         self.exit_code = 128 + number
 
 

@@ -1,6 +1,7 @@
 """What a run came to: ``result.json`` for machines and a table for people."""
 
 import json
+import logging
 import math
 import platform
 import shlex
@@ -16,6 +17,8 @@ import torchvision
 from callbacks.checkpoints import replacing
 from callbacks.expect import Comparison
 from callbacks.record import metrics_of
+
+log = logging.getLogger(__name__)
 
 
 class Report(pl.Callback):
@@ -70,8 +73,11 @@ class Report(pl.Callback):
         self.result["status"] = status
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         self.result |= {"git": _git(), "versions": _versions()}
-        with replacing(self.folder / "result.json") as temporary:
-            temporary.write_text(json.dumps(self.result, indent=1) + "\n")
+        try:
+            with replacing(self.folder / "result.json") as temporary:
+                temporary.write_text(json.dumps(self.result, indent=1) + "\n")
+        except OSError as error:  # the run may be ending for the same reason, which is to be heard
+            log.warning("result.json could not be written: %s", error)
         return self.result
 
 

@@ -36,6 +36,9 @@ class TensorBoard(TensorBoardLogger):
             return
         try:
             write(*arguments)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            cause = error.__cause__ or error  # Lightning says ValueError to everything
+            if not isinstance(cause, OSError):
+                raise
             self._broken = True
-            log.warning("no more event files for TensorBoard: %s; the training goes on", error)
+            log.warning("no more event files for TensorBoard: %s; the training goes on", cause)

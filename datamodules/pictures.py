@@ -25,7 +25,10 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
     channels, height, width = shape
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+            picture = picture.convert("RGBA")
     except Exception as error:  # whatever the libraries behind PIL raise for a file that is none
         raise ValueError(f"{path} is no picture: {error}") from error
     notes = []
@@ -44,17 +47,24 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
         if centre:
             grey_or_colour = _centred(grey_or_colour, width, path)
         else:
-            grey_or_colour = ImageOps.pad(grey_or_colour, (width, height), Image.Resampling.LANCZOS)
+            grey_or_colour = ImageOps.pad(_fitted(grey_or_colour, width, height), (width, height))
     pixels = torch.from_numpy(np.array(grey_or_colour)).view(height, width, channels)
     return pixels.permute(2, 0, 1).contiguous(), notes
 
 
+def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """As large as fits with the same proportions, and never without a pixel, as ImageOps.contain makes a thin one."""
+    scale = min(width / picture.width, height / picture.height)
+    size = max(1, round(scale * picture.width)), max(1, round(scale * picture.height))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
 def _centred(picture: Image.Image, size: int, path: Path) -> Image.Image:
     ink = picture.point(lambda value: 255 if value > 64 else 0).getbbox()
-    if ink is None:
-        raise ValueError(f"{path} shows nothing bright on a dark background or dark on a bright one")
-    thing = ImageOps.contain(picture.crop(ink), (size * 20 // 28, size * 20 // 28), Image.Resampling.LANCZOS)
+    thing = _fitted(picture.crop(ink), size * 20 // 28, size * 20 // 28)
     weights = np.asarray(thing, np.float64)
+    if ink is None or not weights.any():
+        raise ValueError(f"{path} shows nothing bright on a dark background or dark on a bright one")
     rows, columns = np.indices(weights.shape)
     left = round(size / 2 - 0.5 - (weights * columns).sum() / weights.sum())
     top = round(size / 2 - 0.5 - (weights * rows).sum() / weights.sum())

@@ -176,6 +176,8 @@ class Supervised(pl.LightningModule):
         # A schedule that must know how long training is takes its step after every batch, any other after every epoch.
         lengths = {"total_steps", "T_max"} & set(inspect.signature(self.scheduler).parameters)
         total = int(self.trainer.estimated_stepping_batches) * self.steps_per_batch
+        # To count them Lightning has set up the loader, too early for the place in a checkpoint: it does that again.
+        self.trainer.fit_loop._combined_loader = None
         scheduler = self.scheduler(optimizer, **dict.fromkeys(lengths, total))
         return [optimizer], [{"scheduler": scheduler, "interval": "step" if lengths else "epoch"}]
 

@@ -1,0 +1,388 @@
+"""A run that goes on is the run that was never interrupted, to the bit."""
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import command_line
+import datamodules
+import evaluate
+import runs
+import train
+from tests.conftest import DATA_ROOT, PROJECT
+from tests.kill_and_resume import differences, end, kill_and_resume
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 random digits in place of MNIST."""
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (200, *self.shape), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (200,), generator=generator)
+        return (images, labels), (images[:50], labels[:50])
+
+    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+
+
+RUN = ("model=dropout_cnn", "data.batch_size=16", "data.val_size=40", "trainer.accelerator=cpu", "threads=1")
+
+
+def run(folder: str, *overrides: str) -> dict:
+    path = Path(folder)
+    path.mkdir(exist_ok=True)
+    return train.train(command_line.compose(*overrides), path)
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as a test in one process can."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    """The run ends when it is about to make the step after this one."""
+    from lit_models import Supervised
+
+    training_step = Supervised.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.global_step == step:
+            raise Killed
+        return training_step(self, batch, batch_idx)
+
+    patch.setattr(Supervised, "training_step", killed)
+
+
+@pytest.mark.parametrize("scheduler", ["none", "step", "cosine", "onecycle"])
+def test_epochs_then_the_rest_is_all_at_once(scheduler: str, tiny: None) -> None:
+    run("whole", *RUN, f"scheduler={scheduler}", "trainer.max_epochs=4", "logger=none")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 25)  # in the third epoch of ten steps
+        run("parts", *RUN, f"scheduler={scheduler}", "trainer.max_epochs=4", "logger=none")
+    assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 20
+    run("parts", "resume=parts", "logger=none")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
+
+
+@pytest.mark.parametrize("step", [1, 4, 9, 10, 11, 19, 21])
+def test_from_the_middle_of_an_epoch(step: int, tiny: None) -> None:
+    run("whole", *RUN, "trainer.max_epochs=3", "logger=none")
+    settings = (*RUN, "trainer.max_epochs=3", "logger=none", "checkpoint.every_n_steps=1", "record.every_n_batches=3")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, step)
+        run("parts", *settings)
+    assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == step
+    run("parts", "resume=parts", "logger=none")
+    run("rhythm", *settings)
+    assert differences(end(Path("rhythm")), end(Path("parts"))) == []
+    whole, parts = (torch.load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("whole", "parts"))
+    assert differences(whole, parts) == []
+
+
+def test_three_epochs_and_five_more_are_eight(tiny: None) -> None:
+    """The tutorial's stop, reload and go on; the one curve has no break and no double point."""
+    dropout = ("experiment=mnist_dropout_cnn", "trainer.accelerator=cpu", "threads=1")
+    run("eight", *dropout, "trainer.max_epochs=8", "logger=none")
+    assert run("parts", *dropout)["epochs"] == 3
+    result = run("parts", "resume=parts", "trainer.max_epochs=8")
+    assert (result["epochs"], result["status"], result["experiment"]) == (8, "finished", "mnist_dropout_cnn")
+    assert differences(end(Path("eight")), end(Path("parts"))) == []
+    events = EventAccumulator("parts").Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [4 * epoch for epoch in range(9)]
+
+
+def test_points_of_a_killed_epoch_are_drawn_once(tiny: None) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 18)
+        run("parts", *RUN, "trainer.max_epochs=2", "trainer.log_every_n_steps=2")
+    run("parts", "resume=parts")
+    steps = [event.step for event in EventAccumulator("parts").Reload().Scalars("train/loss_step")]
+    assert steps == list(range(2, 21, 2))
+
+
+def test_a_longer_training_follows_the_schedule_of_its_new_length(tiny: None) -> None:
+    run("parts", *RUN, "scheduler=cosine", "trainer.max_epochs=2", "logger=none")
+    run("parts", "resume=parts", "trainer.max_epochs=4", "logger=none")
+    (state,) = torch.load("parts/checkpoints/last.ckpt")["lr_schedulers"]
+    assert state["T_max"] == 40
+    assert state["_last_lr"] == [pytest.approx(0, abs=1e-9)]
+
+
+def test_what_cannot_go_on(tiny: None) -> None:
+    run("done", *RUN, "trainer.max_epochs=1", "logger=none")
+    before = (Path("done/result.json").read_bytes(), Path("done/checkpoints/last.ckpt").read_bytes())
+    (Path("empty")).mkdir()
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "1.9.0"}, "foreign.ckpt")
+    whole = Path("done/checkpoints/last.ckpt").read_bytes()
+    Path("truncated.ckpt").write_bytes(whole[: len(whole) // 2])
+    Path("nothing.ckpt").touch()
+    Path("hostile.ckpt").write_bytes(pickle.dumps(os.system))
+    for overrides, message in [
+        (["resume=done"], "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
+        (
+            ["resume=done", "model=lenet", "trainer.max_epochs=2"],
+            "made with model=dropout_cnn and cannot go on with model=lenet",
+        ),
+        (
+            ["resume=done", "data=cifar10", "trainer.max_epochs=2"],
+            "made with data=mnist and cannot go on with data=cifar10",
+        ),
+        (["resume=done", "experiment=mnist_cnn", "trainer.max_epochs=2"], "made with experiment=null"),
+        (["resume=last"], "no last.ckpt|there is no run yet"),
+        (["resume=empty"], "is not a run's folder"),
+        (["resume=nowhere"], "neither a run's folder nor a checkpoint"),
+        (["resume=https://example.com/last.ckpt"], "not a file on this machine"),
+        (["resume=foreign.ckpt"], r"not a checkpoint of this project: it holds no config \(Lightning 1.9.0 wrote it\)"),
+        (["resume=truncated.ckpt"], "damaged or no checkpoint"),
+        (["resume=nothing.ckpt"], "damaged or no checkpoint"),
+        (["resume=hostile.ckpt"], "could run code: refused|damaged"),
+    ]:
+        if overrides == ["resume=last"]:
+            Path("outputs/last").unlink()
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run("other", *overrides, "logger=none")
+    assert before == (Path("done/result.json").read_bytes(), Path("done/checkpoints/last.ckpt").read_bytes())
+    assert os.listdir("other") == []
+
+
+def test_a_run_killed_before_its_test_is_tested(tiny: None) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        from lit_models import Supervised
+
+        patch.setattr(Supervised, "test_step", lambda *_: (_ for _ in ()).throw(Killed))
+        run("parts", *RUN, "trainer.max_epochs=1", "logger=none")
+    result = run("parts", "resume=parts", "logger=none")
+    assert result["status"] == "finished"
+    assert "test/acc" in result["metrics"]
+    assert (result["epochs"], result["steps"]) == (1, 10)
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (PROJECT / "conf/model").glob("*.yaml")))
+def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
+    data = {"blobs_mlp": "blobs", "logistic": "separable", "deep_logistic": "tabular"}.get(model)
+    data = data or ("readings" if model.startswith("line") else "mnist")
+    small = ["data.val_size=8", "data.batch_size=16"] if data == "mnist" else ["data.batch_size=200"]
+    limits = ("trainer.limit_train_batches=1", "trainer.max_epochs=1", "logger=none", "trainer.accelerator=cpu")
+    run("run", f"model={model}", f"data={data}", *small, *limits)
+    for name in ("last", "best"):
+        assert torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["config"]["chosen"]["model"] == model
+
+
+# --- stored configs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("model._target_", "os.system"),
+        ("model._target_", "builtins.eval"),
+        ("model._target_", "torch.load"),
+        ("model._target_", "torch.hub.load"),
+        ("model._target_", "torch.nn.functional.torch.load"),
+        ("model._target_", "torch.nn.modules.module.torch.load"),
+        ("model._target_", "torch.optim.lr_scheduler.Path"),
+        ("model._target_", "lit_models.finetuning.Path"),
+        ("model._target_", "datamodules.sources.subprocess.Popen"),
+        ("model._target_", "datamodules.sources.load"),
+        ("model._target_", "lit_models.supervised.torch.nn.Module.load_state_dict"),
+        ("model.net._target_", "lightning.pytorch.trainer.trainer.os.system"),
+        ("model.net._target_", "lit_models.nets.NoSuchNet"),
+        ("data._target_", "numpy.load"),
+        ("optimizer._target_", "subprocess.run"),
+        ("scheduler._target_", "torch.utils.data.DataLoader"),
+        ("trainer._target_", "webbrowser.open"),
+        ("trainer.plugins", [{"_target_": "os.system", "command": "touch owned"}]),
+        ("model.net.hidden", "${oc.env:HOME}"),
+        ("name", "${oc.env:HOME}"),
+        ("model._args_", ["touch owned"]),
+    ],
+)
+def test_a_hostile_stored_config_runs_nothing(place: str, value: object, tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    checkpoint = torch.load("run/checkpoints/last.ckpt")
+    *parents, key = place.split(".")
+    node = checkpoint["config"]
+    for parent in parents:
+        node = node[parent]
+    node[key] = value
+    torch.save(checkpoint, "run/checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match=r"last.ckpt is refused: config\.") as error:
+        run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
+    assert place in str(error.value)
+    with pytest.raises(ValueError, match="is refused"):
+        evaluate.rebuild("run", "last")
+    assert not Path("owned").exists()
+
+
+def test_stored_callbacks_and_loggers_are_not_built(tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    checkpoint = torch.load("run/checkpoints/last.ckpt")
+    checkpoint["config"]["callbacks"]["evil"] = {"_target_": "os.mkdir", "path": "owned"}
+    checkpoint["config"]["logger"] = {"_target_": "os.mkdir", "path": "owned"}
+    torch.save(checkpoint, "run/checkpoints/last.ckpt")
+    run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
+    assert not Path("owned").exists()
+
+
+def test_a_hostile_pickle_runs_nothing() -> None:
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, ("owned",)
+
+    torch.save({"config": Evil()}, "evil.ckpt")
+    with pytest.raises(ValueError, match="could run code: refused"):
+        runs.load(Path("evil.ckpt"))
+    assert not Path("owned").exists()
+
+
+# --- signals, full disks, losses that are not finite -------------------------------------------------------------
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+LONG = (
+    "model=blobs_mlp",
+    "data=blobs",
+    "model.steps_per_batch=1",
+    "trainer.max_epochs=100000",
+    "trainer.accelerator=cpu",
+)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_has_its_exit_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, "hydra.run.dir=run", "logger=none")
+    for line in process.stdout:  # wait until it trains
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(number)
+    _, printed = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in printed
+    assert f"error: interrupted by {number.name}; saved in" in printed
+    assert "go on with: python train.py resume=" in printed
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "interrupted"
+    step = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert step >= 3
+    result = run(str(tmp_path / "run"), f"resume={tmp_path / 'run'}", f"trainer.max_epochs={step + 2}", "logger=none")
+    assert result["status"] == "finished"
+    assert result["steps"] == step + 2
+
+
+def test_a_signal_ends_a_sweep(tmp_path: Path) -> None:
+    process = start(tmp_path, "-m", *LONG, "seed=1,2", "logger=none")
+    for line in process.stdout:
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(shell, tmp_path: Path) -> None:
+    lines = ("experiment=line_diverging", "trainer.max_epochs=100", "model.allow_divergence=false", "logger=none")
+    answer = shell(*lines, "hydra.run.dir=run")
+    assert answer.returncode == 4
+    assert answer.stderr.startswith("error: the training loss is inf after step ")
+    assert len(answer.stderr.splitlines()) == 1
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "diverged"
+    weights = torch.load(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_divergence_that_is_allowed_goes_to_the_end() -> None:
+    result = run("run", "experiment=line_diverging", "trainer.max_epochs=100", "logger=none")
+    assert (result["status"], result["epochs"]) == ("diverged", 100)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> None:
+    """Fills a file system up to some bytes."""
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    (folder / "filler").write_bytes(b"x" * (free - leave))
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(small_disk: Path, tiny: None) -> None:
+    run(str(small_disk / "run"), *RUN, "trainer.max_epochs=1", "logger=none")
+    before = (small_disk / "run/checkpoints/last.ckpt").read_bytes()
+    fill(small_disk, 100_000)  # half a checkpoint
+    with pytest.raises(OSError, match="is the disk full") as error:
+        run(str(small_disk / "run"), f"resume={small_disk / 'run'}", "trainer.max_epochs=2", "logger=none")
+    assert "last.ckpt could not be written" in str(error.value)
+    assert (small_disk / "run/checkpoints/last.ckpt").read_bytes() == before
+    assert not list(small_disk.rglob("*.tmp"))
+    (small_disk / "filler").unlink()
+    result = run(str(small_disk / "run"), f"resume={small_disk / 'run'}", "trainer.max_epochs=2", "logger=none")
+    assert (result["status"], result["epochs"]) == ("finished", 2)
+
+
+def test_a_full_temporary_folder_does_not_matter(small_disk: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(small_disk, 0)
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert run("run", *RUN, "trainer.max_epochs=1", "logger=none")["status"] == "finished"
+
+
+def test_a_full_disk_under_tensorboard_warns_once_and_trains_on(
+    small_disk: Path, tiny: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    from callbacks.tensorboard import TensorBoard
+
+    fill(small_disk, 0)
+    logger = TensorBoard(str(small_disk))
+    for step in range(3000):
+        logger.log_metrics({"train/loss": 1.0}, step)
+        if step % 100 == 0:
+            logger.save()
+    logger.finalize("success")
+    warnings = [record.message for record in caplog.records if "TensorBoard" in record.message]
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0]
+
+
+def test_leftovers_of_a_killed_save_are_swept(tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    leftover = Path("run/checkpoints/.last.ckpt.123.tmp")
+    leftover.write_bytes(b"half")
+    run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
+    assert not leftover.exists()
+
+
+@pytest.mark.real
+def test_twenty_kills(real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(DATA_ROOT))
+    lines = kill_and_resume(20, seed=1, folder=tmp_path)
+    assert len(lines) == 20
+    assert sum("resumed from step" in line for line in lines) >= 15
+
+
+def test_metrics_csv_of_a_resumed_run_has_every_row_once(tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=2", "logger=none")
+    run("run", "resume=run/checkpoints/last.ckpt", "trainer.max_epochs=3", "logger=none")
+    with open("run/metrics.csv", newline="") as lines:
+        assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2", "3"]
