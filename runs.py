@@ -24,6 +24,7 @@ def find(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
     Raises:
         ValueError, FileNotFoundError: that is no run, or it has no such checkpoint.
     """
+    run = str(run)  # a folder's name may look like a number
     if "://" in run:
         raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
     if checkpoint not in ("last", "best"):

@@ -27,8 +27,11 @@ class Table(InMemoryDataModule):
         self.inputs, self.targets, self.scale = inputs, targets, scale
 
     def load(self) -> tuple[Batch, Batch]:
-        columns = self.scale * torch.tensor(self.inputs)[:, None], torch.tensor(self.targets)[:, None]
+        columns = torch.tensor(self.inputs)[:, None], torch.tensor(self.targets)[:, None]
         return columns, columns
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        return self.scale * inputs
 
 
 class Generated(InMemoryDataModule):

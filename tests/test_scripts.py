@@ -1,0 +1,406 @@
+"""What is done with a finished run: scored again, asked, exported."""
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+import command_line
+import datamodules
+import evaluate
+import export
+import predict
+import runs
+import train
+from lit_models import nets
+
+BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=100", "trainer.max_epochs=5")
+
+
+def load_bands(self: datamodules.MNIST) -> Any:
+    """Class k is a bright column band k, more often the higher k is; one label in eight is wrong."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(torch.arange(1.0, 11), 700, replacement=True, generator=generator)
+    images = torch.randint(60, (700, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, :, 2 + 2 * label : 6 + 2 * label] += 150
+    labels[::8] = torch.randint(10, labels[::8].shape, generator=generator)
+    return (images[:500], labels[:500]), (images[500:], labels[500:])
+
+
+def make(folder: Path, *overrides: str) -> Path:
+    folder.mkdir()
+    train.train(command_line.compose(*overrides, "trainer.accelerator=cpu", "logger=none", "threads=1"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on images, ``bands``, one on points, ``blobs``, and a regression, ``line``."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datamodules.MNIST, "load", load_bands)
+        patch.chdir(folder)
+        make(folder / "bands", "data.val_size=100", "data.batch_size=20", "scheduler=none", "optimizer.lr=0.01")
+        make(folder / "blobs", *BLOBS)
+        make(folder / "line", "model=line", "data=readings", "optimizer=sgd", "optimizer.lr=1e-3", "scheduler=none")
+    return folder
+
+
+@pytest.fixture
+def bands(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run on images, the test's own copy."""
+    monkeypatch.setattr(datamodules.MNIST, "load", load_bands)
+    return Path(shutil.copytree(made / "bands", tmp_path / "bands"))
+
+
+def score(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
+    given = {"run": str(run), "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
+    return evaluate.evaluate(OmegaConf.create({**given, **settings}), folder or runs.find(str(run))[0])
+
+
+def ask(run: Path, **settings: Any) -> list[dict[str, Any]]:
+    """The rows for what is asked, and the same in ``answers/predictions.csv``."""
+    given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "data": None, "n": 6}
+    return predict.predict(OmegaConf.create({**given, "to": str(Path("answers").resolve()), **settings}), run)
+
+
+def write(run: Path, to: str, checkpoint: str = "last") -> Path:
+    return export.export(OmegaConf.create({"run": str(run), "checkpoint": checkpoint, "to": to}), run)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def trained_net(run: Path, net: nn.Module) -> nn.Module:
+    """The weights of ``last.ckpt`` without any help of the scripts."""
+    weights = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    net.load_state_dict({name.removeprefix("net."): weight for name, weight in weights.items()})
+    return net.eval()
+
+
+def logits_of(run: Path, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return trained_net(run, nets.CNN((1, 28, 28), 10))((images / 255 - 0.1307) / 0.3081)
+
+
+# --- evaluate ----------------------------------------------------------------------------------------------------
+
+
+def test_the_test_figures_are_those_of_the_run(bands: Path) -> None:
+    result = json.loads((bands / "result.json").read_text())["metrics"]
+    test = {name: value for name, value in result.items() if name.startswith("test/")}
+    assert len(test) == 12
+    assert 0.5 < test["test/acc"] < 1  # and not a figure that any net would give
+    assert score(bands)["metrics"] == test
+
+
+def test_the_validation_figures_are_those_of_their_epoch(bands: Path) -> None:
+    table = rows(bands / "metrics.csv")
+    best = torch.load(bands / "checkpoints/best.ckpt", weights_only=True)["epoch"]
+    assert best < len(table) - 1
+    for checkpoint, row in (("best", table[best]), ("last", table[-1])):
+        metrics = score(bands, split="val", checkpoint=checkpoint)["metrics"]
+        for name in ("val/loss", "val/acc"):
+            assert metrics[name] == float(row[name])
+    assert table[best]["val/loss"] != table[-1]["val/loss"]
+
+
+def test_the_training_figures_are_those_of_the_final_weights(bands: Path) -> None:
+    (images, labels), _ = load_bands(None)
+    datamodule = evaluate.rebuild(str(bands), "last")[1]
+    datamodule.setup()
+    logits, labels = logits_of(bands, images[datamodule.train_indices]), labels[datamodule.train_indices]
+    metrics = score(bands, split="train")["metrics"]
+    assert len(labels) == 400
+    assert metrics["train/acc"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert metrics["train/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_the_shares_of_the_classes_make_the_whole(bands: Path) -> None:
+    _, (images, labels) = load_bands(None)
+    metrics, right = score(bands)["metrics"], logits_of(bands, images).argmax(1) == labels
+    for label in range(10):
+        assert metrics[f"test/acc/{label}"] == pytest.approx(right[labels == label].double().mean().item())
+    counts = labels.bincount().tolist()
+    assert min(counts) < max(counts) / 2
+    whole = sum(count * metrics[f"test/acc/{label}"] for label, count in enumerate(counts)) / len(labels)
+    assert metrics["test/acc"] == pytest.approx(whole)
+
+
+def test_an_evaluation_adds_its_file_and_changes_nothing(bands: Path) -> None:
+    def hashes() -> dict[str, str]:
+        files = sorted(path for path in bands.rglob("*") if path.is_file())
+        return {str(path.relative_to(bands)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
+
+    before = hashes()
+    assert {"result.json", "metrics.csv", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= {*before}
+    result = score(bands, split="val", checkpoint="best")
+    after = hashes()
+    assert json.loads((bands / "evaluations/val_best.json").read_text()) == result
+    assert result["split"] == "val"
+    assert result["checkpoint"] == str(bands / "checkpoints/best.ckpt")
+    assert {*after} - {*before} == {"evaluations/val_best.json"}
+    assert before.items() <= after.items()
+
+
+def test_a_run_is_named_by_its_folder_its_file_or_last(bands: Path, tmp_path: Path, monkeypatch) -> None:
+    Path("outputs").mkdir()
+    Path("outputs/last").symlink_to(bands)
+    results = [score(name) for name in (bands, "bands", bands / "checkpoints/last.ckpt", "last")]
+    assert all(result == results[0] | {"checkpoint": result["checkpoint"]} for result in results)
+    assert all(Path(result["checkpoint"]).samefile(bands / "checkpoints/last.ckpt") for result in results)
+    assert score(bands / "checkpoints/best.ckpt")["metrics"] == score(bands, checkpoint="best")["metrics"]
+    assert {path.name for path in (bands / "evaluations").iterdir()} == {"test_last.json", "test_best.json"}
+
+
+def test_a_regression_has_a_loss_and_no_classes(made: Path) -> None:
+    result = json.loads((made / "line/result.json").read_text())["metrics"]
+    assert score(made / "line")["metrics"] == {"test/loss": result["test/loss"]}
+
+
+def test_a_data_root_that_moved(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(datamodules.MNIST, "load", lambda self: torch.load(Path(self.root) / "bands.pt"))
+    Path("here").mkdir()
+    torch.save(load_bands(None), "here/bands.pt")
+    run = make(tmp_path / "run", f"data.root={tmp_path / 'here'}", "data.val_size=100", "trainer.max_epochs=1")
+    Path("here").rename("there")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "there"))
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert score(run)["metrics"]["test/loss"] == metrics["test/loss"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "tset"}, "split=tset must be test, val or train"),
+        ({"checkpoint": "bset"}, "checkpoint=bset must be last or best"),
+        ({"run": "nowhere"}, "nowhere is neither a run's folder nor a checkpoint"),
+        ({"split": "val"}, "split=val: this run has no such examples"),
+    ],
+)
+def test_an_evaluation_that_cannot_be(settings: dict[str, str], message: str, made: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        score(**{"run": made / "blobs", "folder": made / "blobs", **settings})
+    assert not (made / "blobs/evaluations").exists()
+
+
+# --- predict -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_of_the_test_set_with_what_they_are(bands: Path) -> None:
+    _, (images, labels) = load_bands(None)
+    answers = ask(bands, data="test")
+    assert [row["file"] for row in answers] == [f"test[{number}]" for number in range(6)]
+    assert [row["truth"] for row in answers] == [str(label) for label in labels[:6].tolist()]
+    assert [row["label"] for row in answers] == [
+        str(label) for label in logits_of(bands, images[:6]).argmax(1).tolist()
+    ]
+    assert [row["truth"] for row in rows(Path("answers/predictions.csv"))] == [row["truth"] for row in answers]
+    assert Path("answers/predictions.png").is_file()
+    assert len(ask(bands, data="test", n=1)) == 1
+
+
+def test_more_than_there_are_is_all_of_them(made: Path) -> None:
+    assert len(ask(made / "blobs", data="test", n=10**6)) == 200
+
+
+def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
+    points = "2,2\n-2,-1.5\n\n3,1e0\n"
+    Path("bare.csv").write_text(points)
+    Path("header.csv").write_text("x,y\n" + points)
+    Path("spreadsheet.csv").write_text(points, encoding="utf-8-sig")
+    for name in ("bare", "header", "spreadsheet"):
+        answers = ask(made / "blobs", csv=f"{name}.csv")
+        assert [row["file"] for row in answers] == ["2,2", "-2,-1.5", "3,1e0"]
+        assert [row["label"] for row in answers] == ["blob at (2, 2)", "blob at (-2, -2)", "blob at (2, 2)"]
+    assert list(rows(Path("answers/predictions.csv"))[0]) == ["file", "label", "probability", "top 3"]
+    assert not Path("answers/predictions.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1,2\n1,2,3\n", r"points\.csv, row 2: 1,2,3 is not 2 numbers"),
+        ("x,y\n1,2\n1\n", r"points\.csv, row 2: 1 is not 2 numbers"),
+        ("1,2\n1,two\n", r"points\.csv, row 2: 1,two is not 2 numbers"),
+        ("one,2\n1,2\n", r"points\.csv, row 1: one,2 is not 2 numbers"),
+        ("1,nan\n", r"points\.csv, row 1: 1,nan is not 2 numbers"),
+        ("x,y\n", r"points\.csv has no rows"),
+        ("", r"points\.csv has no rows"),
+    ],
+)
+def test_rows_that_are_no_examples(content: str, message: str, made: Path) -> None:
+    Path("points.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ask(made / "blobs", csv="points.csv")
+    assert not Path("answers").exists()
+
+
+def test_a_line_answers_with_numbers(made: Path) -> None:
+    coefficients = json.loads((made / "line/result.json").read_text())["metrics"]
+    Path("readings.csv").write_text("reading\n-1.5\n0\n20\n")
+    answers = ask(made / "line", csv="readings.csv")
+    assert [row["input"] for row in answers] == ["-1.5", "0", "20"]
+    for row in answers:
+        expected = coefficients["w"] * float(row["input"]) + coefficients["b"]
+        assert row["prediction"] == pytest.approx(expected, rel=1e-5)
+    assert [row["truth"] for row in ask(made / "line", data="test", n=2)] == pytest.approx([35.7, 55.9])
+
+
+def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> None:
+    (row,) = ask(make(tmp_path / "run", "experiment=lenet_one_step"), data="test")
+    assert len(row["prediction"]) == len(row["truth"]) == 10
+    assert row["truth"] == pytest.approx(datamodules.OneRandom([1, 32, 32], 10).load()[1][1][0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "say what to predict"),
+        ({"data": "test", "csv": "points.csv"}, "say what to predict"),
+        ({"data": "train"}, "data=train must be test"),
+        ({"data": "test", "n": 0}, "n=0 must be a whole number of at least 1"),
+        ({"data": "test", "n": "six"}, "n=six must be a whole number of at least 1"),
+        ({"images": "point.png"}, r"trained on inputs of shape \(2,\), not on images"),
+        ({"csv": "nowhere.csv"}, r"nowhere\.csv"),
+    ],
+)
+def test_a_question_that_cannot_be_asked(settings: dict[str, Any], message: str, made: Path) -> None:
+    Path("point.png").touch()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        ask(made / "blobs", **settings)
+    assert not Path("answers").exists()
+
+
+# --- export ------------------------------------------------------------------------------------------------------
+
+
+def test_onnx_is_the_net_from_pixels_to_logits(bands: Path) -> None:
+    write(bands, "model.onnx")
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert (entry.name, entry.type, entry.shape[1:]) == ("inputs", "tensor(uint8)", [1, 28, 28])
+    _, (images, _) = load_bands(None)
+    for size in (1, 3, 7):
+        (logits,) = session.run(["logits"], {"inputs": images[:size].numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), logits_of(bands, images[:size]), rtol=1e-5, atol=1e-5)
+    properties = {entry.key: entry.value for entry in onnx.load("model.onnx").metadata_props}
+    assert json.loads(properties["class_names"]) == list("0123456789")
+
+
+def test_onnx_of_points(made: Path) -> None:
+    write(made / "blobs", "model.onnx", checkpoint="best")
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    points = torch.tensor([[2.0, 2.0], [-2.0, -2.0], [3.0, 1.0]])
+    (logits,) = session.run(None, {"inputs": points.numpy()})
+    assert logits.argmax(1).tolist() == [0, 1, 0]
+    names = {entry.key: entry.value for entry in onnx.load("model.onnx").metadata_props}["class_names"]
+    assert json.loads(names) == list(datamodules.Blobs.class_names)
+
+
+def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
+    _, (images, _) = load_bands(None)
+    pixels = (images[:5] / 255 - 0.1307) / 0.3081
+    weights = {
+        ".pt": torch.load(write(bands, "model.pt"), weights_only=True),
+        ".safetensors": safetensors.torch.load_file(write(bands, "model.safetensors")),
+    }
+    for state in weights.values():
+        net = nets.CNN((1, 28, 28), 10)
+        net.load_state_dict(state)
+        with torch.inference_mode():
+            assert torch.equal(net(pixels), logits_of(bands, images[:5]))
+    with safetensors.safe_open("model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["class_names"]) == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        ("model.txt", r"to=model\.txt must end in one of \.onnx, \.safetensors, \.pt"),
+        ("model", "must end in one of"),
+        ("nowhere/model.onnx", "there is no folder nowhere"),
+        ("???", r"say where to write to: to=model\.onnx"),
+    ],
+)
+def test_an_export_to_nowhere(to: str, message: str, made: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        write(made / "blobs", to)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_failing_export_leaves_what_was_there(made: Path, monkeypatch) -> None:
+    """The graph of a net that answers at random is not the net, which the check at the end finds."""
+    Path("model.onnx").write_text("of last week")
+    forward = nets.MLP.forward
+    monkeypatch.setattr(nets.MLP, "forward", lambda self, x: forward(self, x) + torch.rand(1))
+    with pytest.raises(AssertionError, match="not close"):
+        write(made / "blobs", "model.onnx")
+    assert Path("model.onnx").read_text() == "of last week"
+    assert [path.name for path in Path().iterdir()] == ["model.onnx"]
+
+
+# --- as typed ----------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_as_typed_from_another_directory(made: Path, tmp_path: Path, shell) -> None:
+    run = shutil.copytree(made / "blobs", tmp_path / "elsewhere/run")
+    answer = shell(f"run={run}", "split=train", "trainer.accelerator=cpu", script="evaluate.py")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    metrics = json.loads((run / "evaluations/train_last.json").read_text())["metrics"]
+    assert f"{100 * metrics['train/acc']:.2f} %" in answer.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_predict_as_typed(made: Path, tmp_path: Path, shell) -> None:
+    run = shutil.copytree(made / "blobs", tmp_path / "outputs/blobs/first")
+    Path("outputs/last").symlink_to(run)
+    answer = shell("run=last", "data=test", "n=3", script="predict.py")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert len(rows(run / "predictions/predictions.csv")) == 3
+    assert [line.split()[0] for line in answer.stdout.splitlines()] == ["test[0]", "test[1]", "test[2]", "written"]
+
+
+def test_export_as_typed(made: Path, shell) -> None:
+    answer = shell(f"run={made / 'blobs/checkpoints/best.ckpt'}", "to=model.onnx", script="export.py")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.startswith("written to model.onnx")
+    onnx.checker.check_model("model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("script", "example", "wrong", "message"),
+    [
+        ("evaluate.py", "checkpoint=best split=val", "run=nowhere", "nowhere is neither a run's folder nor"),
+        ("predict.py", "run=last images='digits/*.png'", "run=. imges=a.png", "did you mean images?"),
+        ("export.py", "run=last to=model.safetensors", "run=. to=model.txt", "must end in one of .onnx"),
+    ],
+)
+def test_help_shows_examples_and_a_mistake_is_one_line(
+    script: str, example: str, wrong: str, message: str, made: Path, shell
+) -> None:
+    shutil.copytree(made / "blobs", ".", dirs_exist_ok=True)
+    answer = shell("--help", script=script)
+    assert answer.returncode == 0
+    assert f"python {script} run=last" in answer.stdout
+    assert example in answer.stdout
+    answer = shell(*wrong.split(), script=script)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: ")
+    assert message in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    assert "Traceback" not in answer.stdout
