@@ -4,11 +4,13 @@ Imports nothing heavy: a mistake is answered before torch is loaded.
 """
 
 import difflib
+import functools
 import itertools
 import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +18,7 @@ from typing import NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -54,19 +56,15 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
             if HydraConfig.get().mode == RunMode.MULTIRUN and getattr(error, "exit_code", 1) < 128:
                 raise  # and the other jobs of the sweep still run
             discard_if_unused(folder)
-            if whole_traceback:
-                raise
-            leave(error)
+            leave(error, whole_traceback)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:
         main()
-    except Exception as error:
-        if whole_traceback:
-            raise
-        leave(error)
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error, whole_traceback)
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -78,6 +76,26 @@ def compose(*overrides: str) -> DictConfig:
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     return cfg
+
+
+def settle(seed: int, threads: int | None) -> None:
+    """What is of the whole process: the seed, the threads, and a Lightning that speaks up for warnings only."""
+    import lightning.pytorch as pl
+    import torch
+
+    logging.getLogger("lightning").handlers.clear()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    default = _default_threads()
+    torch.set_num_threads(threads or default)
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+@functools.cache
+def _default_threads() -> int:
+    """As torch has it before anybody changes it: a job of a sweep does not inherit those of the job before."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 # --- the folder of a run -----------------------------------------------------------------------------------------
@@ -117,7 +135,7 @@ def point_last_at(folder: Path) -> None:
     last.parent.mkdir(exist_ok=True)
     temporary = last.with_name(f".last.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(folder, last.parent), target_is_directory=True)
+    temporary.symlink_to(os.path.relpath(folder.resolve(), last.parent.resolve()), target_is_directory=True)
     os.replace(temporary, last)
 
 
@@ -127,21 +145,9 @@ def typed() -> list[str]:
 
 
 # Settings that do not change what an experiment measures.
-HARMLESS = (
-    "experiment",
-    "seed",
-    "check",
-    "expect",
-    "resume",
-    "threads",
-    "callbacks",
-    "logger",
-    "checkpoint",
-    "record",
-    "data.root",
-    "name",
-)
-HARMLESS += ("data.eval_batch_size", "trainer.accelerator", "trainer.devices", "trainer.log_every_n_steps")
+HARMLESS = ("experiment", "seed", "check", "expect", "resume", "threads", "name", "logger", "checkpoint", "record")
+HARMLESS += ("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "data.root")
+HARMLESS += ("data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps")
 
 
 def changed(overrides: list[str], may_change: list[str]) -> list[str]:
@@ -168,20 +174,27 @@ def discard_if_unused(folder: Path) -> None:
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
-def leave(error: BaseException) -> NoReturn:
-    """Says what went wrong in one line and ends the process."""
+def leave(error: BaseException, whole_traceback: bool) -> NoReturn:
+    """Says what went wrong in one line and ends the process. The exit codes are those of the README."""
     if isinstance(error, SystemExit):
         raise error
+    if whole_traceback:
+        traceback.print_exception(error)
     print(f"error: {one_line(error)}", file=sys.stderr)
     if again := getattr(error, "again", None):
         print(f"go on with: {again}", file=sys.stderr)
-    sys.exit(4 if isinstance(error, FloatingPointError) else getattr(error, "exit_code", 1))
+    codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
+    sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
 
 
 def one_line(error: BaseException) -> str:
     """What went wrong in one line, with the nearest name for one that does not exist."""
     while isinstance(error, (HydraException, OmegaConfBaseException)) and (error.__cause__ or error.__context__):
+        if isinstance(error, OverrideParseException):
+            break
         error = error.__cause__ or error.__context__
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before there was anything to save"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"there is no {group}={name}{nearest(name, error.options)}; there are {', '.join(error.options)}"

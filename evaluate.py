@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def rebuild(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
     """The config, the datamodule and the trained module of a run, from its checkpoint alone."""
-    _, file = runs.find(run, checkpoint)
+    file = runs.find(run, checkpoint)[1]
     stored = runs.load(file)
     cfg = runs.own_config(stored)
     datamodule, model = build(cfg)

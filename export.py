@@ -21,7 +21,7 @@ def export(cfg: DictConfig, folder: Path) -> Path:
     if OmegaConf.is_missing(cfg, "to"):
         raise ValueError("say where to write to: to=model.onnx")
     to = Path(str(cfg.to))
-    writers = {".onnx": _onnx, ".safetensors": _safetensors, ".pt": _state_dict}
+    writers = {".onnx": _onnx, ".pt2": _program, ".safetensors": _safetensors, ".pt": _state_dict}
     if to.suffix not in writers:
         raise ValueError(f"to={to} must end in one of {', '.join(writers)}")
     if not to.parent.is_dir():
@@ -49,10 +49,8 @@ def _safetensors(datamodule: Any, model: Any, path: Path) -> None:
     save_file(weights, path, metadata={"class_names": json.dumps(datamodule.class_names)})
 
 
-def _onnx(datamodule: Any, model: Any, path: Path) -> None:
-    """From what a data set stores (images as uint8) to logits, for any batch size; the names of the classes inside."""
-    import onnx
-    import onnxruntime
+def _whole(datamodule: Any, model: Any) -> tuple[Any, Any]:
+    """From what a data set stores (images as uint8) to logits, as one module, and three examples of its input."""
     import torch
     from torch import Tensor, nn
 
@@ -64,16 +62,32 @@ def _onnx(datamodule: Any, model: Any, path: Path) -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return self.net(datamodule.prepare(inputs))
 
-    for name in ("onnxscript", "onnx_ir"):  # they tell each pass they make
-        logging.getLogger(name).setLevel(logging.WARNING)
-    whole = FromStored().eval()
     generator = torch.Generator().manual_seed(0)
     size = (3, *datamodule.shape)
-    images = len(datamodule.shape) == 3 and hasattr(datamodule, "mean")
-    if images:
-        example = torch.randint(256, size, dtype=torch.uint8, generator=generator)
-    else:
-        example = torch.randn(size, generator=generator)
+    if hasattr(datamodule, "read_picture"):
+        return FromStored().eval(), torch.randint(256, size, dtype=torch.uint8, generator=generator)
+    return FromStored().eval(), torch.randn(size, generator=generator)
+
+
+def _program(datamodule: Any, model: Any, path: Path) -> None:
+    """The whole net, for ``torch.export.load(path).module()``: no class of this project is needed to run it."""
+    import torch
+
+    whole, example = _whole(datamodule, model)
+    program = torch.export.export(whole, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with open(path, "wb") as out:
+        torch.export.save(program, out, extra_files={"class_names": json.dumps(datamodule.class_names)})
+
+
+def _onnx(datamodule: Any, model: Any, path: Path) -> None:
+    """The same for onnxruntime, checked against torch; the names of the classes are in its metadata."""
+    import onnx
+    import onnxruntime
+    import torch
+
+    for name in ("onnxscript", "onnx_ir"):  # they tell each pass they make
+        logging.getLogger(name).setLevel(logging.WARNING)
+    whole, example = _whole(datamodule, model)
     program = torch.onnx.export(
         whole, (example,), dynamo=True, verbose=False, input_names=["inputs"], output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),

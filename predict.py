@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 import command_line
 from evaluate import rebuild
@@ -28,7 +28,7 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
     """Predicts what ``cfg`` names; writes ``predictions.csv`` and, for pictures, ``predictions.png`` to ``cfg.to``."""
     if [cfg.images, cfg.csv, cfg.data].count(None) != 2:
         raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or data=test")
-    files = _files(str(cfg.images)) if cfg.images else []
+    files = _files(cfg.images) if cfg.images else []
     _, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
 
     import torch
@@ -65,8 +65,10 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _files(pattern: str) -> list[Path]:
-    path = Path(pattern)
+def _files(pattern: Any) -> list[Path]:
+    if isinstance(pattern, ListConfig):  # images='[a.png,b.png]'
+        return [file for one in pattern for file in _files(one)]
+    path = Path(pattern := str(pattern))
     if path.is_file():  # whatever its name: brackets mean something in a pattern
         return [path]
     found = path.iterdir() if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))

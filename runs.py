@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 
 # What a stored config may build: classes of these modules, of these kinds. Everything else is refused by name.
@@ -29,7 +30,7 @@ def find(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
     if checkpoint not in ("last", "best"):
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
-    path = Path("outputs", "last") if run == "last" else Path(run)
+    path = (Path("outputs", "last") if run == "last" else Path(run)).resolve()
     if path.is_file():
         return (path.parent.parent if path.parent.name == "checkpoints" else path.parent), path
     if not path.is_dir():
@@ -37,7 +38,6 @@ def find(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
             "there is no run yet in outputs/" if run == "last" else f"{run} is neither a run's folder nor a checkpoint"
         )
         raise FileNotFoundError(f"{missing}; python train.py makes one")
-    path = path.resolve()
     file = path / "checkpoints" / f"{checkpoint}.ckpt"
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path} is not a run's folder: it has no config.yaml")
@@ -64,9 +64,13 @@ def load(file: Path) -> dict[str, Any]:
             ) from error
         raise ValueError(f"{file} is damaged or no checkpoint: {reason[:200]}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict):
-        made_by = checkpoint.get("pytorch-lightning_version") if isinstance(checkpoint, dict) else None
-        origin = f" (Lightning {made_by} wrote it)" if made_by else ""
+        lightning = checkpoint.get("pytorch-lightning_version") if isinstance(checkpoint, dict) else None
+        origin = f" (Lightning {lightning} wrote it)" if lightning else ""
         raise ValueError(f"{file} is not a checkpoint of this project: it holds no config{origin}")
+    if missing := {*GROUPS, "trainer", "seed", "threads", "chosen"} - set(checkpoint["config"]):
+        made_by = checkpoint.get("made_by", "it does not say which")
+        lacks = ", ".join(sorted(missing))
+        raise ValueError(f"{file} was written by another version of this project ({made_by}): its config lacks {lacks}")
     refuse_code(checkpoint["config"], str(file))
     return checkpoint
 
@@ -120,6 +124,8 @@ def data_root() -> str:
 def own_config(checkpoint: dict[str, Any]) -> DictConfig:
     """The config in a checkpoint, with the data root of this machine when the stored one is not here."""
     cfg = OmegaConf.create(checkpoint["config"])
+    if "weights" in cfg.model:
+        cfg.model.weights = None  # those it started from; its own are in the checkpoint
     if "root" in cfg.data and not Path(cfg.data.root).is_dir():
         cfg.data.root = data_root()
     return cfg
@@ -137,29 +143,40 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     """
     checkpoint = load(file)
     stored, merged = checkpoint["config"], own_config(checkpoint)
-    for group in ("callbacks", "logger"):
-        merged[group] = cfg[group]
+    for group in ("callbacks", "logger"):  # by name from conf/, not as they are stored
+        merged[group] = option(group, stored["chosen"][group])
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
     overrides = [override for override in cfg.chosen.overrides if not override.startswith("resume=")]
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
+        if key.startswith(("seed", "optimizer.", "scheduler.", "model.")):
+            raise ValueError(f"resume: {key} belongs to what the checkpoint holds and cannot be changed in the middle")
         if key in (*GROUPS, "experiment"):
             if value != (was := str(stored["chosen"].get(key) or "null")):
                 raise ValueError(f"resume: this run was made with {key}={was} and cannot go on with {key}={value}")
         elif key in ("trainer", "callbacks", "logger"):
             merged[key] = cfg[key]
+            merged.chosen[key] = value
         else:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
-    merged.chosen.overrides = [*stored["chosen"]["overrides"], *overrides]
+    both = [*stored["chosen"]["overrides"], *overrides]
+    merged.chosen.overrides = list({override.partition("=")[0]: override for override in both}.values())
     merged.resume = cfg.resume
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if epochs >= merged.trainer.max_epochs and _status(file) == "finished":
+    limit = merged.trainer.max_epochs
+    if limit is not None and 0 <= limit <= epochs and _status(file) in ("finished", "diverged"):
         raise ValueError(
             f"resume: the run in {file.parent.parent} has finished its {epochs} epochs; "
             f"trainer.max_epochs={epochs + 5} would add five"
         )
     return merged
+
+
+def option(group: str, name: str | None) -> DictConfig:
+    """One option of a group as conf/ has it now."""
+    with hydra.initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
+        return hydra.compose("config", [f"{group}={name}"])[group]
 
 
 def _status(file: Path) -> str | None:

@@ -20,16 +20,9 @@ log = logging.getLogger(__name__)
 def build(cfg: DictConfig) -> tuple[Any, Any]:
     """The datamodule and the LightningModule of a config, seeded; the module takes what the datamodule feeds."""
     # Here and not above, so that --help and a mistyped name are answered at once.
-    import lightning.pytorch as pl
-    import torch
     from hydra.utils import instantiate
 
-    # The run's own lines say it; warnings still come through.
-    logging.getLogger("lightning").handlers.clear()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    command_line.settle(cfg.seed, cfg.threads)
     datamodule = instantiate(cfg.data)
     net = instantiate(cfg.model.net, shape=datamodule.shape, num_classes=datamodule.num_classes)
     optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
@@ -70,6 +63,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     with replacing(folder / "config.yaml") as temporary:
         OmegaConf.save(config, temporary)
     command_line.point_last_at(folder)
+    (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on
 
     status = "failed"
     try:
@@ -87,8 +81,9 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         raise
     finally:
         result = report.write(status)
-    comparisons = compare(config["expect"] or {}, result["metrics"], record.rows)
-    changed = command_line.changed(result["overrides"], cfg.may_change) if comparisons else []
+    comparisons = compare(config["expect"] or {}, result["metrics"], record.rows, result["epochs"])
+    may_change = [*cfg.may_change, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
+    changed = command_line.changed(result["overrides"], may_change) if comparisons else []
     log.info("\n%s", table(result, folder, comparisons, changed))
     missed = [comparison.metric for comparison in comparisons if not comparison.met]
     if cfg.check and missed and not changed:

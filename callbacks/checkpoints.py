@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
+def commit() -> str | None:
+    """The commit of this project, with ``-dirty`` when files differ from it; None outside a checkout."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt``, written after every epoch, and ``best.ckpt``, the best epoch by validation accuracy (without
     one by validation loss, without that by training loss).
@@ -65,36 +76,46 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
         self.folder, self.config, self.every_n_steps = folder, config, every_n_steps
         self.last = folder / "last.ckpt"
+        self.git = commit() or "of no commit"
         self.best: float | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # With a validation nothing else says which epoch is best, not even in epochs that are not validated.
+        validated = trainer.limit_val_batches and len(trainer.datamodule.val_dataloader())
+        self._monitors = MONITORS[:2] if validated else MONITORS[2:]
         for folder in (self.folder, self.folder.parent):
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         # After the last batch the epoch's own checkpoint follows.
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and not trainer.is_last_batch:
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if due and not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
             trainer.save_checkpoint(self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        name, better = next(monitor for monitor in MONITORS if monitor[0] in trainer.callback_metrics)
-        score = trainer.callback_metrics[name].item()
-        is_best = self.best is None or (score != self.best and better(score, self.best) == score)
-        if is_best:
-            self.best = score
-        trainer.save_checkpoint(self.last)
-        if is_best and trainer.is_global_zero:
-            with replacing(self.folder / "best.ckpt") as temporary:
+        name, better = next(
+            (monitor for monitor in self._monitors if monitor[0] in trainer.callback_metrics), (None, max)
+        )
+        score = None if name is None else trainer.callback_metrics[name].item()
+        if score is None or score == self.best or (self.best is not None and better(score, self.best) == self.best):
+            trainer.save_checkpoint(self.last)
+            return
+        # The best one first: a kill between the two then costs nothing but the time to do this epoch again.
+        self.best = score
+        trainer.save_checkpoint(self.folder / "best.ckpt")
+        if trainer.is_global_zero:
+            with replacing(self.last) as temporary:
                 try:
-                    os.link(self.last, temporary)  # the next last.ckpt is another file
+                    os.link(self.folder / "best.ckpt", temporary)  # the next checkpoint is another file
                 except OSError:  # a file system without links
-                    shutil.copyfile(self.last, temporary)
+                    shutil.copyfile(self.folder / "best.ckpt", temporary)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        checkpoint["made_by"] = f"lit-classics {self.git}, torch {torch.__version__}, lightning {pl.__version__}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -33,8 +33,11 @@ class PerClassAccuracy(pl.Callback):
 class PredictedLabels(pl.Callback):
     """Prints the labels that the trained model gives to the validation examples, one digit each."""
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def __init__(self) -> None:
         self._labels: list[torch.Tensor] = []
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._labels = []
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
@@ -42,6 +45,8 @@ class PredictedLabels(pl.Callback):
         self._labels.append(pl_module.classes(outputs))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._labels:
+            return
         labels = "".join(str(label) for label in torch.cat(self._labels).tolist())
         lines = [labels[start : start + 100] for start in range(0, len(labels), 100)]
         log.info("predicted labels\n  %s", "\n  ".join(lines))

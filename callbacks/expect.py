@@ -21,6 +21,7 @@ class Comparison:
     expected: str
     got: float | None
     met: bool
+    fits_epochs: bool = False  # whether it is one for as many epochs as were trained
 
     def row(self) -> tuple[str, str, str, str, str]:
         published, got = ("" if value is None else shown(self.metric, value) for value in (self.published, self.got))
@@ -28,18 +29,25 @@ class Comparison:
 
 
 def compare(
-    expect: dict[str, dict[str, Any]], metrics: dict[str, float], rows: list[dict[str, float]]
+    expect: dict[str, dict[str, Any]],
+    metrics: dict[str, float | None],
+    rows: list[dict[str, float]],
+    epochs: int | None = None,
 ) -> list[Comparison]:
     """Compares a run with the ``expect:`` of its experiment.
 
     Args:
         expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``: a
-            number, or a list with one number for each epoch. A ``published`` that stands alone is for the eye.
+            number, or a list with one number for each epoch. A ``published`` that stands alone is for the eye. With
+            ``epochs`` it holds for a training of that length only.
         metrics: of the end of the run.
         rows: of ``metrics.csv``.
+        epochs: that were trained.
     """
     comparisons = []
     for metric, how in expect.items():
+        if how.get("epochs", epochs) != epochs:
+            continue
         published = how.get("published")
         exact = "rtol" in how or "atol" in how
         within = f"± {how['rtol']:g} of it" if "rtol" in how else f"± {how.get('atol', 0):g}"
@@ -58,7 +66,7 @@ def compare(
                 f"{sign} {shown(metric, how[key])}" for sign, key in (("≥", "at_least"), ("≤", "at_most")) if key in how
             ]
             expected = ", ".join([*bounds, *([within] if exact else [])])
-        comparisons.append(Comparison(metric, published, expected, got, met))
+        comparisons.append(Comparison(metric, published, expected, got, met, "epochs" in how))
     return comparisons
 
 

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: the step is finished, a checkpoint saved, and the exit code says what happened."""
 
+import os
 import signal
-import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,7 +49,7 @@ class Interrupts(pl.Callback):
         if not self._training or self._signal is not None:
             raise Interrupted(number, self.file if self.file.exists() else None)
         self._signal = number
-        print("stopping after this step; again to stop at once", file=sys.stderr)
+        os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = True
@@ -57,7 +57,7 @@ class Interrupts(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         # After the last batch the epoch is finished first: its checkpoint follows.
-        if self._signal is not None and not trainer.is_last_batch:
+        if self._signal is not None and not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
             trainer.save_checkpoint(self.file)
             raise Interrupted(self._signal, self.file)
 

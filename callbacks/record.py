@@ -45,7 +45,8 @@ class Record(Checkpoint):
     ) -> None:
         self._loss += outputs["loss"]
         self._batches += 1
-        if (batch_idx + 1) % (self.every_n_batches or trainer.log_every_n_steps) == 0:
+        every = self.every_n_batches or trainer.log_every_n_steps  # 0 is never
+        if every and (batch_idx + 1) % every == 0:
             loss = float(self._loss / self._batches)
             self._loss, self._batches = 0.0, 0
             _tell(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
@@ -62,7 +63,7 @@ class Record(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         self._close_row(trainer, row | metrics_of(trainer, "train/"))
-        self._loss, self._batches, self._before = 0.0, 0, 0.0
+        self._loss, self._batches = 0.0, 0
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _tell(trainer, metrics_of(trainer, "test/"))
@@ -70,7 +71,7 @@ class Record(Checkpoint):
     def _close_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
         row |= self._validation | {"seconds": round(self._before + time.monotonic() - self._start, 3)}
         self.rows.append(row)
-        self._validation = {}
+        self._validation, self._before, self._start = {}, 0.0, time.monotonic()
         _tell(trainer, {name: value for name, value in row.items() if "/" in name})
         if trainer.is_global_zero:
             self._write()
@@ -89,6 +90,7 @@ class Record(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self._loss, self._batches = state["rows"], state["loss"], state["batches"]
+        self._before = state["elapsed"]
 
 
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

@@ -5,7 +5,6 @@ import logging
 import math
 import platform
 import shlex
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 import torchvision
 
-from callbacks.checkpoints import replacing
+from callbacks.checkpoints import commit, replacing
 from callbacks.expect import Comparison
 from callbacks.record import metrics_of
 
@@ -37,34 +36,38 @@ class Report(pl.Callback):
         command = shlex.join(["python", "train.py", *chosen["overrides"]])
         facts |= {"seed": config["seed"], "command": command, "overrides": chosen["overrides"], "data_md5": data_md5}
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
-        self._start, self._seconds = time.monotonic(), {"fit": 0.0, "test": 0.0}
+        self._start = self._fit_start = self._test_start = time.monotonic()
+        self._seconds = {"fit": 0.0, "test": 0.0}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.result["params"] = sum(parameter.numel() for parameter in pl_module.parameters())
+        self.result["device"] = _device(trainer.strategy.root_device)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stage_start = time.monotonic()
-        self.result["params"] = sum(parameter.numel() for parameter in pl_module.parameters())
-        self.result["device"] = _device(pl_module.device)
+        self._fit_start = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.result["metrics"] |= metrics_of(trainer, "val/")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._count(trainer)
+        if trainer.state.fn == "fit":
+            self._close_fit(trainer)
 
-    def _count(self, trainer: pl.Trainer) -> None:
+    def _close_fit(self, trainer: pl.Trainer) -> None:
+        self._seconds["fit"] = time.monotonic() - self._fit_start
         self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seconds["fit"] = time.monotonic() - self._stage_start
-        self._count(trainer)
+        self._close_fit(trainer)
         self.result["metrics"] |= metrics_of(trainer, "train/")
         # The few numbers that a net has a name for are a result too.
         self.result["metrics"] |= getattr(pl_module.net, "coefficients", dict)()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stage_start = time.monotonic()
+        self._test_start = time.monotonic()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seconds["test"] = time.monotonic() - self._stage_start
+        self._seconds["test"] = time.monotonic() - self._test_start
         self.result["metrics"] |= metrics_of(trainer, "test/")
 
     def write(self, status: str) -> dict[str, Any]:
@@ -72,7 +75,9 @@ class Report(pl.Callback):
         seconds = self._seconds | {"total": time.monotonic() - self._start}
         self.result["status"] = status
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-        self.result |= {"git": _git(), "versions": _versions()}
+        metrics = self.result["metrics"].items()
+        self.result["metrics"] = {name: value if math.isfinite(value) else None for name, value in metrics}  # for JSON
+        self.result |= {"git": commit(), "versions": _versions()}
         try:
             with replacing(self.folder / "result.json") as temporary:
                 temporary.write_text(json.dumps(self.result, indent=1) + "\n")
@@ -98,15 +103,15 @@ def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], c
     """
     metrics, seconds = result["metrics"], result["seconds"]
     rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
-    if "test/acc" in metrics:
+    if metrics.get("test/acc") is not None:
         rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
     by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
     for start in range(0, len(by_class), 5):
         shares = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
         rows.append(("" if start else "of each class", shares))
-    if "test/loss" in metrics:
+    if metrics.get("test/loss") is not None:
         rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
-    rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name]
+    rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
     rows += [
         ("training", f"{result['epochs']} epochs, {result['steps']:,} steps, {seconds['fit']:.1f} s"),
         ("whole run", f"{seconds['total']:.1f} s"),
@@ -135,16 +140,6 @@ def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} cpu, {torch.get_num_threads()} threads"
-
-
-def _git() -> str | None:
-    """The commit of this project, with ``-dirty`` when files differ from it; None outside a checkout."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        answer = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
 
 
 def _versions() -> dict[str, str]:

@@ -25,7 +25,8 @@ class SweepSummary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         if rows := write(folder):
-            draw(rows, folder / "summary.png")
+            if len(swept := [key for key in rows[0] if "/" not in key and key not in ("rank", "status")]) == 1:
+                draw(rows, swept[0], folder / "summary.png")
             log.info("\n%s\n\n  %d runs in %s", "\n".join(_lines(rows)), len(rows), folder)
 
 
@@ -36,14 +37,15 @@ def write(folder: Path) -> list[dict[str, str]]:
         return []
     monitor = next((name for name in MONITORS if any(name in result["metrics"] for result in results)), "val/loss")
     sign = -1 if MONITORS[monitor] == "highest" else 1
-    results.sort(key=lambda result: (sign * result["metrics"].get(monitor, sign * float("inf")), result["command"]))
+    scores = {id(result): result["metrics"].get(monitor) for result in results}
+    results.sort(key=lambda r: (scores[id(r)] is None, sign * (scores[id(r)] or 0.0), r["command"]))
     overrides = [dict(part.split("=", 1) for part in result["overrides"] if "=" in part) for result in results]
     swept = [key for key in overrides[0] if len({other.get(key) for other in overrides}) > 1]
     metrics = list(dict.fromkeys([monitor, *(name for r in results for name in r["metrics"] if name.count("/") == 1)]))
     rows = [
         {"rank": str(rank)}
         | {key: chosen.get(key, "") for key in swept}
-        | {name: f"{result['metrics'][name]:.6g}" if name in result["metrics"] else "" for name in metrics}
+        | {name: "" if (value := result["metrics"].get(name)) is None else f"{value:.6g}" for name in metrics}
         | {"status": result["status"]}
         for rank, (result, chosen) in enumerate(zip(results, overrides, strict=True), 1)
     ]
@@ -60,20 +62,21 @@ def write(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """The metric that ranks against the one setting that was swept, where that is a number."""
-    _, setting, metric, *_ = rows[0]
+def draw(rows: list[dict[str, str]], setting: str, path: Path) -> None:
+    """The metric that ranks against the setting that was swept, where that is a number."""
+    metric = next(key for key in rows[0] if "/" in key)
     try:
-        points = sorted((float(row[setting]), float(row[metric])) for row in rows if row[metric])
+        points = [(float(row[setting]), float(row[metric])) for row in rows if row[metric]]
     except ValueError:  # names were swept
+        return
+    if not points:
         return
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.2)
-    best = float(rows[0][setting]), float(rows[0][metric])
-    axes.plot(*best, marker="o", markersize=9, color="tab:red", label=f"best: {setting} = {rows[0][setting]}")
+    axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, linewidth=1.2)
+    axes.plot(*points[0], marker="o", markersize=9, color="tab:red", label=f"best: {setting} = {rows[0][setting]}")
     axes.set_xlabel(setting)
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 """Supervised learning: one step function for regression and classification, training, validation and test."""
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable
@@ -86,8 +87,9 @@ class Supervised(pl.LightningModule):
         for name, value in {"count": count, "loss": loss, **others}.items():
             if name in sums:
                 sums[name] += value
-            else:  # float64, or 60,000 losses would round
-                sums[name] = torch.as_tensor(value, dtype=torch.float64, device=self.device).clone()
+            else:  # float64, or 60,000 losses would round; Apple's GPUs have none
+                dtype = torch.float32 if self.device.type == "mps" else torch.float64
+                sums[name] = torch.as_tensor(value, dtype=dtype, device=self.device).clone()
 
     def means(self, stage: str) -> dict[str, Tensor]:
         """The means over the examples that this process has seen in the running epoch."""
@@ -96,6 +98,8 @@ class Supervised(pl.LightningModule):
 
     def _log_epoch(self, stage: str) -> None:
         sums = self._sums.get(stage, {})
+        if stage == "train" and sums:
+            self._stop_if_not_finite(self.means(stage)["train/loss"].cpu())  # before this epoch is saved
         for name, total in sums.items():
             sums[name] = self.trainer.strategy.reduce(total, reduce_op="sum")
         self.log_dict(self.means(stage), logger=False)  # the loggers hear it from callbacks.record, once an epoch
@@ -104,15 +108,24 @@ class Supervised(pl.LightningModule):
     # --- training ------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        # Small, apart for each process, and room for the number of the step to be added.
-        self._step_seed = (self.seed * 1_000_003 + self.global_rank) << 32
+        if self.trainer.world_size > 1 and not self.automatic_optimization:
+            raise ValueError(
+                f"{type(self).__name__} makes its gradient steps itself, in one process: trainer.devices=1"
+            )
+        digest = hashlib.blake2b(repr((self.seed, self.global_rank)).encode(), digest_size=7).digest()
+        self._step_seed = int.from_bytes(digest)
+        for sums in self._sums.values():  # of a checkpoint, which is read before the module is on its device
+            sums.update({name: total.to(self.device) for name, total in sums.items()})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # The random numbers of a step depend on (seed, step) alone: a run that is resumed draws the same ones.
-        generator = torch.default_generator
+        # The random numbers of a batch depend on (seed, its number) alone: a run that is resumed draws the same ones.
+        seed = self._step_seed + self.trainer.fit_loop.epoch_loop.total_batch_idx
         if self.device.type == "cuda":
-            generator = torch.cuda.default_generators[self.device.index]
-        generator.manual_seed(self._step_seed + self.global_step)
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if not self.automatic_optimization:
@@ -128,11 +141,10 @@ class Supervised(pl.LightningModule):
         return loss.detach()
 
     def _many_steps(self, batch: Batch) -> Tensor:
-        optimizer, scheduler = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        optimizer = self.optimizers(use_pl_optimizer=False)
         for _ in range(self.steps_per_batch):
             loss = self.gradient_step(batch, optimizer)
-            if scheduler is not None:
-                scheduler.step()
+            self._step_schedulers("step")
         # Lightning counts the steps of its own wrapper, whose work around each step is what we avoid.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         for counter in (progress.total, progress.current):
@@ -140,9 +152,15 @@ class Supervised(pl.LightningModule):
             counter.completed += self.steps_per_batch
         return loss
 
+    def _step_schedulers(self, interval: str) -> None:
+        """What Lightning does by itself in automatic optimization."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval:
+                config.scheduler.step()
+
     def _stop_if_not_finite(self, loss: Tensor) -> None:
         # On a GPU a look at the loss waits for the card, so it is had once in a while.
-        look = loss.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0
+        look = loss.device.type == "cpu" or self.global_step % (self.trainer.log_every_n_steps or 50) == 0
         if look and not self.allow_divergence and not math.isfinite(loss.item()):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} after step {self.global_step}; try a smaller optimizer.lr, "
@@ -150,8 +168,9 @@ class Supervised(pl.LightningModule):
             )
 
     def on_train_epoch_end(self) -> None:
-        self._stop_if_not_finite(self.means("train")["train/loss"].cpu())  # before this epoch is saved
         self._log_epoch("train")
+        if not self.automatic_optimization:
+            self._step_schedulers("epoch")
 
     # --- validation and test --------------------------------------------------------------------------------------
 
@@ -184,7 +203,9 @@ class Supervised(pl.LightningModule):
     # --- checkpoints in the middle of an epoch --------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epoch_sums"] = self._sums.get("train", {})
+        checkpoint["epoch_sums"] = dict(self._sums.get("train", {}))
+        if checkpoint["epoch_sums"]:
+            self._stop_if_not_finite(self.means("train")["train/loss"].cpu())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["epoch_sums"]:

@@ -9,19 +9,7 @@ import pytest
 
 from tests.conftest import PROJECT
 
-OURS = {
-    "command_line",
-    "runs",
-    "train",
-    "evaluate",
-    "predict",
-    "lit_models",
-    "datamodules",
-    "callbacks",
-    "benchmarks",
-    "tests",
-}
-SCRIPTS = {path.stem for path in PROJECT.glob("*.py")}
+OURS = {path.stem for path in PROJECT.glob("*.py")} | {"lit_models", "datamodules", "callbacks", "benchmarks", "tests"}
 MAY_IMPORT = {  # folder -> which of our own parts it may import, and which other packages where that is limited
     "lit_models/nets": ({"lit_models.nets"}, {"torch", "torchvision", *sys.stdlib_module_names}),
     "lit_models": ({"lit_models"}, None),

@@ -386,3 +386,88 @@ def test_metrics_csv_of_a_resumed_run_has_every_row_once(tiny: None) -> None:
     run("run", "resume=run/checkpoints/last.ckpt", "trainer.max_epochs=3", "logger=none")
     with open("run/metrics.csv", newline="") as lines:
         assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2", "3"]
+
+
+# --- what a review found ----------------------------------------------------------------------------------------
+
+
+def test_large_seeds_work(tiny: None) -> None:
+    assert run("run", *RUN, "seed=4294967295", "trainer.max_epochs=1", "logger=none")["status"] == "finished"
+
+
+def test_resume_by_the_path_through_last(tiny: None) -> None:
+    Path("outputs").mkdir()
+    run("outputs/run", *RUN, "trainer.max_epochs=1", "logger=none")
+    run("outputs/run", "resume=outputs/last/checkpoints/last.ckpt", "trainer.max_epochs=2")
+    assert Path("outputs/last").resolve() == Path("outputs/run").resolve()
+
+
+def test_a_resumed_run_keeps_its_callbacks_and_its_logger(tiny: None) -> None:
+    run("run", *RUN, "callbacks=early_stopping", "trainer.max_epochs=2", "logger=none")
+    result = run("run", "resume=run", "trainer.max_epochs=60")
+    assert result["epochs"] < 60  # there is nothing to learn in random labels
+    assert not list(Path("run").glob("events*"))
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=0.5", "seed=9", "scheduler.max_lr=1", "model.net._target_=x"])
+def test_what_the_checkpoint_holds_cannot_be_changed(override: str, tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    with pytest.raises(ValueError, match="belongs to what the checkpoint holds"):
+        run("run", "resume=run", "trainer.max_epochs=2", override)
+
+
+def test_the_weights_it_started_from_are_not_needed_again(tiny: None) -> None:
+    import torchvision
+
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "start.pt")
+    settings = ("model=resnet18", "model.weights=start.pt", "data.batch_size=16", "data.val_size=8", "logger=none")
+    run("run", *settings, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu")
+    Path("start.pt").unlink()
+    run("run", "resume=run", "trainer.max_epochs=2")
+    evaluate.rebuild("run", "best")
+
+
+def test_accumulated_gradients_resume_exactly(tiny: None) -> None:
+    settings = (*RUN, "trainer.accumulate_grad_batches=3", "trainer.max_epochs=3", "checkpoint.every_n_steps=1")
+    run("whole", *settings, "logger=none")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 6)
+        run("parts", *settings, "logger=none")
+    run("parts", "resume=parts")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
+
+
+def test_the_best_epoch_is_one_that_was_validated(tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "logger=none")
+    assert torch.load("run/checkpoints/best.ckpt")["epoch"] in (1, 3)
+
+
+def test_a_schedule_in_epochs_is_one_in_many_steps_too() -> None:
+    settings = ("model=blobs_mlp", "data=blobs", "optimizer=sgd", "optimizer.lr=0.8", "model.steps_per_batch=7")
+    run("run", *settings, "scheduler=step", "scheduler.step_size=1", "scheduler.gamma=0.5", "trainer.max_epochs=3")
+    (state,) = torch.load("run/checkpoints/last.ckpt")["lr_schedulers"]
+    assert state["_last_lr"] == [pytest.approx(0.1)]
+
+
+def test_threads_are_not_inherited() -> None:
+    before = torch.get_num_threads()
+    command_line.settle(1, threads=1)
+    assert torch.get_num_threads() == 1
+    command_line.settle(1, threads=None)
+    assert torch.get_num_threads() == command_line._default_threads() >= before
+
+
+def test_ctrl_c_before_there_is_anything_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command_line.leave(KeyboardInterrupt(), whole_traceback=False)
+    assert ended.value.code == 130
+
+
+def test_what_made_a_checkpoint_is_said(tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    checkpoint = torch.load("run/checkpoints/last.ckpt")
+    assert f"torch {torch.__version__}" in checkpoint["made_by"]
+    del checkpoint["config"]["scheduler"]
+    torch.save(checkpoint, "run/checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match=r"another version of this project \(lit-classics .*lacks scheduler"):
+        run("run", "resume=run", "trainer.max_epochs=2")

@@ -331,7 +331,7 @@ def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("model.txt", r"to=model\.txt must end in one of \.onnx, \.safetensors, \.pt"),
+        ("model.txt", r"to=model\.txt must end in one of \.onnx, \.pt2, \.safetensors, \.pt"),
         ("model", "must end in one of"),
         ("nowhere/model.onnx", "there is no folder nowhere"),
         ("???", r"say where to write to: to=model\.onnx"),
@@ -404,3 +404,17 @@ def test_help_shows_examples_and_a_mistake_is_one_line(
     assert message in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
     assert "Traceback" not in answer.stdout
+
+
+def test_the_whole_net_as_a_program(tmp_path: Path) -> None:
+    """model.pt2 needs no class of this project: any batch of what the data set stores goes in, logits come out."""
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    train.train(command_line.compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "logger=none"), folder)
+    settings = {"run": str(folder), "checkpoint": "last", "to": str(tmp_path / "model.pt2")}
+    export.export(OmegaConf.create(settings), folder)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    _, datamodule, model = evaluate.rebuild(str(folder), "last")
+    for size in (1, 5):
+        points = torch.randn(size, 2)
+        torch.testing.assert_close(program(points), model(datamodule.prepare(points)))
