@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 import runs
 
@@ -205,6 +205,8 @@ def one_line(error: BaseException) -> str:
         close = nearest(name, [f"{parent}.{other}" if parent else other for other in keys])
         return f"there is no {name}{close}; {parent or 'the config'} has {', '.join(keys)}"
     text = " ".join(str(error).split())
+    if isinstance(error, MissingMandatoryValue):
+        return f"say {text.partition('value: ')[2].split()[0]}=…: it has no default"
     if isinstance(error, InstantiationException):
         return text
     known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)

@@ -126,7 +126,7 @@ def own_config(checkpoint: dict[str, Any]) -> DictConfig:
     cfg = OmegaConf.create(checkpoint["config"])
     if "weights" in cfg.model:
         cfg.model.weights = None  # those it started from; its own are in the checkpoint
-    if "root" in cfg.data and not Path(cfg.data.root).is_dir():
+    if "root" in cfg.data and "image" not in cfg.data and not Path(cfg.data.root).is_dir():  # a published data set's
         cfg.data.root = data_root()
     return cfg
 

@@ -1,10 +1,10 @@
 """Runs experiments over several seeds and writes the table of the README: ours beside the published figures.
 
-    python benchmarks/results.py                                    all experiments that have a test accuracy, 3 seeds
+    python benchmarks/results.py                                    all experiments, 3 seeds
     python benchmarks/results.py --seeds 1 2 mnist_mlp mnist_cnn    these, with these seeds
 
-One run after the other, each as ``python train.py experiment=NAME seed=N`` in a folder of its own; what is finished is
-not run again. The table goes to standard output, and into README.md with --readme.
+One run after the other, each as ``python train.py experiment=NAME seed=N`` in a folder of its own; what has ended there
+is not run again. The table goes to standard output, and into README.md with --readme.
 """
 
 import argparse
@@ -14,40 +14,60 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import command_line
 
 PROJECT = Path(__file__).parent.parent
-EXPERIMENTS = {  # name -> further settings, and the published accuracy
-    "logistic": ("", ""),
-    "deep_logistic": ("", ""),
-    "blobs": ("", ""),
-    "blobs_logits": ("", ""),
-    "mnist_mlp": ("", "97 %"),
-    "mnist_cnn": ("", "98 %"),
-    "mnist_residual": ("", "99 %"),
-    "mnist_dropout_cnn": ("trainer.max_epochs=8", ""),
-    "lenet_mnist": ("", "99.05 %"),
-    "cifar10_lenet": ("", "53-57 %"),
+# In the order of the table, with settings beyond those of the experiment.
+EXPERIMENTS = {
+    "line_diverging": [],
+    "line_slow": [],
+    "line_rescaled": [],
+    "logistic": [],
+    "deep_logistic": [],
+    "blobs": [],
+    "blobs_logits": [],
+    "mnist_mlp": [],
+    "mnist_cnn": [],
+    "mnist_residual": [],
+    "mnist_dropout_cnn": ["trainer.max_epochs=8"],
+    "lenet_mnist": [],
+    "cifar10_lenet": [],
 }
 
 
-def run(experiment: str, settings: str, seed: int, folder: Path) -> dict:
+def run(experiment: str, seed: int, folder: Path) -> dict[str, Any]:
     """The result of one run, from its folder when it is there."""
     result = folder / "result.json"
-    if not result.exists() or json.loads(result.read_text())["status"] != "finished":
+    if not result.exists() or json.loads(result.read_text())["status"] not in ("finished", "diverged"):
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "train.py", f"experiment={experiment}", f"seed={seed}", f"hydra.run.dir={folder}"]
-        subprocess.run([*command, *settings.split()], cwd=PROJECT, stdout=subprocess.DEVNULL, check=True)
+        command = [sys.executable, str(PROJECT / "train.py"), f"experiment={experiment}", f"seed={seed}", "check=true"]
+        command += [f"hydra.run.dir={folder}", *EXPERIMENTS[experiment]]
+        ended = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL)
+        if ended.returncode not in (0, 3):  # 3: it ended, and not as expected
+            raise SystemExit(f"{' '.join(command)} ended with exit code {ended.returncode}")
     return json.loads(result.read_text())
 
 
-def row(experiment: str, results: list[dict], published: str) -> str:
+def row(experiment: str, results: list[dict[str, Any]]) -> str:
     """One line of the table."""
-    accuracies = [100 * result["metrics"]["test/acc"] for result in results]
+    expect = command_line.compose(f"experiment={experiment}").expect
+    accuracy = expect.get("test/acc", {}).get("published")
+    published = f"{100 * accuracy:g} %" if accuracy else ""
+    accuracies = [100 * result["metrics"]["test/acc"] for result in results if "test/acc" in result["metrics"]]
     spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    seconds = statistics.median(result["seconds"]["fit"] for result in results)
-    accuracy = f"{statistics.mean(accuracies):.2f}{spread} % ({len(accuracies)})"
+    measured = f"{statistics.mean(accuracies):.2f}{spread} % ({len(accuracies)})" if accuracies else ""
+    if "train/loss" in expect:
+        published = f"ten losses, to {expect['train/loss'].published[-1]:,.2f}"
+        measured = f"all within {expect['train/loss'].rtol:g}: " + (
+            "yes" if all(r["as_expected"] for r in results) else "no"
+        )
     parameters, epochs = f"{results[0]['params']:,}", results[0]["epochs"]
-    return f"| `{experiment}` | {parameters} | {epochs} | {published} | {accuracy} | {seconds:.0f} s |"
+    seconds = statistics.median(result["seconds"]["fit"] for result in results)
+    return f"| `{experiment}` | {parameters} | {epochs} | {published} | {measured} | {seconds:.1f} s |"
 
 
 def main() -> None:
@@ -64,13 +84,11 @@ def main() -> None:
         "| experiment | parameters | epochs | published | test accuracy (n) | training |",
         "|---|---|---|---|---|---|",
     ]
-    results: list[dict] = []
+    results: list[dict[str, Any]] = []
     for experiment in arguments.experiments:
-        settings, published = EXPERIMENTS[experiment]
-        results = []
-        for seed in arguments.seeds:
-            results.append(run(experiment, settings, seed, arguments.folder.resolve() / experiment / str(seed)))
-        lines.append(row(experiment, results, published))
+        folders = [arguments.folder.resolve() / experiment / str(seed) for seed in arguments.seeds]
+        results = [run(experiment, seed, folder) for seed, folder in zip(arguments.seeds, folders, strict=True)]
+        lines.append(row(experiment, results))
         print(lines[-1], file=sys.stderr, flush=True)
     versions = results[0]["versions"]
     lines += ["", f"Mean ± standard deviation over n seeds; {results[0]['device']}, torch {versions['torch']}."]
@@ -79,9 +97,10 @@ def main() -> None:
     if arguments.readme:
         readme = PROJECT / "README.md"
         marked = r"(<!-- results -->\n).*?(\n<!-- /results -->)"
-        readme.write_text(
-            re.sub(marked, lambda match: match[1] + table + match[2], readme.read_text(), flags=re.DOTALL)
-        )
+        text, times = re.subn(marked, lambda match: match[1] + table + match[2], readme.read_text(), flags=re.DOTALL)
+        if times != 1:
+            raise SystemExit("README.md has no place for the table: <!-- results --> and <!-- /results -->")
+        readme.write_text(text)
 
 
 if __name__ == "__main__":

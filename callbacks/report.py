@@ -70,10 +70,10 @@ class Report(pl.Callback):
         self._seconds["test"] = time.monotonic() - self._test_start
         self.result["metrics"] |= metrics_of(trainer, "test/")
 
-    def write(self, status: str) -> dict[str, Any]:
+    def write(self, status: str, **more: Any) -> dict[str, Any]:
         """Writes ``result.json`` with the status: finished, interrupted, diverged or failed."""
         seconds = self._seconds | {"total": time.monotonic() - self._start}
-        self.result["status"] = status
+        self.result |= {"status": status, **more}
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         metrics = self.result["metrics"].items()
         self.result["metrics"] = {name: value if math.isfinite(value) else None for name, value in metrics}  # for JSON

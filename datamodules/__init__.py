@@ -1,5 +1,6 @@
 """LightningDataModules: each says what it feeds (``shape``, ``num_classes``, ``class_names``)."""
 
+from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import BatchLoader, InMemoryDataModule
 from datamodules.synthetic import Blobs, OneRandom, Separable, Table, Tabular
@@ -10,6 +11,7 @@ __all__ = [
     "BatchLoader",
     "Blobs",
     "FashionMNIST",
+    "ImageFolder",
     "InMemoryDataModule",
     "OneRandom",
     "Separable",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class ImageDataModule(InMemoryDataModule):
     Args:
         root: the folder that holds the data.
         mean, std: of each channel, in units of the full range, for ``(x / 255 - mean) / std``.
+        augment: of training images: ``none``, ``crop`` (shifted by up to 4 pixels, black comes in) or ``flip_crop``
+            (mirrored with even odds as well), as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section 4.2).
         **batches: see :class:`InMemoryDataModule`.
     """
 
@@ -25,15 +28,25 @@ class ImageDataModule(InMemoryDataModule):
     dark_background = False  # whether bright things stand on black
     centre = False  # whether they stand in the middle, of one size
 
-    def __init__(self, root: str | os.PathLike, mean: Sequence[float], std: Sequence[float], **batches) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: str = "none",
+        **batches: Any,
+    ) -> None:
         super().__init__(**batches)
+        if augment not in ("none", "crop", "flip_crop"):
+            raise ValueError(f"data.augment={augment} must be none, crop or flip_crop")
+        self.augmentation = augment
         channels = self.shape[0]
         if len(mean) != channels or len(std) != channels:
             raise ValueError(f"data.mean and data.std need one number for each of the {channels} channels")
         self.root = root
         self.mean, self.std = tuple(mean), tuple(std)
         self._mean, self._std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
-        self.md5 = sources.md5_of(self.name)
+        self.md5 = sources.md5_of(self.name) if self.name in sources.DATASETS else None
 
     def load(self) -> tuple[Batch, Batch]:
         return sources.load(self.name, self.root)
@@ -42,11 +55,28 @@ class ImageDataModule(InMemoryDataModule):
         """A picture file as this data set would have stored it, uint8 ``shape``, and what was done to it."""
         return read_picture(path, self.shape, self.dark_background, self.centre)
 
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        if self.augmentation == "none":
+            return inputs
+        return flip_crop(inputs, generator, flip=self.augmentation == "flip_crop")
+
     def prepare(self, inputs: Tensor) -> Tensor:
         """uint8 ``(B, C, H, W)`` to normalised float32, in torchvision's order of operations and thus to the bit."""
         if self._mean.device != inputs.device:
             self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
         return inputs.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+def flip_crop(images: Tensor, generator: torch.Generator, flip: bool = True, pad: int = 4) -> Tensor:
+    """Each image ``(B, C, H, W)`` mirrored or not, and shifted by up to ``pad`` pixels each way, in one gather."""
+    size, _, height, width = images.shape
+    down, right = torch.randint(2 * pad + 1, (2, size), generator=generator).to(images.device)
+    mirrored = torch.rand(size, generator=generator) < 0.5
+    if flip:
+        images = torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+    padded = torch.nn.functional.pad(images, [pad] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 pad + 1, 2 pad + 1, H, W), a view
+    return windows[torch.arange(size, device=images.device), :, down, right]
 
 
 class MNIST(ImageDataModule):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class BatchLoader:
@@ -22,6 +24,7 @@ class BatchLoader:
         indices: the examples to serve, int64 ``(M,)``.
         batch_size: examples per step and process; the last batch holds what is left.
         prepare: applied to each batch of inputs (normalisation).
+        augment: applied before that, with a generator that is a function of (seed, epoch, batch).
         seed: shuffles anew in every epoch; None keeps the order of ``indices``.
         rank, world_size: this process's share of each global batch of ``batch_size * world_size`` examples.
     """
@@ -36,10 +39,11 @@ class BatchLoader:
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        augment: Augment | None = None,
     ) -> None:
         self.inputs, self.targets, self.indices = inputs, targets, indices
         self.batch_size, self.prepare, self.seed = batch_size, prepare, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.augment = rank, world_size, augment
         self.epoch = 0
         self._place = (0, 0)  # the epoch that is being served, and the batches of it that were
 
@@ -53,13 +57,20 @@ class BatchLoader:
         if epoch != self.epoch or start == len(self):
             start = 0
         global_batch = self.batch_size * self.world_size
-        for number in range(start, len(self)):
-            index = order[number * global_batch : (number + 1) * global_batch]
-            if self.world_size > 1:
-                index = index.tensor_split(self.world_size)[self.rank]
-            inputs = self.inputs.index_select(0, index)
+        batches = list(order[start * global_batch :].split(global_batch))
+        if self.world_size > 1:
+            batches = [index.tensor_split(self.world_size)[self.rank] for index in batches]
+        for number, (inputs, targets) in enumerate(self._fetch(batches), start):
+            if self.augment is not None:
+                generator = torch.Generator().manual_seed(mix(self.seed or 0, self.epoch, number, self.rank))
+                inputs = self.augment(inputs, generator)
             self._place = (self.epoch, number + 1)
-            yield inputs if self.prepare is None else self.prepare(inputs), self.targets.index_select(0, index)
+            yield inputs if self.prepare is None else self.prepare(inputs), targets
+
+    def _fetch(self, batches: list[Tensor]) -> Iterator[Batch]:
+        """The stored inputs and the targets of each batch of indices, in turn."""
+        for index in batches:
+            yield self.inputs.index_select(0, index), self.targets.index_select(0, index)
 
     def _order(self) -> Tensor:
         if self.seed is None:
@@ -151,8 +162,12 @@ class InMemoryDataModule(pl.LightningDataModule):
         )
         self.val_indices, self.train_indices = order[: self.val_size], order[self.val_size :]
 
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch of training inputs, changed at random; never called for validation or test."""
+        return inputs
+
     def train_dataloader(self) -> BatchLoader:
-        return self._loader(0, self.train_indices, self.batch_size, seed=self.seed if self.shuffle else None)
+        return self._loader(0, self.train_indices, self.batch_size, training=True)
 
     def val_dataloader(self) -> BatchLoader | list:
         return self._evaluation(self.validate_on)
@@ -162,20 +177,21 @@ class InMemoryDataModule(pl.LightningDataModule):
 
     def _evaluation(self, split: str) -> BatchLoader | list:
         """All examples of a split, in their order."""
-        indices = {"train": self.train_indices, "val": self.val_indices, "test": torch.arange(len(self._parts[1][1]))}[
-            split
-        ]
+        test_indices = torch.arange(len(self._parts[1][1]))
+        indices = {"train": self.train_indices, "val": self.val_indices, "test": test_indices}[split]
         return self._loader(int(split == "test"), indices, self.eval_batch_size) if len(indices) else []
 
-    def _loader(self, part: int, indices: Tensor, batch_size: int | None, seed: int | None = None) -> BatchLoader:
-        device, rank, world_size = torch.device("cpu"), 0, 1
-        if self.trainer is not None:
-            device, rank, world_size = (
-                self.trainer.strategy.root_device,
-                self.trainer.global_rank,
-                self.trainer.world_size,
-            )
+    def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
         inputs, targets = self._parts[part] = tuple(tensor.to(device) for tensor in self._parts[part])
-        return BatchLoader(
-            inputs, targets, indices.to(device), batch_size or len(indices), self.prepare, seed, rank, world_size
-        )
+        return BatchLoader(inputs, targets, indices.to(device), batch_size or len(indices), **self._serving(training))
+
+    def _serving(self, training: bool) -> dict[str, Any]:
+        """What all loaders of this data set have in common."""
+        serving: dict[str, Any] = {"prepare": self.prepare}
+        if self.trainer is not None:
+            serving |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        if training:
+            overridden = type(self).augment is not InMemoryDataModule.augment
+            serving |= {"seed": self.seed if self.shuffle else None, "augment": self.augment if overridden else None}
+        return serving

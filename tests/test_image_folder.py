@@ -1,0 +1,133 @@
+"""Your own images: splits, files that are none, and runs that resume exactly, with workers and without."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import command_line
+import evaluate
+import train
+from datamodules import ImageFolder
+from datamodules.images import flip_crop
+from tests.kill_and_resume import differences, end
+from tests.test_resume import Killed, kill_at
+
+
+def make_pictures(root: Path, per_class: int = 30) -> None:
+    """Red and green pictures of several sizes with some noise in them."""
+    generator = torch.Generator().manual_seed(0)
+    for channel, name in enumerate(("red", "green")):
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = torch.randint(120, (40 + number % 3, 36, 3), dtype=torch.uint8, generator=generator)
+            pixels[:, :, channel] += 120
+            Image.fromarray(pixels.numpy()).save(root / name / f"{number}.png")
+
+
+SETTINGS = {"image": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "batch_size": 8, "num_workers": 0}
+RUN = ("model=lenet", "data=image_folder", "data.root=pictures", "data.batch_size=8", "data.augment=flip_crop")
+RUN += ("trainer.accelerator=cpu", "threads=1", "logger=none", "trainer.max_epochs=2", "checkpoint.every_n_steps=1")
+
+
+def run(folder: str, *overrides: str) -> dict:
+    Path(folder).mkdir(exist_ok=True)
+    return train.train(command_line.compose(*overrides), Path(folder))
+
+
+def test_one_folder_is_split_by_seed_and_nothing_is_in_two_parts() -> None:
+    make_pictures(Path("pictures"))
+    folder = ImageFolder("pictures", val_size=0.25, test_size=0.2, **SETTINGS)
+    folder.setup()
+    assert folder.class_names == ("green", "red")
+    assert (len(folder.train_indices), len(folder.val_indices), len(folder._parts[1][0])) == (36, 12, 12)
+    train_files = {folder._parts[0][0][index] for index in folder.train_indices}
+    val_files = {folder._parts[0][0][index] for index in folder.val_indices}
+    test_files = set(folder._parts[1][0])
+    assert len(train_files | val_files | test_files) == 60
+    again = ImageFolder("pictures", val_size=0.25, test_size=0.2, seed=7, **SETTINGS)
+    again.setup()
+    assert set(again._parts[1][0]) == test_files
+
+
+def test_folders_for_train_val_and_test_are_taken_as_they_are() -> None:
+    for part, size in (("train", 10), ("val", 4), ("test", 3)):
+        make_pictures(Path("pictures", part), size)
+    folder = ImageFolder("pictures", **SETTINGS)
+    folder.setup()
+    counts = [
+        sum(len(labels) for _, labels in loader) for loader in (folder.train_dataloader(), folder.val_dataloader())
+    ]
+    assert counts == [20, 8]
+    assert sum(len(labels) for _, labels in folder.test_dataloader()) == 6
+
+
+def test_a_file_that_is_no_picture_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    make_pictures(Path("pictures/train"), 5)
+    make_pictures(Path("pictures/test"), 3)
+    Path("pictures/test/red/broken.png").write_bytes(b"no picture")
+    folder = ImageFolder("pictures", val_size=0.0, **SETTINGS)
+    folder.setup()
+    assert sum(len(labels) for _, labels in folder.test_dataloader()) == 6
+    assert "skipped: pictures/test/red/broken.png is no picture (1 so far)" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(workers: int) -> None:
+    make_pictures(Path("pictures"))
+    run("whole", *RUN, f"data.num_workers={workers}")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 8)  # in the second epoch of six steps
+        run("parts", *RUN, f"data.num_workers={workers}")
+    run("parts", "resume=parts")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
+
+
+def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
+    make_pictures(Path("pictures"))
+    settings = [setting for setting in RUN if "max_epochs" not in setting]
+    result = run("run", *settings, "data.num_workers=0", "trainer.max_epochs=4")
+    assert result["metrics"]["test/acc"] == 1
+    Path("pictures").rename("elsewhere")
+    _, datamodule, _ = evaluate.rebuild("run", "last")
+    assert datamodule.class_names == ("green", "red")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"val_size": 1.0}, "is a share"),
+        ({"test_size": -0.1}, "is a share"),
+        ({"augment": "flop"}, "must be none, crop"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict, message: str) -> None:
+    make_pictures(Path("pictures"), 2)
+    with pytest.raises(ValueError, match=message):
+        ImageFolder("pictures", **SETTINGS | settings)
+
+
+def test_a_root_without_folders_of_images() -> None:
+    for root in ("nowhere", "."):
+        with pytest.raises(FileNotFoundError, match="holds no folders of images"):
+            ImageFolder(root, **SETTINGS)
+
+
+def test_flip_and_crop_are_windows_of_the_padded_image_or_its_mirror() -> None:
+    images = torch.randint(1, 256, (50, 2, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    changed = flip_crop(images, torch.Generator().manual_seed(1))
+    assert torch.equal(changed, flip_crop(images, torch.Generator().manual_seed(1)))
+    kinds = set()
+    for image, result in zip(images, changed, strict=True):
+        for mirrored in (False, True):
+            padded = torch.nn.functional.pad(image.flip(2) if mirrored else image, [4] * 4)
+            windows = [padded[:, y : y + 9, x : x + 7] for y in range(9) for x in range(9)]
+            if any(torch.equal(result, window) for window in windows):
+                kinds.add(mirrored)
+                break
+        else:
+            pytest.fail("not a window of the image")
+    assert kinds == {False, True}
+    shifted_only = flip_crop(images, torch.Generator().manual_seed(1), flip=False)
+    assert not torch.equal(shifted_only, changed)
