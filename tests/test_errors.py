@@ -15,7 +15,7 @@ import pytest
         ("data.batch_size=0", "data.batch_size=0 must be a whole number of at least 1"),
         ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
         ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
-        ("data=image_folder", "say data.root=…: it has no default"),
+        ("data=image_folder", "say data.root=…: without it nothing can be done"),
         ("data=image_folder data.root=nowhere", "data.root=nowhere holds no folders of images"),
         ("data.augment=flop", "data.augment=flop must be none, crop or flip_crop"),
         ("data=blobs model=cnn", "takes images (channels, height, width), not inputs of shape (2,)"),

@@ -334,7 +334,6 @@ def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
         ("model.txt", r"to=model\.txt must end in one of \.onnx, \.pt2, \.safetensors, \.pt"),
         ("model", "must end in one of"),
         ("nowhere/model.onnx", "there is no folder nowhere"),
-        ("???", r"say where to write to: to=model\.onnx"),
     ],
 )
 def test_an_export_to_nowhere(to: str, message: str, made: Path) -> None:
