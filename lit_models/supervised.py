@@ -210,9 +210,8 @@ class Supervised(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["epoch_sums"]:
             self._sums["train"] = checkpoint["epoch_sums"]
-        for state in checkpoint[
-            "lr_schedulers"
-        ]:  # the place is restored; the length is that of the training from now on
+        # The place in a schedule is restored; its length is that of the training from now on.
+        for state in checkpoint["lr_schedulers"]:
             for name in ("total_steps", "_schedule_phases", "T_max"):
                 state.pop(name, None)
 
