@@ -159,13 +159,13 @@ def changed(overrides: list[str], may_change: list[str]) -> list[str]:
 
 
 def discard_if_unused(folder: Path) -> None:
-    """Removes the folder of a run that never started: it holds an empty log at most."""
-    if any(path.suffix != ".log" for path in folder.iterdir()):
+    """Removes the folder of a run that never started: there is its log in it and nothing else."""
+    own_log = folder / f"{HydraConfig.get().job.name}.log"
+    if set(folder.iterdir()) - {own_log}:
         return
     for handler in logging.getLogger().handlers:
         handler.close()
-    for path in folder.iterdir():
-        path.unlink()
+    own_log.unlink(missing_ok=True)
     for path in (folder, *folder.parents[:2]):  # outputs/name/date_time
         try:
             path.rmdir()
