@@ -33,6 +33,13 @@ def test_one_line(arguments: str, hint: str, shell, tmp_path) -> None:
     assert not list(tmp_path.glob("outputs/*"))
 
 
+def test_an_option_that_does_not_exist(shell, tmp_path) -> None:
+    answer = shell("--hepl")
+    assert answer.returncode == 2
+    assert "unrecognized arguments: --hepl" in answer.stderr
+    assert os.listdir(tmp_path) == []
+
+
 def test_no_network_and_no_data(shell, tmp_path) -> None:
     """Nothing can be reached: every attempt is named, and what needs no download; the root stays clean."""
     nowhere = "http://127.0.0.1:9"
