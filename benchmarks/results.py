@@ -96,8 +96,10 @@ def main() -> None:
     print(table)
     if arguments.readme:
         readme = PROJECT / "README.md"
-        marked = r"(<!-- results -->\n).*?(\n<!-- /results -->)"
-        text, times = re.subn(marked, lambda match: match[1] + table + match[2], readme.read_text(), flags=re.DOTALL)
+        marked = r"(<!-- results -->\n).*?(<!-- /results -->)"
+        text, times = re.subn(
+            marked, lambda match: match[1] + table + "\n" + match[2], readme.read_text(), flags=re.DOTALL
+        )
         if times != 1:
             raise SystemExit("README.md has no place for the table: <!-- results --> and <!-- /results -->")
         readme.write_text(text)
