@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+import command_line
+import train
+
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
@@ -13,13 +16,8 @@ import pytest
         ("optimizr=sgd", "did you mean optimizer?"),
         ("trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
         ("data.batch_size=0", "data.batch_size=0 must be a whole number of at least 1"),
-        ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
-        ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
         ("data=image_folder", "say data.root=…: without it nothing can be done"),
-        ("data=image_folder data.root=nowhere", "data.root=nowhere holds no folders of images"),
-        ("data.augment=flop", "data.augment=flop must be none, crop or flip_crop"),
         ("data=blobs model=cnn", "takes images (channels, height, width), not inputs of shape (2,)"),
-        ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
     ],
 )
 def test_one_line(arguments: str, hint: str, shell, tmp_path) -> None:
@@ -31,6 +29,23 @@ def test_one_line(arguments: str, hint: str, shell, tmp_path) -> None:
     assert hint in answer.stderr
     assert os.listdir(tmp_path) in ([], ["outputs"])
     assert not list(tmp_path.glob("outputs/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
+        ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
+        ("data=image_folder data.root=nowhere", "data.root=nowhere holds no folders of images"),
+        ("data.augment=flop", "data.augment=flop must be none, crop or flip_crop"),
+        ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
+    ],
+)
+def test_one_line_of_what_the_parts_refuse(arguments: str, hint: str, tmp_path) -> None:
+    with pytest.raises(Exception) as error:
+        train.train(command_line.compose(*arguments.split(), "logger=none"), tmp_path)
+    assert hint in command_line.one_line(error.value)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_option_that_does_not_exist(shell, tmp_path) -> None:

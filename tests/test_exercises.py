@@ -158,12 +158,12 @@ def test_binary_cross_entropy_is_that_of_the_sigmoid() -> None:
 
 
 @pytest.mark.parametrize("experiment", ["blobs", "blobs_logits", "logistic"])
-def test_the_quick_ones_in_full(experiment: str, shell) -> None:
-    answer = shell(f"experiment={experiment}", "check=true", "logger=none")
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "as expected" in answer.stdout
-    assert "NOT" not in answer.stdout
-    assert ("predicted labels" in answer.stdout) == experiment.startswith("blobs")
+def test_the_quick_ones_in_full(experiment: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        result, *_ = run("run", f"experiment={experiment}", "check=true")
+    assert result["as_expected"] is True
+    assert "NOT as expected" not in caplog.text
+    assert ("predicted labels" in caplog.text) == experiment.startswith("blobs")
 
 
 def test_blobs_walks_as_a_bare_loop_does() -> None:
