@@ -210,11 +210,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, InstantiationException):
         return text
     known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
-    return (
-        text
-        if text and (isinstance(error, known) or hasattr(error, "exit_code"))
-        else f"{type(error).__name__}: {text}"
-    )
+    speaks = isinstance(error, known) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
+    return text if text and speaks else f"{type(error).__name__}: {text}"
 
 
 def nearest(name: str, options: list[str]) -> str:

@@ -76,7 +76,8 @@ def draw(rows: list[dict[str, str]], setting: str, path: Path) -> None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, linewidth=1.2)
-    axes.plot(*points[0], marker="o", markersize=9, color="tab:red", label=f"best: {setting} = {rows[0][setting]}")
+    best = f"best: {setting} = {rows[0][setting]}"
+    axes.plot(*points[0], marker="o", markersize=9, linestyle="none", color="tab:red", label=best)
     axes.set_xlabel(setting)
     axes.set_ylabel(metric)
     axes.grid(alpha=0.3)
