@@ -1,5 +1,6 @@
 """Runs on the disk: finding them, and rebuilding what they hold without running any code of theirs."""
 
+import contextlib
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 # What a stored config may build: classes of these modules, of these kinds. Everything else is refused by name.
@@ -175,7 +177,10 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
 
 def option(group: str, name: str | None) -> DictConfig:
     """One option of a group as conf/ has it now."""
-    with hydra.initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
+    conf = str(Path(__file__).parent / "conf")
+    # On the command line Hydra is at work already and must not be started again.
+    running = GlobalHydra.instance().is_initialized()
+    with contextlib.nullcontext() if running else hydra.initialize_config_dir(conf, version_base="1.3"):
         return hydra.compose("config", [f"{group}={name}"])[group]
 
 

@@ -282,6 +282,24 @@ def test_a_signal_saves_and_has_its_exit_code(number: signal.Signals, code: int,
     assert result["steps"] == step + 2
 
 
+def test_resume_as_typed(shell, tmp_path: Path) -> None:
+    """With the experiment named again and without; the callbacks and the logger are the run's own."""
+    first = shell("experiment=blobs", "trainer.max_epochs=1", "model.steps_per_batch=10", "logger=none")
+    assert first.returncode == 0, first.stderr
+    again = shell("experiment=blobs", "resume=last", "trainer.max_epochs=2")
+    assert again.returncode == 0, again.stderr
+    assert "predicted labels" in again.stdout
+    third = shell("resume=outputs/last/checkpoints/last.ckpt", "trainer.max_epochs=3")
+    assert third.returncode == 0, third.stderr
+    result = json.loads((tmp_path / "outputs/last/result.json").read_text())
+    assert (result["experiment"], result["epochs"], result["steps"]) == ("blobs", 3, 30)
+    assert not list((tmp_path / "outputs/last").glob("events*"))
+    assert len(list((tmp_path / "outputs/blobs").iterdir())) == 1
+    finished = shell("resume=last")
+    assert finished.returncode == 1
+    assert "has finished its 3 epochs" in finished.stderr
+
+
 def test_a_signal_ends_a_sweep(tmp_path: Path) -> None:
     process = start(tmp_path, "-m", *LONG, "seed=1,2", "logger=none")
     for line in process.stdout:
