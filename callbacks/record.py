@@ -53,7 +53,10 @@ class Record(Checkpoint):
             if self.every_n_batches:
                 epoch = trainer.current_epoch + 1
                 self.rows.append({"epoch": epoch, "step": trainer.global_step, "train/loss_step": round_float32(loss)})
-                log.info("[%d, %5d] loss %.3f", epoch, batch_idx + 1, loss)
+                datamodule, batches = trainer.datamodule, batch_idx + 1
+                total = len(datamodule.train_indices)
+                seen = min(batches * (datamodule.batch_size or total) * trainer.world_size, total)
+                log.info("[%d, %5d] loss %.3f  (%d of %d examples)", epoch, batches, loss, seen, total)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation = metrics_of(trainer, "val/")

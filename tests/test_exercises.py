@@ -226,7 +226,7 @@ def test_every_experiment_says_what_it_is_and_trains_two_batches(
     assert result["steps"] >= 1
 
 
-def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Mean losses every 10 batches, an evaluation before any training, one after each epoch."""
 
     def load(self):
@@ -234,7 +234,9 @@ def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
         return (images, torch.zeros(64 * 25, dtype=torch.int64)), (images[:100], torch.zeros(100, dtype=torch.int64))
 
     monkeypatch.setattr(datamodules.MNIST, "load", load)
-    _, rows, _ = run("run", "experiment=mnist_dropout_cnn", "trainer.max_epochs=2")
+    with caplog.at_level("INFO"):
+        _, rows, _ = run("run", "experiment=mnist_dropout_cnn", "trainer.max_epochs=2")
+    assert "(640 of 1600 examples)" in caplog.text
     assert [(row["epoch"], row["step"]) for row in rows] == [
         ("0", "0"), ("1", "10"), ("1", "20"), ("1", "25"), ("2", "35"), ("2", "45"), ("2", "50"),
     ]  # fmt: skip
