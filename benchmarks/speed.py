@@ -44,11 +44,11 @@ from datamodules import BatchLoader
 
 # name -> (experiment and overrides, share of the training and of the test set)
 WORKLOADS = {
-    "mnist_cnn, batch 64": (["experiment=mnist_cnn"], 0.2),
-    "mnist_mlp, batch 64": (["experiment=mnist_mlp"], 0.4),
-    "mnist_mlp, batch 512": (["experiment=mnist_mlp", "data.batch_size=512"], 0.4),
-    "mnist_dropout_cnn, batch 64": (["experiment=mnist_dropout_cnn", "validate_first=false"], 0.2),
-    "cifar10_lenet, batch 4": (["experiment=cifar10_lenet"], 0.1),
+    "mnist_cnn, batch 64": (["experiment=mnist_cnn"], 1.0),
+    "mnist_mlp, batch 64": (["experiment=mnist_mlp"], 1.0),
+    "mnist_mlp, batch 512": (["experiment=mnist_mlp", "data.batch_size=512"], 1.0),
+    "mnist_dropout_cnn, batch 64": (["experiment=mnist_dropout_cnn", "validate_first=false"], 1.0),
+    "cifar10_lenet, batch 4": (["experiment=cifar10_lenet"], 0.4),
     "blobs, full batch": (["experiment=blobs", "validate_first=false", "callbacks=default"], 1.0),
 }
 EPOCHS = 2

@@ -1,5 +1,6 @@
 """MNIST, Fashion-MNIST and CIFAR-10: uint8 in memory, normalised batch by batch."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ class ImageDataModule(InMemoryDataModule):
         super().__init__(**batches)
         if augment not in ("none", "crop", "flip_crop"):
             raise ValueError(f"data.augment={augment} must be none, crop or flip_crop")
-        self.augmentation = augment
+        self.augment = None if augment == "none" else functools.partial(flip_crop, flip=augment == "flip_crop")
         channels = self.shape[0]
         if len(mean) != channels or len(std) != channels:
             raise ValueError(f"data.mean and data.std need one number for each of the {channels} channels")
@@ -54,11 +55,6 @@ class ImageDataModule(InMemoryDataModule):
     def read_picture(self, path: Path) -> tuple[Tensor, list[str]]:
         """A picture file as this data set would have stored it, uint8 ``shape``, and what was done to it."""
         return read_picture(path, self.shape, self.dark_background, self.centre)
-
-    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        if self.augmentation == "none":
-            return inputs
-        return flip_crop(inputs, generator, flip=self.augmentation == "flip_crop")
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """uint8 ``(B, C, H, W)`` to normalised float32, in torchvision's order of operations and thus to the bit."""

@@ -118,6 +118,7 @@ class InMemoryDataModule(pl.LightningDataModule):
     shape: tuple[int, ...]  # of one input, as the net sees it
     num_classes: int  # numbers that the net is to give for one input
     class_names: tuple[str, ...] = ()
+    augment: Augment | None = None  # of a batch of training inputs; never for validation or test
 
     def __init__(
         self,
@@ -162,10 +163,6 @@ class InMemoryDataModule(pl.LightningDataModule):
         )
         self.val_indices, self.train_indices = order[: self.val_size], order[self.val_size :]
 
-    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """A batch of training inputs, changed at random; never called for validation or test."""
-        return inputs
-
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)
 
@@ -192,6 +189,5 @@ class InMemoryDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             serving |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         if training:
-            overridden = type(self).augment is not InMemoryDataModule.augment
-            serving |= {"seed": self.seed if self.shuffle else None, "augment": self.augment if overridden else None}
+            serving |= {"seed": self.seed if self.shuffle else None, "augment": self.augment}
         return serving

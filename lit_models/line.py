@@ -13,9 +13,7 @@ class LineByAutograd(Supervised):
     With :class:`lit_models.nets.RawLine` as the net and the mean squared error as the loss.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.automatic_optimization = False
+    by_hand = True
 
 
 class LineByHand(LineByAutograd):

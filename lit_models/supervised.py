@@ -8,6 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,14 +27,16 @@ class Supervised(pl.LightningModule):
         optimizer: makes an optimizer from parameters.
         scheduler: makes a scheduler from an optimizer, or None for a constant learning rate.
         seed: of the random numbers that a step draws (dropout).
-        steps_per_batch: gradient steps on each batch. Above 1 they run in one call of :meth:`training_step`, because
-            for a net of a few weights Lightning's work around a step costs more than the step.
+        steps_per_batch: gradient steps on each batch, in one call of :meth:`training_step`: for a net of a few weights
+            Lightning's work around a call costs more than the step.
         allow_divergence: trains on with a loss that is not finite.
 
     Raises:
         FloatingPointError: the training loss is not finite. The update that would spoil the weights is not made (on a
             GPU: is not saved).
     """
+
+    by_hand = False  # whether a subclass has a gradient step of its own
 
     def __init__(
         self,
@@ -50,7 +55,6 @@ class Supervised(pl.LightningModule):
         self.net, self.loss = net.to(memory_format=torch.channels_last), loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.steps_per_batch, self.allow_divergence = seed, steps_per_batch, allow_divergence
-        self.automatic_optimization = steps_per_batch == 1
         self._sums: dict[str, dict[str, Tensor]] = {}  # stage -> name -> sum over the examples seen in this epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -78,18 +82,19 @@ class Supervised(pl.LightningModule):
         loss = self.loss(predictions, targets)
         if stage == "train":
             self._stop_if_not_finite(loss)
-        with torch.no_grad():
-            self._add(stage, len(targets), loss.detach() * len(targets), self.measure(predictions, targets))
+        self._add(stage, len(targets), loss.detach(), self.measure(predictions.detach(), targets))
         return loss, predictions
 
     def _add(self, stage: str, count: int, loss: Tensor, others: dict[str, Tensor]) -> None:
+        """Adds the mean loss of ``count`` examples, and what was measured, to the sums of the epoch."""
         sums = self._sums.setdefault(stage, {})
-        for name, value in {"count": count, "loss": loss, **others}.items():
-            if name in sums:
-                sums[name] += value
-            else:  # float64, or 60,000 losses would round; Apple's GPUs have none
-                dtype = torch.float32 if self.device.type == "mps" else torch.float64
-                sums[name] = torch.as_tensor(value, dtype=dtype, device=self.device).clone()
+        if not sums:  # float64, or 60,000 losses would round; Apple's GPUs have none
+            dtype = torch.float32 if self.device.type == "mps" else torch.float64
+            sums |= {name: torch.zeros((), dtype=dtype, device=self.device) for name in ("count", "loss", *others)}
+        sums["count"] += count
+        sums["loss"].add_(loss, alpha=count)
+        for name, value in others.items():
+            sums[name] += value
 
     def means(self, stage: str) -> dict[str, Tensor]:
         """The means over the examples that this process has seen in the running epoch."""
@@ -107,11 +112,35 @@ class Supervised(pl.LightningModule):
 
     # --- training ------------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # Lightning asks this first. Its own work around a gradient step takes as long as the step of a small net does:
+        # it is for those who need it. The others get the three lines of `gradient_step`.
+        self.automatic_optimization = bool(reason := self._needs_help())
+        if reason and (self.by_hand or self.steps_per_batch > 1):
+            raise ValueError(f"{type(self).__name__} makes its gradient steps itself, which does not go with {reason}")
+        return []
+
+    def _needs_help(self) -> str | None:
+        """What needs Lightning's automatic optimization."""
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            return "several processes (trainer.devices, trainer.num_nodes)"
+        if trainer.gradient_clip_val or trainer.accumulate_grad_batches > 1:
+            return "trainer.gradient_clip_val and trainer.accumulate_grad_batches"
+        if isinstance(trainer.precision_plugin, MixedPrecision):
+            return f"trainer.precision={trainer.precision}"
+        inside = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+        for callback in trainer.callbacks:
+            if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)) or any(
+                is_overridden(hook, callback) for hook in inside
+            ):
+                return f"the callback {type(callback).__name__}"
+        return None
+
     def on_fit_start(self) -> None:
-        if self.trainer.world_size > 1 and not self.automatic_optimization:
-            raise ValueError(
-                f"{type(self).__name__} makes its gradient steps itself, in one process: trainer.devices=1"
-            )
+        # Steps are counted in one place, whoever makes them: a run may go on in the other way.
+        loop = self.trainer.fit_loop.epoch_loop
+        loop.manual_optimization.optim_step_progress = loop.automatic_optimization.optim_progress.optimizer.step
         digest = hashlib.blake2b(repr((self.seed, self.global_rank)).encode(), digest_size=7).digest()
         self._step_seed = int.from_bytes(digest)
         for sums in self._sums.values():  # of a checkpoint, which is read before the module is on its device
@@ -128,29 +157,28 @@ class Supervised(pl.LightningModule):
             torch.default_generator.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if not self.automatic_optimization:
-            return self._many_steps(batch)
-        return self.step(batch, "train")[0]
-
-    def gradient_step(self, batch: Batch, optimizer: Optimizer) -> Tensor:
-        """One step without Lightning's help, for :attr:`automatic_optimization` = False; returns the loss before it."""
-        optimizer.zero_grad()
-        loss, _ = self.step(batch, "train")
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    def _many_steps(self, batch: Batch) -> Tensor:
+        if self.automatic_optimization:
+            return self.step(batch, "train")[0]
         optimizer = self.optimizers(use_pl_optimizer=False)
         for _ in range(self.steps_per_batch):
             loss = self.gradient_step(batch, optimizer)
             self._step_schedulers("step")
-        # Lightning counts the steps of its own wrapper, whose work around each step is what we avoid.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         for counter in (progress.total, progress.current):
             counter.ready += self.steps_per_batch
             counter.completed += self.steps_per_batch
         return loss
+
+    # Lightning looks at the signature before every step, and Python works it out anew each time unless it is here.
+    training_step.__signature__ = inspect.signature(training_step)
+
+    def gradient_step(self, batch: Batch, optimizer: Optimizer) -> Tensor:
+        """One step without Lightning's help; returns the loss before it."""
+        optimizer.zero_grad()
+        loss, _ = self.step(batch, "train")
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
 
     def _step_schedulers(self, interval: str) -> None:
         """What Lightning does by itself in automatic optimization."""
