@@ -3,6 +3,7 @@
 Imports nothing heavy: a mistake is answered before torch is loaded.
 """
 
+import ctypes
 import difflib
 import functools
 import itertools
@@ -85,11 +86,22 @@ def settle(seed: int, threads: int | None) -> None:
     import lightning.pytorch as pl
     import torch
 
+    _keep_freed_memory()
     logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     default = _default_threads()
     torch.set_num_threads(threads or default)
     pl.seed_everything(seed, workers=True, verbose=False)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """glibc may return large freed blocks to the kernel, which clears their pages anew in every step: then a step with
+    activations of some megabytes takes up to 1.4 times as long. Whether it does is chance, from process to process."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 @functools.cache

@@ -36,6 +36,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, replacing
     from callbacks.expect import ExpectationMissed, compare
     from callbacks.interrupts import Interrupted, Interrupts
+    from callbacks.profiling import NoProfiler
     from callbacks.record import Record
     from callbacks.report import Report, has_diverged, table
 
@@ -58,8 +59,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         callbacks=[*instantiate(cfg.callbacks).values(), report, record, checkpoints, interrupts],
         logger=instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger else False,
         plugins=[AtomicCheckpointIO()],
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
+        profiler=cfg.trainer.profiler or NoProfiler(),
     )
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
     with replacing(folder / "config.yaml") as temporary:

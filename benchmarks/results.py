@@ -1,6 +1,6 @@
 """Runs experiments over several seeds and writes the table of the README: ours beside the published figures.
 
-    python benchmarks/results.py                                    all experiments, 3 seeds
+    python benchmarks/results.py                                    all experiments, 3 seeds or more
     python benchmarks/results.py --seeds 1 2 mnist_mlp mnist_cnn    these, with these seeds
 
 One run after the other, each as ``python train.py experiment=NAME seed=N`` in a folder of its own; what has ended there
@@ -36,7 +36,9 @@ EXPERIMENTS = {
     "mnist_dropout_cnn": ["trainer.max_epochs=8"],
     "lenet_mnist": [],
     "cifar10_lenet": [],
+    "mnist_99": [],
 }
+SEEDS = {"mnist_99": 20}  # how many, where it is not three
 
 
 def run(experiment: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def row(experiment: str, results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help="names (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 1 2 3; for mnist_99 1 to 20")
     parser.add_argument("--folder", type=Path, default=PROJECT / "outputs" / "results", help="where the runs are kept")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     arguments = parser.parse_args()
@@ -86,8 +88,8 @@ def main() -> None:
     ]
     results: list[dict[str, Any]] = []
     for experiment in arguments.experiments:
-        folders = [arguments.folder.resolve() / experiment / str(seed) for seed in arguments.seeds]
-        results = [run(experiment, seed, folder) for seed, folder in zip(arguments.seeds, folders, strict=True)]
+        seeds = arguments.seeds or range(1, SEEDS.get(experiment, 3) + 1)
+        results = [run(experiment, seed, arguments.folder.resolve() / experiment / str(seed)) for seed in seeds]
         lines.append(row(experiment, results))
         print(lines[-1], file=sys.stderr, flush=True)
     versions = results[0]["versions"]

@@ -1,121 +1,148 @@
 """How long an epoch takes: this project, a bare loop, the tutorial's way, and Lightning as it comes, beside each other.
 
-    python benchmarks/speed.py                           all workloads, 5 rounds after a warm-up
-    python benchmarks/speed.py --rounds 7 mnist_cnn      one of them, more often
+    python benchmarks/speed.py                           all of it, 5 rounds after a warm-up: about an hour
+    python benchmarks/speed.py --rounds 7 mnist_cnn      the rows whose names begin so, more often
+    python benchmarks/speed.py --whole-rounds 1 whole    a command against a script, from start to end
 
-Each round times every way once, one after the other, over the same share of the data and with the test that ends an
-epoch; what is reported is the median of the ratios of a round and their range. The *project* is its own ``train``
-function with everything that users get by default: checkpoints, TensorBoard, metrics.csv, progress. The *bare* loop
-cuts the same batches from memory and must end with the same weights, to the bit. The *tutorial* takes torchvision's
-data set with transforms for each image and a DataLoader with 0 or 2 workers. *Plain Lightning* puts that DataLoader
-under a Trainer with its defaults and ``self.log`` in every step. Nothing else should run on the machine.
+Every round times each way once, one after the other; reported are the median of the rounds' ratios and their range.
+
+*project*: its own ``train`` function with everything that users get by default: checkpoints, TensorBoard, metrics.csv,
+progress. *bare*: the loop that somebody would write who keeps the data in memory: the same net and memory format, the
+same batches cut from one tensor, torch's default optimizer. With the project's optimizer it must end with the same
+weights, to the bit: the warm-up checks that. *tutorial*: torchvision's data set with transforms for each image and a
+DataLoader with 0 or 2 workers. *plain Lightning*: that DataLoader under a Trainer with its defaults and ``self.log`` in
+every step. All with the test that ends an epoch. Two rows are other comparisons: ``whole process`` is a command against
+a script, from its start to its end, and ``mnist_99`` the training to 99 % against the epochs of ``mnist_cnn`` that the
+tutorial takes to 98 %. Peak MB is the resident size of a process that does nothing else.
+
+Needs the data that the experiments need. Nothing else should run on the machine.
 """
 
 import argparse
 import contextlib
+import hashlib
 import io
+import itertools
 import json
 import logging
+import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 from hydra.utils import instantiate
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 import command_line
 import train
-from datamodules import BatchLoader
+from datamodules.in_memory import mix
 
-# name -> (experiment and overrides, share of the training and of the test set)
+PROJECT = Path(__file__).parent.parent
+# name -> settings; in a round, epochs of the project and of the bare loop (of the other ways: one); share of the data
 WORKLOADS = {
-    "mnist_cnn, batch 64": (["experiment=mnist_cnn"], 1.0),
-    "mnist_mlp, batch 64": (["experiment=mnist_mlp"], 1.0),
-    "mnist_mlp, batch 512": (["experiment=mnist_mlp", "data.batch_size=512"], 1.0),
-    "mnist_dropout_cnn, batch 64": (["experiment=mnist_dropout_cnn", "validate_first=false"], 1.0),
-    "cifar10_lenet, batch 4": (["experiment=cifar10_lenet"], 0.4),
-    "blobs, full batch": (["experiment=blobs", "validate_first=false", "callbacks=default"], 1.0),
+    "mnist_cnn": (["experiment=mnist_cnn"], 3, 1.0),
+    "mnist_mlp": (["experiment=mnist_mlp"], 3, 1.0),
+    "mnist_mlp, batch 512": (["experiment=mnist_mlp", "data.batch_size=512"], 3, 1.0),
+    "mnist_dropout_cnn": (["experiment=mnist_dropout_cnn", "validate_first=false"], 3, 1.0),
+    "cifar10_lenet": (["experiment=cifar10_lenet"], 2, 0.25),
+    "blobs": (["experiment=blobs", "validate_first=false"], 10, 1.0),
+    "mnist_99": (["experiment=mnist_99"], 1, 1.0),
 }
-EPOCHS = 2
+WHOLE = "whole process, mnist_cnn, 10 epochs"
+WAYS = ("project", "bare", "tutorial", "tutorial, 2 workers", "plain Lightning")
 
 
 class Workload:
-    """One experiment, trained in several ways on the first examples of its data set."""
+    """One experiment, trained in several ways."""
 
-    def __init__(self, overrides: list[str], share: float) -> None:
-        self.overrides = [*overrides, f"trainer.max_epochs={EPOCHS}", "trainer.accelerator=cpu"]
-        self.cfg = command_line.compose(*self.overrides)
+    def __init__(self, settings: list[str], epochs: int, share: float) -> None:
+        self.epochs = epochs
+        overrides = [*settings, f"trainer.max_epochs={epochs}", "trainer.accelerator=cpu"]
+        # Validation is the test of the epoch; one more after the training would be one too many.
+        self.cfg = command_line.compose(*overrides, "data.validate_on=test", "trainer.limit_test_batches=0")
+        command_line.settle(self.cfg.seed, self.cfg.threads)
         self.datamodule = instantiate(self.cfg.data)
-        (inputs, targets), (test_inputs, test_targets) = self.datamodule.load()
-        train_size, test_size = (int(share * len(labels)) for labels in (targets, test_targets))
-        self.train_set = inputs[:train_size], targets[:train_size]
-        self.test_set = test_inputs[:test_size], test_targets[:test_size]
-        type(self.datamodule).load = lambda _: (self.train_set, self.test_set)
-        if self.cfg.threads:
-            torch.set_num_threads(self.cfg.threads)
-        self.weights: dict[str, list[Tensor]] = {}
+        parts = [tuple(tensor[: int(share * len(tensor))] for tensor in part) for part in self.datamodule.load()]
+        self.train_set, self.test_set = parts
+        type(self.datamodule).load = lambda _: parts  # for the project
 
     def ways(self) -> dict[str, Callable[[], None]]:
+        """What a round times."""
         ways = {"project": self.project, "bare": self.bare}
-        if self.datamodule.class_names and hasattr(self.datamodule, "mean"):
+        if hasattr(self.datamodule, "mean"):  # images
             ways |= {
-                "tutorial": lambda: self.tutorial(0),
-                "tutorial, 2 workers": lambda: self.tutorial(2),
+                "tutorial": self.tutorial,
+                "tutorial, 2 workers": lambda: self.tutorial(workers=2),
                 "plain Lightning": self.plain_lightning,
             }
         return ways
 
-    def net_and_optimizer(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    def net(self) -> torch.nn.Module:
         torch.manual_seed(self.cfg.seed)
-        net = instantiate(self.cfg.model.net, shape=self.datamodule.shape, num_classes=self.datamodule.num_classes)
-        return net, instantiate(self.cfg.optimizer)(net.parameters())
+        return instantiate(self.cfg.model.net, shape=self.datamodule.shape, num_classes=self.datamodule.num_classes)
 
-    def project(self) -> None:
+    def optimizer(self, net: torch.nn.Module, **settings: Any) -> torch.optim.Optimizer:
+        return instantiate(self.cfg.optimizer, **settings)(net.parameters())
+
+    def project(self) -> list[Tensor]:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            train.train(command_line.compose(*self.overrides, "trainer.limit_test_batches=0"), Path(folder))
+            train.train(self.cfg.copy(), Path(folder))
             checkpoint = torch.load(Path(folder, "checkpoints/last.ckpt"), weights_only=True)
-        self.weights["project"] = list(checkpoint["state_dict"].values())
+        return list(checkpoint["state_dict"].values())
 
-    def bare(self) -> None:
-        net, optimizer = self.net_and_optimizer()
-        net = net.to(memory_format=torch.channels_last)
-        loss_of, prepare = instantiate(self.cfg.model.loss), self.datamodule.prepare
+    def bare(self, fused: bool | None = None) -> list[Tensor]:
+        cfg, prepare = self.cfg, self.datamodule.prepare
+        net = self.net().to(memory_format=torch.channels_last)
+        optimizer = self.optimizer(net, fused=fused)
+        loss_of = instantiate(cfg.model.loss)
         inputs, targets = self.train_set
-        seed = self.datamodule.seed if self.datamodule.shuffle else None
-        batches = BatchLoader(
-            inputs, targets, torch.arange(len(targets)), self.cfg.data.batch_size or len(targets), seed=seed
-        )
-        for epoch in range(EPOCHS):
-            batches.set_epoch(epoch)
+        size = len(targets)
+        batch_size = self.datamodule.batch_size or size
+        scheduler = None
+        if cfg.scheduler:
+            total = self.epochs * -(-size // batch_size)
+            scheduler = instantiate(cfg.scheduler)(optimizer, total_steps=total)
+        random = any(isinstance(layer, (torch.nn.Dropout, torch.nn.Dropout2d)) for layer in net.modules())
+        step = 0
+        for epoch in range(self.epochs):
             net.train()
-            for step, (batch, labels) in enumerate(batches):
-                if any(isinstance(layer, torch.nn.Dropout) for layer in net.modules()):
-                    seed_of_step = (self.cfg.seed * 1_000_003 << 32) + epoch * len(batches) + step
-                    torch.default_generator.manual_seed(seed_of_step)
-                batch = prepare(batch)
-                for _ in range(self.cfg.model.steps_per_batch):
+            order = torch.arange(size)
+            if self.datamodule.shuffle:
+                order = torch.randperm(size, generator=torch.Generator().manual_seed(mix(cfg.seed, epoch)))
+            for index in order.split(batch_size):
+                batch, labels = prepare(inputs[index]), targets[index]
+                if batch.dim() == 4:
+                    batch = batch.contiguous(memory_format=torch.channels_last)
+                if random:
+                    torch.default_generator.manual_seed(seed_of_step(cfg.seed, step))
+                for _ in range(cfg.model.steps_per_batch):
                     optimizer.zero_grad()
                     loss_of(net(batch), labels).backward()
                     optimizer.step()
+                if scheduler:
+                    scheduler.step()
+                step += 1
             test(net, [(prepare(x), y) for x, y in zip(*(part.split(1000) for part in self.test_set), strict=True)])
-        self.weights["bare"] = [parameter.detach() for parameter in net.parameters()]
+        return [tensor.detach() for tensor in net.state_dict().values()]
 
-    def loaders(self, workers: int) -> tuple[DataLoader, DataLoader]:
+    def loaders(self, workers: int = 0) -> tuple[DataLoader, DataLoader]:
         transform = Compose([ToTensor(), Normalize(self.cfg.data.mean, self.cfg.data.std)])
         sets = [torchvision_set(*part, transform) for part in (self.train_set, self.test_set)]
         return (
@@ -123,10 +150,12 @@ class Workload:
             DataLoader(sets[1], self.cfg.data.batch_size, num_workers=workers),
         )
 
-    def tutorial(self, workers: int) -> None:
-        net, optimizer = self.net_and_optimizer()
+    def tutorial(self, workers: int = 0, until: float = 0.0) -> int:
+        """Trains until that share of the test set is right, at least one epoch; returns the epochs."""
+        net = self.net()
+        optimizer = self.optimizer(net, fused=None)
         train_loader, test_loader = self.loaders(workers)
-        for _ in range(EPOCHS):
+        for epoch in itertools.count(1):
             net.train()
             running = 0.0
             for batch, labels in train_loader:
@@ -135,15 +164,18 @@ class Workload:
                 loss.backward()
                 optimizer.step()
                 running += loss.item()
-            test(net, test_loader)
+            if test(net, test_loader) >= until:
+                return epoch
+        raise AssertionError
 
     def plain_lightning(self) -> None:
-        workload = self
+        net = self.net()
+        optimizer = self.optimizer(net, fused=None)
 
         class Plain(pl.LightningModule):
             def __init__(self) -> None:
                 super().__init__()
-                self.net, self._optimizer = workload.net_and_optimizer()
+                self.net = net
 
             def training_step(self, batch: Any, _: int) -> Tensor:
                 logits = self.net(batch[0])
@@ -158,11 +190,17 @@ class Workload:
                 self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean())
 
             def configure_optimizers(self) -> torch.optim.Optimizer:
-                return self._optimizer
+                return optimizer
 
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            trainer = pl.Trainer(max_epochs=EPOCHS, accelerator="cpu", default_root_dir=folder)
-            trainer.fit(Plain(), *self.loaders(0))
+            trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=folder)
+            trainer.fit(Plain(), *self.loaders())
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """What the project seeds a step's random numbers with (lit_models/supervised.py)."""
+    digest = hashlib.blake2b(repr((seed, 0)).encode(), digest_size=7).digest()
+    return int.from_bytes(digest) + step
 
 
 def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable) -> torch.utils.data.Dataset:
@@ -174,11 +212,12 @@ def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable) -> tor
         dataset.data, dataset.targets = inputs[:, 0], targets
     else:
         dataset.data, dataset.targets = inputs.permute(0, 2, 3, 1).numpy(), targets.tolist()
-    return Subset(dataset, range(len(targets)))
+    return dataset
 
 
 @torch.no_grad()
-def test(net: torch.nn.Module, batches: Any) -> float:
+def test(net: torch.nn.Module, batches: Iterable) -> float:
+    """The share that is right."""
     net.eval()
     correct = count = 0
     for batch, labels in batches:
@@ -187,22 +226,82 @@ def test(net: torch.nn.Module, batches: Any) -> float:
     return correct / count
 
 
-def measure(name: str, rounds: int) -> dict[str, Any]:
-    """Times all ways of a workload in turn; returns seconds and ratios."""
+# --- rows of the table -------------------------------------------------------------------------------------------
+
+
+def epochs(name: str, rounds: int) -> dict[str, Any]:
+    """Seconds per epoch of all ways of a workload."""
     workload = Workload(*WORKLOADS[name])
-    seconds: dict[str, list[float]] = {way: [] for way in workload.ways()}
-    for number in range(rounds + 1):
-        for way, run in workload.ways().items():
+    ways = workload.ways()
+    fused = workload.cfg.optimizer.get("fused")
+    same = all(map(torch.equal, ways["project"](), workload.bare(fused)))
+    assert same, f"{name}: the project and the bare loop end with different weights"
+    if name == "mnist_99":
+        cnn = Workload(*WORKLOADS["mnist_cnn"])
+        ways |= {"tutorial": cnn.tutorial, "tutorial, 2 workers": lambda: cnn.tutorial(workers=2)}
+        del ways["plain Lightning"]
+        tutorials_epochs = cnn.tutorial(until=0.98)
+    seconds = interleaved(ways, rounds)
+    for way in ("project", "bare"):
+        seconds[way] = [total / workload.epochs for total in seconds[way]]
+    if name == "mnist_99":
+        for way in ("tutorial", "tutorial, 2 workers"):
+            seconds[way] = [epoch * tutorials_epochs for epoch in seconds[way]]
+    return figures(seconds) | {"peak_mb": {way: peak_of(name, way) for way in ways}}
+
+
+def whole_process(rounds: int) -> dict[str, Any]:
+    """Seconds from the start of a process to its end."""
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder:
+        write_mnist(Path(folder, "MNIST/raw"))
+        environment["DATA_ROOT"] = str(command_line.compose("data=mnist").data.root)
+        script = [sys.executable, str(PROJECT / "benchmarks" / "tutorial_mnist_cnn.py"), folder]
+        commands = {
+            "project": [sys.executable, str(PROJECT / "train.py"), "experiment=mnist_cnn", "trainer.accelerator=cpu"],
+            "tutorial": script,
+            "tutorial, 2 workers": [*script, "--workers", "2"],
+        }
+
+        def start(command: list[str]) -> Callable[[], None]:
+            return lambda: subprocess.run(
+                command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+
+        return figures(interleaved({way: start(command) for way, command in commands.items()}, rounds, warm_up=False))
+
+
+def write_mnist(folder: Path) -> None:
+    """MNIST's own files, where torchvision looks for them."""
+    folder.mkdir(parents=True)
+    parts = instantiate(command_line.compose("data=mnist").data).load()
+    for name, (inputs, targets) in zip(("train", "t10k"), parts, strict=True):
+        for kind, tensor in (("images-idx3", inputs[:, 0]), ("labels-idx1", targets.to(torch.uint8))):
+            head = np.array([0x0800 + tensor.dim(), *tensor.shape], dtype=">i4").tobytes()
+            Path(folder, f"{name}-{kind}-ubyte").write_bytes(head + tensor.numpy().tobytes())
+
+
+def interleaved(ways: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of each way in each round."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds + warm_up):
+        for way, run in ways.items():
             start = time.perf_counter()
             run()
-            if number:  # the first round warms up
-                seconds[way].append((time.perf_counter() - start) / EPOCHS)
-    assert all(map(torch.equal, workload.weights["project"], workload.weights["bare"])), "project and bare loop differ"
+            if number >= warm_up:
+                seconds[way].append(time.perf_counter() - start)
+    return seconds
+
+
+def figures(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians of the seconds, and of the ratios with their range."""
     result: dict[str, Any] = {"seconds": {way: statistics.median(times) for way, times in seconds.items()}}
-    result["project / bare"] = ratio(seconds["project"], seconds["bare"])
+    if "bare" in seconds:
+        result["project / bare"] = ratio(seconds["project"], seconds["bare"])
     if "tutorial" in seconds:
         best = [min(pair) for pair in zip(seconds["tutorial"], seconds["tutorial, 2 workers"], strict=True)]
         result["tutorial / project"] = ratio(best, seconds["project"])
+    if "plain Lightning" in seconds:
         result["plain Lightning / project"] = ratio(seconds["plain Lightning"], seconds["project"])
     return result
 
@@ -212,37 +311,85 @@ def ratio(above: list[float], below: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
+def peak_of(name: str, way: str) -> float:
+    """Peak resident size, in MB, of a process that does nothing but one way of a workload (and of no worker)."""
+    answer = subprocess.run([sys.executable, __file__, "--peak", way, name], capture_output=True, text=True, check=True)
+    return float(answer.stdout.split()[-1])
+
+
+def machine() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return f"{model}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Bars: how many times as long as the project each way takes, on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    rows = result["rows"]
+    figure = Figure(figsize=(8, 0.5 + 0.62 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    colours = {"bare": "#8a8a8a", "tutorial": "#4878a8", "plain Lightning": "#d1884f"}
+    for number, row in enumerate(rows.values()):
+        ratios = {way: row[f"{way} / project"]["median"] for way in colours if f"{way} / project" in row}
+        if "project / bare" in row:
+            ratios["bare"] = 1 / row["project / bare"]["median"]
+        height = 0.8 / 3
+        for place, way in enumerate(way for way in colours if way in ratios):
+            y = -number + 0.27 - place * height
+            axes.barh(y, ratios[way], height * 0.9, color=colours[way], label=way if number == 0 else None)
+            axes.annotate(f" {ratios[way]:.2f}", (ratios[way], y), va="center", fontsize=8)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks([-number for number in range(len(rows))], list(rows))
+    axes.set_xlabel("time, in units of this project's (more is slower than the project)")
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", help="beginnings of names (default: all)")
+    parser.add_argument("rows", nargs="*", help="beginnings of names (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--whole-rounds", type=int, default=2, help="of the row whose rounds take five minutes each")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of speed.json, speed.png")
+    parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
-    chosen = [name for name in WORKLOADS if name.startswith(tuple(arguments.workloads or [""]))]
-    if not chosen:
-        parser.error(f"there is no such workload; there are {', '.join(WORKLOADS)}")
+    if arguments.peak:
+        Workload(WORKLOADS[arguments.rows[0]][0], 1, 1.0).ways()[arguments.peak]()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    names = [name for name in (*WORKLOADS, WHOLE) if name.startswith(tuple(arguments.rows or [""]))]
+    if not names or arguments.rounds < 1:
+        parser.error(f"there is nothing to do; the rows are {', '.join((*WORKLOADS, WHOLE))}")
 
-    versions = f"torch {torch.__version__}, lightning {pl.__version__}"
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {versions}"
-    print(f"{machine}; seconds per epoch of a share of the data, ratios: median (range) of {arguments.rounds} rounds\n")
-    print("| workload | project | tutorial / project | plain Lightning / project | project / bare |")
-    print("|---|---|---|---|---|", flush=True)
-    figures = {}
-    for name in chosen:
-        figures[name] = measure(name, arguments.rounds)
-        cells = [f"{figures[name]['seconds']['project']:.2f} s"]
-        for key in ("tutorial / project", "plain Lightning / project", "project / bare"):
-            r = figures[name].get(key)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {pl.__version__}"
+    about = f"{machine()}, {torch.get_num_threads()} threads; {versions}"
+    print(f"{about}\nmedians and ranges of {arguments.rounds} rounds\n")
+    keys = ("tutorial / project", "plain Lightning / project", "project / bare")
+    print(f"| workload | project, s per epoch | {' | '.join(keys)} | peak MB: {', '.join(WAYS[:3])}, {WAYS[4]} |")
+    print("|---" * 6 + "|", flush=True)
+    result: dict[str, Any] = {"machine": about, "rounds": arguments.rounds, "rows": {}}
+    for name in names:
+        row = whole_process(arguments.whole_rounds) if name == WHOLE else epochs(name, arguments.rounds)
+        result["rows"][name] = row
+        cells = [f"{row['seconds']['project']:.2f}"]
+        for key in keys:
+            r = row.get(key)
             cells.append(f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" if r else "")
+        peaks = row.get("peak_mb", {})
+        cells.append(", ".join(f"{peaks[way]:.0f}" for way in WAYS if way in peaks and "workers" not in way))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\npeak resident size of this process: {peak:.0f} MB")
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"machine": machine, "peak_mb": peak, "workloads": figures}, indent=1) + "\n"
-        )
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+        draw(result, arguments.out / "speed.png")
+    print(f"\n{arguments.out / 'speed.json'}, {arguments.out / 'speed.png'}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def two_steps(*overrides: str) -> dict:
 
 
 IMAGES = ["mnist", "cifar10"]  # Fashion-MNIST has MNIST's shape
-IMAGE_MODELS = ["cnn", "dropout_cnn", "lenet", "mlp", "residual_cnn", "resnet18"]
+IMAGE_MODELS = ["cnn", "dropout_cnn", "lenet", "mlp", "quick_cnn", "residual_cnn", "resnet18"]
 
 
 @pytest.mark.parametrize(("model", "data"), [*itertools.product(IMAGE_MODELS, IMAGES)])

@@ -7,7 +7,7 @@ from torch import nn
 from lit_models import nets
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
-IMAGE_NETS = [nets.MLP, nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.LeNet]
+IMAGE_NETS = [nets.MLP, nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet]
 
 
 def parameters(net: nn.Module) -> int:
@@ -26,6 +26,7 @@ def parameters(net: nn.Module) -> int:
         (nets.DropoutCNN(GREY, 10), 21_840),
         (nets.LeNet(GREY, 10), 61_706),
         (nets.LeNet(COLOUR, 10), 62_006),
+        (nets.QuickCNN(GREY, 10), 400 + 32 + 4_608 + 64 + 36_992 + 1_290),
         (nets.ResidualCNN(GREY, 10), 416 + 2 * 2_320 + 12_832 + 2 * 9_248 + 5_130),
     ],
 )
@@ -62,7 +63,7 @@ def test_lenet_pads_28_to_32() -> None:
     torch.testing.assert_close(small(image), large(nn.functional.pad(image, (2, 2, 2, 2))))
 
 
-@pytest.mark.parametrize("net", [nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.LeNet, nets.ResNet18])
+@pytest.mark.parametrize("net", [nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet, nets.ResNet18])
 def test_image_nets_refuse_points(net: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="takes images"):
         net((2,), 2)

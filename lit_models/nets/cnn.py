@@ -71,6 +71,39 @@ class ResidualCNN(nn.Module):
         return self.fc(self.features(x))  # (B, num_classes)
 
 
+class QuickCNN(nn.Module):
+    """Made for one epoch on a CPU: two convolutions with batch norm behind the pooling, where there is less to do, on
+    images without their border; 43,386 parameters on MNIST. Returns logits.
+
+    Args:
+        shape, num_classes: of the images and of the answer.
+        crop: pixels that are cut off at each side. MNIST's digits fill 20 x 20 pixels.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int, crop: int = 4) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ZeroPad2d(-crop),  # (B, 1, 20, 20)
+            nn.Conv2d(shape[0], 16, 5, bias=False),  # (B, 16, 16, 16)
+            nn.MaxPool2d(2),  # (B, 16, 8, 8)
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, bias=False),  # (B, 32, 6, 6)
+            nn.MaxPool2d(2),  # (B, 32, 3, 3)
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Flatten(),  # (B, 288)
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(_numbers_out(self.features, shape), 128),  # (B, 128)
+            nn.ReLU(),
+            nn.Linear(128, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        return self.classifier(self.features(x))  # (B, num_classes)
+
+
 class DropoutCNN(nn.Module):
     """Two convolutions and two linear layers with dropout of channels and of units; 21,840 parameters on MNIST.
 

@@ -1,0 +1,93 @@
+"""A gradient step is the same with Lightning's help (clipping, accumulation …) and without it."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import command_line
+import train
+
+BLOBS = ("model=blobs_mlp", "data=blobs", "data.batch_size=30", "model.steps_per_batch=1", "logger=none")
+NO_CLIPPING = "trainer.gradient_clip_val=1e9"  # but Lightning's way through a step
+
+
+def run(folder: str, *overrides: str) -> tuple[dict, dict]:
+    result = train.train(command_line.compose(*overrides, "trainer.accelerator=cpu"), Path(folder))
+    return result, torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one["global_step"] == other["global_step"] > 0
+    assert one["lr_schedulers"][0]["_last_lr"] == other["lr_schedulers"][0]["_last_lr"]
+    for name, weight in one["state_dict"].items():
+        assert torch.equal(weight, other["state_dict"][name])
+
+
+def test_with_help_and_without_it() -> None:
+    settings = (*BLOBS, "scheduler=onecycle", "trainer.max_epochs=2")
+    _, own = run("own", *settings)
+    _, helped = run("helped", *settings, NO_CLIPPING)
+    assert_same(own, helped)
+
+
+@pytest.mark.parametrize("first, then", [([], [NO_CLIPPING]), ([NO_CLIPPING], ["trainer.gradient_clip_val=null"])])
+def test_a_run_may_go_on_in_the_other_way(first: list[str], then: list[str]) -> None:
+    settings = (*BLOBS, "scheduler=step", "trainer.max_epochs=4")
+    _, whole = run("whole", *settings)
+    run("parts", *settings, *first, "trainer.max_epochs=2")
+    _, parts = run("parts", "resume=parts", "trainer.max_epochs=4", *then)
+    assert_same(whole, parts)
+
+
+def test_gradients_are_clipped_and_accumulated() -> None:
+    result, _ = run("clipped", *BLOBS, "optimizer=sgd", "trainer.max_epochs=1", "trainer.gradient_clip_val=1e-9")
+    assert result["steps"] == 7
+    _, start = run("start", *BLOBS, "optimizer=sgd", "trainer.max_epochs=1", "optimizer.lr=0")
+    _, clipped = run("clipped", *BLOBS, "optimizer=sgd", "trainer.max_epochs=1", "trainer.gradient_clip_val=1e-9")
+    for name, weight in start["state_dict"].items():
+        torch.testing.assert_close(weight, clipped["state_dict"][name], atol=1e-7, rtol=0)
+    result, _ = run("accumulated", *BLOBS, "trainer.max_epochs=1", "trainer.accumulate_grad_batches=2")
+    assert result["steps"] == 4
+
+
+class Listener(pl.Callback):
+    """Somebody's callback that looks at the gradients."""
+
+    def __init__(self) -> None:
+        Listener.norms = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: object) -> None:
+        self.norms.append(sum(weight.grad.norm() for weight in pl_module.parameters()))
+
+
+def test_a_callback_is_called_inside_the_step() -> None:
+    run("run", *BLOBS, "trainer.max_epochs=1", "+callbacks.listener._target_=tests.test_steps.Listener")
+    from tests.test_steps import Listener as called
+
+    assert len(called.norms) == 7
+    assert min(called.norms) > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions_train(precision: str) -> None:
+    result, checkpoint = run("run", *BLOBS, "trainer.max_epochs=1", f"trainer.precision={precision}")
+    assert result["steps"] == 7
+    assert {weight.dtype for weight in checkpoint["state_dict"].values()} == {
+        torch.float64 if precision == "64-true" else torch.float32
+    }
+
+
+@pytest.mark.parametrize(
+    "setting, named",
+    [
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val"),
+        ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches"),
+        ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed"),
+    ],
+)
+@pytest.mark.parametrize("steps", [("experiment=line_slow", "model=line_by_hand"), ("experiment=blobs",)])
+def test_steps_of_ones_own_take_no_help(steps: tuple[str, ...], setting: str, named: str) -> None:
+    with pytest.raises(ValueError, match=f"makes its gradient steps itself, which does not go with.*{named}"):
+        run("run", *steps, setting, "logger=none")
