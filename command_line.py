@@ -122,6 +122,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "run_name", lambda experiment, data, model: experiment or f"{data}_{model}", replace=True
     )
+    OmegaConf.register_new_resolver("run_title", run_title, replace=True)
     OmegaConf.register_new_resolver("data_root", runs.data_root, replace=True)
     OmegaConf.register_new_resolver("folder_of", lambda run: str(runs.find(run)[0]), replace=True)
 
@@ -160,14 +161,25 @@ def typed() -> list[str]:
 
 # Settings that do not change what an experiment measures.
 HARMLESS = ("experiment", "seed", "check", "expect", "resume", "threads", "name", "logger", "checkpoint", "record")
-HARMLESS += ("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "data.root")
-HARMLESS += ("data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps")
+HARMLESS += ("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures")
+HARMLESS += ("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps")
 
 
 def changed(overrides: list[str], may_change: list[str]) -> list[str]:
     """Those of a run's overrides that make it another one than its experiment."""
     harmless = rf"[+~]*({'|'.join(map(re.escape, (*HARMLESS, *may_change)))})[.=]"
     return [override for override in overrides if not re.match(harmless, override)]
+
+
+def run_title(name: str, overrides: list[str], seed: int) -> str:
+    """``mnist_cnn/lr=0.1 seed=2``: what sets a run apart, as a path."""
+    in_name = ("experiment", "seed")
+    if not any(override.startswith("experiment=") for override in overrides):
+        in_name += ("model", "data")
+    settings = [override.lstrip("+").partition("=") for override in changed(list(overrides), [])]
+    shown = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if key not in in_name]
+    title = re.sub(r"[^-\w .,=+]", "_", " ".join([*shown, f"seed={seed}"]))
+    return f"{name}/{title[:120]}"
 
 
 def discard_if_unused(folder: Path) -> None:

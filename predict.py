@@ -164,21 +164,21 @@ def _rows(
 
 
 def _draw(pictures: Any, rows: list[dict[str, Any]], path: Path, most: int = 48) -> None:
-    from matplotlib.figure import Figure
+    from callbacks.pictures import WRONG, new_figure, save
 
     columns = min(6, len(rows))
     lines = -(-min(most, len(rows)) // columns)
-    figure = Figure(figsize=(1.7 * columns, 2.0 * lines + 0.2), layout="constrained")
+    figure = new_figure(1.7 * columns, 2.0 * lines + 0.2)
     for number, (picture, row) in enumerate(zip(pictures[:most], rows[:most], strict=True), 1):
         axes = figure.add_subplot(lines, columns, number)
         axes.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         wrong = "truth" in row and row["truth"] != row["label"]
         title = f"{row['label']}  {100 * row['probability']:.0f} %" + (f"\nis {row['truth']}" if wrong else "")
-        axes.set_title(title, fontsize=9, color="tab:red" if wrong else "black")
+        axes.set_title(title, fontsize=9, color=WRONG if wrong else "black")
         axes.set_xlabel(Path(row["file"]).name[-20:], fontsize=7, parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 if __name__ == "__main__":

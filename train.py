@@ -49,14 +49,14 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     if "class_names" in cfg.data:
         cfg.data.class_names = list(datamodule.class_names)  # so that the run knows them without the folders
     config = OmegaConf.to_container(cfg, resolve=True)
-    report = Report(folder, config, getattr(datamodule, "md5", None))
+    report = Report(folder, config, getattr(datamodule, "md5", None), command_line.changed(cfg.chosen.overrides, []))
     record = Record(folder, cfg.record.every_n_batches)
     checkpoints = Checkpoints(folder / "checkpoints", config, cfg.checkpoint.every_n_steps)
     interrupts = Interrupts(checkpoints.last)
     trainer = instantiate(
         cfg.trainer,
         default_root_dir=str(folder),
-        callbacks=[*instantiate(cfg.callbacks).values(), report, record, checkpoints, interrupts],
+        callbacks=[*filter(None, instantiate(cfg.callbacks).values()), report, record, checkpoints, interrupts],
         logger=instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger else False,
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),

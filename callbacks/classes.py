@@ -27,7 +27,8 @@ class PerClassAccuracy(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._names:
             shares = self._accuracy.compute()
-            pl_module.log_dict({f"test/acc/{name}": share for name, share in zip(self._names, shares, strict=True)})
+            shares = {f"test/acc/{name}": share for name, share in zip(self._names, shares, strict=True)}
+            pl_module.log_dict(shares, logger=False)  # the loggers hear it from callbacks.record
 
 
 class PredictedLabels(pl.Callback):

@@ -32,6 +32,7 @@ class Record(Checkpoint):
             raise ValueError(f"record.every_n_batches={every_n_batches} must be at least 1")
         self.path, self.every_n_batches = folder / "metrics.csv", every_n_batches
         self.rows: list[dict[str, float]] = []
+        self.curve: list[tuple[int, float]] = []  # training examples seen, mean loss since the point before
         self._validation: dict[str, float] = {}
         self._loss, self._batches = 0.0, 0  # of the curve since its last point
         self._before = 0.0  # seconds of this epoch before it was interrupted
@@ -50,13 +51,12 @@ class Record(Checkpoint):
             loss = float(self._loss / self._batches)
             self._loss, self._batches = 0.0, 0
             _tell(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
+            total, seen = len(trainer.datamodule.train_indices), _examples(trainer, batch_idx + 1)
+            self.curve.append((trainer.current_epoch * total + seen, loss))
             if self.every_n_batches:
                 epoch = trainer.current_epoch + 1
                 self.rows.append({"epoch": epoch, "step": trainer.global_step, "train/loss_step": round_float32(loss)})
-                datamodule, batches = trainer.datamodule, batch_idx + 1
-                total = len(datamodule.train_indices)
-                seen = min(batches * (datamodule.batch_size or total) * trainer.world_size, total)
-                log.info("[%d, %5d] loss %.3f  (%d of %d examples)", epoch, batches, loss, seen, total)
+                log.info("[%d, %5d] loss %.3f  (%d of %d examples)", epoch, batch_idx + 1, loss, seen, total)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation = metrics_of(trainer, "val/")
@@ -65,14 +65,18 @@ class Record(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        self._close_row(trainer, row | metrics_of(trainer, "train/"))
+        row |= metrics_of(trainer, "train/")
+        self._close_row(trainer, row)
         self._loss, self._batches = 0.0, 0
+        examples = _examples(trainer, int(trainer.num_training_batches))
+        _tell(trainer, {"speed/examples per second": examples / max(row["seconds"], 1e-3)})
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _tell(trainer, metrics_of(trainer, "test/"))
 
     def _close_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
-        row |= self._validation | {"seconds": round(self._before + time.monotonic() - self._start, 3)}
+        row |= self._validation
+        row["seconds"] = round(self._before + time.monotonic() - self._start, 3)
         self.rows.append(row)
         self._validation, self._before, self._start = {}, 0.0, time.monotonic()
         _tell(trainer, {name: value for name, value in row.items() if "/" in name})
@@ -89,11 +93,24 @@ class Record(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         elapsed = self._before + time.monotonic() - self._start
-        return {"rows": self.rows, "loss": float(self._loss), "batches": self._batches, "elapsed": elapsed}
+        return {
+            "rows": self.rows,
+            "curve": self.curve,
+            "loss": float(self._loss),
+            "batches": self._batches,
+            "elapsed": elapsed,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self._loss, self._batches = state["rows"], state["loss"], state["batches"]
+        self.curve = state["curve"]
         self._before = state["elapsed"]
+
+
+def _examples(trainer: pl.Trainer, batches: int) -> int:
+    """Training examples in the first batches of an epoch, those of all processes."""
+    total = len(trainer.datamodule.train_indices)
+    return min(batches * (trainer.datamodule.batch_size or total) * trainer.world_size, total)
 
 
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

@@ -6,15 +6,18 @@ import math
 import platform
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torchvision
+import yaml
 
 from callbacks.checkpoints import commit, replacing
 from callbacks.expect import Comparison
+from callbacks.pictures import MAIN
 from callbacks.record import metrics_of
 
 log = logging.getLogger(__name__)
@@ -27,10 +30,11 @@ class Report(pl.Callback):
         folder: of the run.
         config: of the run, plain values.
         data_md5: of the data set, where it is a published one.
+        typed: the overrides by which runs are compared.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], data_md5: str | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, config: dict[str, Any], data_md5: str | None, typed: Sequence[str]) -> None:
+        self.folder, self.config, self.typed = folder, config, typed
         chosen = config["chosen"]
         facts = {name: chosen[name] for name in ("experiment", "model", "data")} | {"name": config["name"]}
         command = shlex.join(["python", "train.py", *chosen["overrides"]])
@@ -45,6 +49,10 @@ class Report(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fit_start = time.monotonic()
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_text"):
+                logger.log_text("config", "".join(f"    {line}\n" for line in text.splitlines()))  # as code
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.result["metrics"] |= metrics_of(trainer, "val/")
@@ -69,6 +77,22 @@ class Report(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["test"] = time.monotonic() - self._test_start
         self.result["metrics"] |= metrics_of(trainer, "test/")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_result"):
+                metrics = {name: value for name, value in self.result["metrics"].items() if name.count("/") < 2}
+                logger.log_result(self._settings(), dict(sorted(metrics.items())))  # acc first, then loss
+
+    def _settings(self) -> dict[str, Any]:
+        """What runs are compared by: parts, learning rate, seed, and whatever was typed."""
+        chosen = self.config["chosen"]
+        settings = {"model": chosen["model"], "data": chosen["data"]}
+        for key in ("optimizer.lr", "seed", *(override.lstrip("+").partition("=")[0] for override in self.typed)):
+            value: Any = self.config
+            for name in key.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            if isinstance(value, (bool, int, float, str)):
+                settings[key] = value
+        return settings
 
     def write(self, status: str, **more: Any) -> dict[str, Any]:
         """Writes ``result.json`` with the status: finished, interrupted, diverged or failed."""
@@ -122,7 +146,11 @@ def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], c
         rows.append(
             ("not compared", f"with the published figures: {', '.join(changed)} is not the experiment's setting")
         )
-    rows += [("is in", str(folder)), ("look", "tensorboard --logdir outputs")]
+    rows.append(("is in", str(folder)))
+    files = [folder / "pictures" / f"{name}.png" for name in MAIN]
+    rows += [("picture", str(file)) for file in files if file.exists()][:1]
+    if (folder / "dashboard.txt").exists():
+        rows.append(("look", "tensorboard --logdir outputs"))
     lines = _columns(rows)
     if comparisons and not changed:
         lines += ["", *_columns([("metric", "published", "expected", "got", ""), *(c.row() for c in comparisons)])]

@@ -71,18 +71,15 @@ def draw(rows: list[dict[str, str]], setting: str, path: Path) -> None:
         return
     if not points:
         return
-    from matplotlib.figure import Figure  # slow to import
+    from callbacks.pictures import new_figure, plain, save  # slow to import
 
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = new_figure(6.4, 4)
+    axes = plain(figure.subplots(), setting, metric)
     axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, linewidth=1.2)
     best = f"best: {setting} = {rows[0][setting]}"
     axes.plot(*points[0], marker="o", markersize=9, linestyle="none", color="tab:red", label=best)
-    axes.set_xlabel(setting)
-    axes.set_ylabel(metric)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    axes.legend(frameon=False)
+    save(figure, path)
 
 
 def _lines(rows: list[dict[str, str]], most: int = 12) -> list[str]:

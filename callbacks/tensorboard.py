@@ -1,44 +1,150 @@
 """TensorBoard's event files."""
 
+import functools
+import itertools
 import logging
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
 
 log = logging.getLogger(__name__)
 
+# The tab CUSTOM SCALARS: training and validation in one chart.
+CHARTS = {
+    "training and validation": {
+        name: ["Multiline", [f"^train/{name}$", f"^val/{name}$", f"^test/{name}$"]] for name in ("loss", "acc")
+    }
+}
+
 
 class TensorBoard(TensorBoardLogger):
-    """Writes event files into the folder of the run itself. A full disk costs the rest of them, not the training.
+    """Writes event files. A full disk costs the rest of them, not the training.
+
+    TensorBoard names a run by the path of its event files. They are in a folder whose name says what the run is, such
+    as ``outputs/mnist_cnn/lr=0.1 seed=2``; the folder of the run notes it in ``dashboard.txt``.
 
     Args:
         save_dir: folder of the run.
+        title: ``mnist_cnn/lr=0.1 seed=2``, for a run that has no note yet.
         purge_step: points from this gradient step on are forgotten: a resumed run writes them again.
     """
 
-    def __init__(self, save_dir: str, purge_step: int | None = None) -> None:
+    def __init__(self, save_dir: str, title: str, purge_step: int | None = None) -> None:
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+        self.title, self.goes_on = title, purge_step is not None
         self._broken = False
 
+    @functools.cached_property
+    def log_dir(self) -> str:
+        note = Path(self.save_dir) / "dashboard.txt"
+        if not note.exists():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{self._new_folder()}\n")
+        return note.read_text().strip()
+
+    def _new_folder(self) -> Path:
+        for number in itertools.count(1):
+            folder = Path("outputs", self.title + (f" ({number})" if number > 1 else ""))
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:  # another run of the same settings
+                continue
+            return folder
+        raise AssertionError
+
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        self._guard(super().log_metrics, metrics, step)
+        self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_graph(self, model: pl.LightningModule, input_array: Any = None) -> None:
+        """Lightning calls this at the start; what else belongs to the start is written here too."""
+        if model.trainer.state.fn == "fit" and not self.goes_on:
+            example = torch.zeros(1, *model.trainer.datamodule.shape).to(next(model.parameters()))  # device and type
+            self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))
+            with warnings.catch_warnings():  # it traces in a way that torch would like to be rid of
+                warnings.simplefilter("ignore")
+                self._guard(lambda: self.experiment.add_graph(model.net, example))
+
+    @rank_zero_only
+    def log_text(self, name: str, text: str) -> None:
+        self._guard(lambda: self.experiment.add_text(name, text))
+
+    @rank_zero_only
+    def log_picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 ``(H, W, 3)``, for the tab IMAGES."""
+        self._guard(lambda: self.experiment.add_image(name, picture, step, dataformats="HWC"))
+
+    @rank_zero_only
+    def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+        """A row of the tab HPARAMS."""
+        for part in hparams(settings, metrics):
+            self._guard(lambda part=part: self.experiment._get_file_writer().add_summary(part))
 
     def save(self) -> None:
-        if not self._broken:
-            self._guard(self.experiment.flush)  # and no hparams.yaml: config.yaml holds more
+        self._guard(lambda: self.experiment.flush())  # and no hparams.yaml: config.yaml holds more
 
     def finalize(self, status: str) -> None:
-        self._guard(super().finalize, status)
+        self._guard(lambda: super(TensorBoard, self).finalize(status))
 
-    def _guard(self, write: Callable[..., Any], *arguments: Any) -> None:
+    def _guard(self, write: Callable[[], Any]) -> None:
         if self._broken:
             return
         try:
-            write(*arguments)
+            write()
         except (OSError, ValueError) as error:
             cause = error.__cause__ or error  # Lightning says ValueError to everything
             if not isinstance(cause, OSError):
                 raise
             self._broken = True
             log.warning("no more event files for TensorBoard: %s; the training goes on", cause)
+
+
+class Details(pl.Callback):
+    """Precision-recall curves and the embedding projector of a classifier, from its test set.
+
+    Args:
+        examples: in the projector.
+    """
+
+    def __init__(self, examples: int = 1000) -> None:
+        self.examples = examples
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batches: list[tuple[torch.Tensor, ...]] = []
+        layers = [layer for layer in pl_module.net.modules() if isinstance(layer, torch.nn.Linear)]
+        self._features: list[torch.Tensor] = []
+        self._hook = layers[-1].register_forward_pre_hook(
+            lambda _, inputs: self._features.append(inputs[0].detach().flatten(1).cpu())
+        )
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        images = trainer.datamodule.pictures(batch[0]) if len(batch[0].shape) == 4 else batch[0][:, :0]
+        self._batches.append((pl_module.probabilities(outputs).cpu(), batch[1].cpu(), images.cpu()))
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._hook.remove()
+        shares, targets, images = map(torch.cat, zip(*self._batches, strict=True))
+        names = trainer.datamodule.class_names
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                writer, step = logger.experiment, trainer.global_step
+                for number, name in enumerate(names):
+                    writer.add_pr_curve(f"test/{name}", targets == number, shares[:, number], step)
+                some = slice(self.examples)
+                writer.add_embedding(
+                    torch.cat(self._features)[some],
+                    [names[target] for target in targets[some]],
+                    images[some].float() / 255 if images[0].numel() else None,
+                    step,
+                    "last layer's inputs",
+                )

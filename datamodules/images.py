@@ -62,6 +62,10 @@ class ImageDataModule(InMemoryDataModule):
             self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
         return inputs.float().div_(255).sub_(self._mean).div_(self._std)
 
+    def pictures(self, inputs: Tensor) -> Tensor:
+        """The other way: what the net saw as uint8 ``(B, C, H, W)`` to look at."""
+        return inputs.mul(self._std).add_(self._mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
 
 def flip_crop(images: Tensor, generator: torch.Generator, flip: bool = True, pad: int = 4) -> Tensor:
     """Each image ``(B, C, H, W)`` mirrored or not, and shifted by up to ``pad`` pixels each way, in one gather."""

@@ -18,6 +18,14 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw takes longer than the tiny trainings of the tests; tests/test_dashboard.py looks at the pictures."""
+    if not request.module.__name__.endswith("test_dashboard"):
+        for part in ("_of_training", "_of_test"):
+            monkeypatch.setattr(f"callbacks.pictures.Pictures.{part}", lambda *_: {})
+
+
 @pytest.fixture
 def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs ``python train.py ARGUMENTS`` as a user would, in the test's folder."""

@@ -97,7 +97,7 @@ def test_three_epochs_and_five_more_are_eight(tiny: None) -> None:
     result = run("parts", "resume=parts", "trainer.max_epochs=8")
     assert (result["epochs"], result["status"], result["experiment"]) == (8, "finished", "mnist_dropout_cnn")
     assert differences(end(Path("eight")), end(Path("parts"))) == []
-    events = EventAccumulator("parts").Reload()
+    events = EventAccumulator(Path("parts/dashboard.txt").read_text().strip()).Reload()
     assert [event.step for event in events.Scalars("val/loss")] == [4 * epoch for epoch in range(9)]
 
 
@@ -106,7 +106,12 @@ def test_points_of_a_killed_epoch_are_drawn_once(tiny: None) -> None:
         kill_at(patch, 18)
         run("parts", *RUN, "trainer.max_epochs=2", "trainer.log_every_n_steps=2")
     run("parts", "resume=parts")
-    steps = [event.step for event in EventAccumulator("parts").Reload().Scalars("train/loss_step")]
+    steps = [
+        event.step
+        for event in EventAccumulator(Path("parts/dashboard.txt").read_text().strip())
+        .Reload()
+        .Scalars("train/loss_step")
+    ]
     assert steps == list(range(2, 21, 2))
 
 
@@ -293,7 +298,7 @@ def test_resume_as_typed(shell, tmp_path: Path) -> None:
     assert third.returncode == 0, third.stderr
     result = json.loads((tmp_path / "outputs/last/result.json").read_text())
     assert (result["experiment"], result["epochs"], result["steps"]) == ("blobs", 3, 30)
-    assert not list((tmp_path / "outputs/last").glob("events*"))
+    assert not (tmp_path / "outputs/last/dashboard.txt").exists()
     assert len(list((tmp_path / "outputs/blobs").iterdir())) == 1
     finished = shell("resume=last")
     assert finished.returncode == 1
@@ -372,7 +377,7 @@ def test_a_full_disk_under_tensorboard_warns_once_and_trains_on(
     from callbacks.tensorboard import TensorBoard
 
     fill(small_disk, 0)
-    logger = TensorBoard(str(small_disk))
+    logger = TensorBoard("run", title=str(small_disk / "events"))
     for step in range(3000):
         logger.log_metrics({"train/loss": 1.0}, step)
         if step % 100 == 0:
@@ -424,7 +429,7 @@ def test_a_resumed_run_keeps_its_callbacks_and_its_logger(tiny: None) -> None:
     run("run", *RUN, "callbacks=early_stopping", "trainer.max_epochs=2", "logger=none")
     result = run("run", "resume=run", "trainer.max_epochs=60")
     assert result["epochs"] < 60  # there is nothing to learn in random labels
-    assert not list(Path("run").glob("events*"))
+    assert not Path("run/dashboard.txt").exists()
 
 
 @pytest.mark.parametrize("override", ["optimizer.lr=0.5", "seed=9", "scheduler.max_lr=1", "model.net._target_=x"])

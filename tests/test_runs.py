@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     together = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate()[0] for process in together]
     assert [process.returncode for process in together] == [0, 0], printed
-    assert sorted(os.listdir(folder / "outputs")) == ["last", "same_name", "same_name-2"]
+    assert sorted(os.listdir(folder / "outputs")) == ["blobs_blobs_mlp", "last", "same_name", "same_name-2"]
     return folder / "outputs", printed
 
 
@@ -41,7 +41,7 @@ def test_the_folder_holds_what_is_promised(finished) -> None:
     assert {"config.yaml", "metrics.csv", "result.json", "train.log"} <= names
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
     assert not [name for name in names if name.endswith(".tmp")]
-    assert any("tfevents" in name for name in names)
+    assert {"pictures/boundary.png", "pictures/loss.png"} <= names
 
 
 def test_last_is_one_of_the_two_runs(finished) -> None:
@@ -89,7 +89,10 @@ def test_checkpoints_hold_plain_values_and_the_config(finished) -> None:
 
 
 def test_tensorboard_has_the_curves(finished) -> None:
-    events = EventAccumulator(str(finished[0] / "same_name")).Reload()
+    titles = [(finished[0] / name / "dashboard.txt").read_text().strip() for name in ("same_name", "same_name-2")]
+    title = "outputs/blobs_blobs_mlp/steps_per_batch=50 max_epochs=3 seed=1"
+    assert sorted(titles) == [title, f"{title} (2)"]
+    events = EventAccumulator(str(finished[0].parent / titles[0])).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [50, 100, 150]
     assert [event.step for event in events.Scalars("test/acc")] == [150]
 

@@ -1,0 +1,272 @@
+"""What a run leaves to look at: its pictures, and TensorBoard as a browser shows it."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import command_line
+import datamodules
+import train
+from callbacks import pictures
+from tests.conftest import PROJECT
+
+BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "trainer.max_epochs=4")
+
+
+def run(*overrides: str) -> dict:
+    return train.train(command_line.compose(*overrides), Path("run"))
+
+
+def drawn() -> set[str]:
+    return {path.stem for path in Path("run/pictures").glob("*.png")}
+
+
+def pixels(name: str) -> np.ndarray:
+    return matplotlib.image.imread(f"run/pictures/{name}.png")[..., :3]
+
+
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that a net can tell apart: the brighter, the higher the class."""
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(200) % self.num_classes
+        noise = torch.randint(20, (200, *self.shape), generator=generator)
+        return [((25 * labels.view(-1, 1, 1, 1) + noise).clamp(0, 255).to(torch.uint8), labels)] * 2
+
+    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data, model", [("mnist", "cnn"), ("cifar10", "lenet"), ("fashion_mnist", "mlp")])
+def test_pictures_of_images(data: str, model: str, few_images: None) -> None:
+    run(f"data={data}", f"model={model}", "data.val_size=20", "trainer.max_epochs=2", "logger=none")
+    expected = {"loss", "accuracy", "confusion", "classes", "samples", "predictions", "mistakes"}
+    assert drawn() == expected | ({"filters"} if model != "mlp" else set())
+    for name in drawn():
+        assert pixels(name).std() > 0.02, f"{name} is empty"
+        assert 300 < pixels(name).shape[1] < 1300
+
+
+def test_samples_are_the_first_test_images(few_images: None) -> None:
+    run("data=mnist", "model=mlp", "data.val_size=20", "trainer.max_epochs=1", "logger=none")
+    # Class k is drawn as bright as it is stored, so the six samples get brighter from left to right.
+    image = pixels("samples").mean(-1)
+    centre = image[int(0.5 * len(image)) : int(0.75 * len(image))]  # below the titles
+    middles = [np.median(centre[:, int((number + 0.5) / 6 * image.shape[1])]) for number in range(6)]
+    assert middles == sorted(middles)
+    assert middles[0] < 0.1 < 0.4 < middles[-1]
+
+
+def test_a_boundary_separates_the_classes() -> None:
+    run("experiment=blobs_logits", "trainer.accelerator=cpu", "logger=none")
+    assert drawn() == {"loss", "accuracy", "confusion", "classes", "boundary", "boundaries"}
+    image = pixels("boundary")
+    height, width, _ = image.shape
+    # Class 0 is at (2, 2), to the top right, and its half is blue; class 1 to the bottom left is orange.
+    corner = {"blue": image[int(0.15 * height), int(0.9 * width)], "orange": image[int(0.8 * height), int(0.2 * width)]}
+    assert corner["blue"][2] > corner["blue"][0] + 0.1
+    assert corner["orange"][0] > corner["orange"][2] + 0.1
+
+
+def test_a_line_passes_near_its_points() -> None:
+    run("experiment=line_rescaled", "model.steps_per_batch=1000", "trainer.max_epochs=3", "logger=none")
+    assert drawn() == {"loss", "line", "surface"}
+    image = pixels("line")
+    points, fitted = (
+        np.argwhere(np.abs(image - np.array(matplotlib.colors.to_rgb(colour))).max(-1) < 0.02)
+        for colour in (pictures.TRAIN, pictures.VAL)
+    )
+    assert len(points) > 100
+    distances = np.abs(points[:, None] - fitted[None]).sum(-1).min(1)
+    assert np.quantile(distances, 0.9) < 40  # pixels of some four hundred; before the training it is 150
+
+
+def test_a_diverging_line_is_drawn_too() -> None:
+    run("experiment=line_diverging", "logger=none")
+    assert drawn() == {"loss", "line", "surface"}
+
+
+def test_pictures_in_between_and_over_a_resume() -> None:
+    settings = (*BLOBS, "model.steps_per_batch=20", "logger=none")
+    run(*settings, "trainer.max_epochs=2")
+    whole = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Pictures"]["way"]
+    assert len(whole) == 3
+    run("resume=run", "trainer.max_epochs=4")
+    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Pictures"]["way"]
+    assert len(way) == 5
+    assert all(torch.equal(way[0][name], whole[0][name]) for name in way[0])
+
+
+def test_the_way_of_a_long_training_is_thinned() -> None:
+    run("experiment=line_slow", "trainer.max_epochs=250", "logger=none")
+    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Pictures"]["way"]
+    assert list(way) == list(range(0, 251, 4))
+
+
+def test_pictures_can_be_left_out_and_drawn_often() -> None:
+    run(*BLOBS, "model.steps_per_batch=20", "logger=none", "callbacks.pictures=null")
+    assert not Path("run/pictures").exists()
+    result = run(*BLOBS, "model.steps_per_batch=20", "callbacks.pictures.every_n_epochs=2")
+    events = EventAccumulator(Path("run/dashboard.txt").read_text().strip()).Reload()
+    assert [image.step for image in events.Images("pictures/boundary")] == [40, 80]
+    assert result["status"] == "finished"
+
+
+# --- event files --------------------------------------------------------------------------------------------------
+
+
+def test_a_dashboard_has_everything(few_images: None) -> None:
+    settings = ("data=mnist", "model=cnn", "data.val_size=20", "trainer.max_epochs=2", "optimizer.lr=0.01", "seed=3")
+    result = run(*settings)
+    # The title is made of what is typed; compose() is not the command line.
+    folder = Path(Path("run/dashboard.txt").read_text().strip())
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()
+    scalars = {f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")}
+    assert scalars | {"speed/examples per second"} <= set(tags["scalars"])
+    assert "hp_metric" not in tags["scalars"]
+    assert {f"pictures/{name}" for name in drawn()} == set(tags["images"])
+    assert "config/text_summary" in tags["tensors"]
+    assert tags["graph"]
+    assert events.Scalars("test/acc")[-1].value == pytest.approx(result["metrics"]["test/acc"])
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "overrides, title",
+    [
+        ([], "mnist_cnn/seed=1"),
+        (["model=cnn", "optimizer.lr=0.1"], "mnist_cnn/lr=0.1 seed=1"),
+        (["data.batch_size=64", "trainer.accelerator=cpu", "logger=tensorboard"], "mnist_cnn/batch_size=64 seed=1"),
+        (["experiment=mnist_cnn", "model=mlp"], "mnist_cnn/model=mlp seed=1"),
+        (["data.root=/a/b", "+model.weights=../x/y.pt"], "mnist_cnn/weights=.._x_y.pt seed=1"),
+    ],
+)
+def test_a_run_is_named_by_what_sets_it_apart(overrides: list[str], title: str) -> None:
+    assert command_line.run_title("mnist_cnn", overrides, 1) == title
+
+
+# --- a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Two runs, and TensorBoard's address."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    for settings in (["seed=1"], ["optimizer.lr=0.1", "seed=2"]):
+        command = [sys.executable, str(PROJECT / "train.py"), *BLOBS, *settings]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "outputs", "--port", "0", "--host", "127.0.0.1"]
+    server = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    try:
+        address = next(match[0] for line in server.stderr if (match := re.search(r"http://[^ ]+", line)))
+        yield address, folder
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def browser(request: pytest.FixtureRequest) -> Iterator:
+    """Debian's Chromium, without a window. What it shows at the end of a failing test is kept."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1600,1400"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--enable-unsafe-swiftshader")  # the charts are drawn with WebGL
+    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    failed = request.session.testsfailed
+    try:
+        yield window
+    finally:
+        if request.session.testsfailed > failed:
+            kept = PROJECT / "outputs" / "failed_tests" / f"{request.node.name}.png"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            window.save_screenshot(str(kept))
+        window.quit()
+
+
+# All text that is shown, also inside of TensorBoard's own elements, which hide their parts from querySelector.
+SHOWN = """
+const parts = [], pictures = [];
+(function walk(node) {
+  if (node.nodeType === Node.TEXT_NODE) {
+    const parent = node.parentElement;
+    if (node.textContent.trim() && (!parent || parent.checkVisibility())) parts.push(node.textContent.trim());
+  }
+  if (node.tagName === 'IMG' && node.naturalWidth > 100) pictures.push(node.naturalWidth);
+  if (['SCRIPT', 'STYLE'].includes(node.tagName)) return;
+  if (node.shadowRoot) walk(node.shadowRoot);
+  node.childNodes.forEach(walk);
+})(document.body);
+return [parts.join(' '), pictures];
+"""
+
+
+def wait_for(browser, *words: str, pictures: int = 0) -> str:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def there(window) -> str | bool:
+        text, images = window.execute_script(SHOWN)
+        return text if all(word in text for word in words) and len(images) >= pictures else False
+
+    return WebDriverWait(browser, 60, ignored_exceptions=()).until(there, f"{words} are not all shown")
+
+
+@pytest.mark.browser
+def test_a_person_sees_the_runs_the_charts_and_a_picture(dashboard: tuple[str, Path], browser) -> None:
+    address, _ = dashboard
+    browser.get(f"{address}#timeseries")
+    runs = ("blobs_blobs_mlp/max_epochs=4 seed=1", "blobs_blobs_mlp/max_epochs=4 lr=0.1 seed=2")
+    wait_for(browser, *runs, "pictures", "boundary", "train", "val", "test", pictures=1)
+
+
+@pytest.mark.browser
+def test_a_chart_has_points(dashboard: tuple[str, Path], browser) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    address, folder = dashboard
+    browser.get(f"{address}?tagFilter=train%2Floss%24#timeseries")
+    wait = WebDriverWait(browser, 60)
+    card = wait.until(lambda window: window.find_elements(By.TAG_NAME, "scalar-card"))[0]
+
+    def has_lines(_) -> bool:
+        image = matplotlib.image.imread(io.BytesIO(card.screenshot_as_png))[..., :3]
+        return int((image.max(-1) - image.min(-1) > 0.3).sum()) > 100  # coloured pixels
+
+    wait.until(has_lines)
+    for file in folder.glob("outputs/blobs_blobs_mlp/*/metrics.csv"):
+        last = float(file.read_text().splitlines()[-1].split(",")[2])
+        assert f"{last:.4f}" in card.text  # the table below the chart
+
+
+@pytest.mark.browser
+def test_the_table_of_settings_has_the_test_accuracy(dashboard: tuple[str, Path], browser) -> None:
+    address, folder = dashboard
+    browser.get(f"{address}#hparams")
+    results = [json.loads(path.read_text()) for path in folder.glob("outputs/blobs_blobs_mlp/*/result.json")]
+    figures = [f"{result['metrics']['test/acc']:#.5g}" for result in results]
+    text = wait_for(browser, "test/acc", "optimizer.lr", "0.10000", *figures)
+    assert "hp_metric" not in text
+    assert os.path.isdir(folder / "outputs" / "blobs_blobs_mlp" / "max_epochs=4 lr=0.1 seed=2")
