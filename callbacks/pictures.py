@@ -243,16 +243,21 @@ def accuracy(rows: Sequence[dict[str, float]], checked_on: str) -> "Figure":
 def images(pictures: Tensor, titles: Sequence[str], colours: Sequence[str] | None = None, title: str = "") -> "Figure":
     """Images, uint8 ``(N, C, H, W)``, up to six in a row, each with its title."""
     columns = min(6, len(pictures))
-    lines = -(-len(pictures) // columns)
-    figure = new_figure(1.55 * columns, 1.9 * lines + (0.3 if title else 0))
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for number, axes in enumerate(grid):
-        axes.axis("off")
-        if number < len(pictures):
-            axes.imshow(pictures[number].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(titles[number], fontsize=10, color=colours[number] if colours else "black")
-    if title:
-        figure.suptitle(title, fontsize=11)
+    cell, head = np.array([1.55, 1.9]), 0.3 if title else 0.0  # inches
+    width, height = cell * (columns, -(-len(pictures) // columns)) + (0, head)
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all: axes of their own take ten times as long
+    axes.axis("off")
+    for number, picture in enumerate(pictures):
+        left, top = cell * (number % columns, number // columns) + (0.07, head + 0.42)
+        extent = (left, left + 1.4, top + 1.4, top)
+        axes.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
+        colour = colours[number] if colours else "black"
+        axes.text(left + 0.7, top - 0.05, titles[number], ha="center", va="bottom", fontsize=10, color=colour)
+    axes.text(width / 2, 0.2, title, ha="center", va="center", fontsize=11)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
     return figure
 
 
@@ -336,11 +341,15 @@ def filters(weight: Tensor) -> "Figure":
         pictures = pictures[:, :1]
     columns = min(8, len(pictures))
     lines = -(-len(pictures) // columns)
+    size = np.array(pictures.shape[2:]) + 1
+    mosaic = np.full((*(size * (lines, columns) - 1), pictures.shape[1]), 255, dtype=np.uint8)
+    for number, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+        top, left = size * (number // columns, number % columns)
+        mosaic[top : top + size[0] - 1, left : left + size[1] - 1] = picture
     figure = new_figure(0.9 * columns, 0.9 * lines + 0.4)
-    for axes in (grid := figure.subplots(lines, columns, squeeze=False).ravel()):
-        axes.axis("off")
-    for axes, picture in zip(grid, pictures, strict=False):
-        axes.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.imshow(mosaic.squeeze(-1) if mosaic.shape[-1] == 1 else mosaic, cmap="gray", interpolation="nearest")
     figure.suptitle("filters of the first layer", fontsize=11)
     return figure
 
