@@ -7,9 +7,11 @@ import ctypes
 import difflib
 import functools
 import itertools
+import json
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 import runs
+from callbacks.files import replacing
 
 PROJECT = Path(__file__).parent
 log = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
         for file in (PROJECT / "conf").glob("hydra/*/*.yaml"):
             ConfigStore.instance().store(file.stem, OmegaConf.load(file), group=f"hydra/{file.parent.name}")
 
+    failures: list[BaseException] = []
+
     @hydra.main(version_base="1.3", config_path=str(main_file.parent), config_name=main_file.name)
     def main(cfg: DictConfig) -> object:
         os.environ["HYDRA_FULL_ERROR"] = str(int(whole_traceback))  # what child processes are to see
@@ -57,7 +62,9 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
             return task(cfg, folder)
         except BaseException as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN and getattr(error, "exit_code", 1) < 128:
-                raise  # and the other jobs of the sweep still run
+                note_failure(folder, error)  # and the other jobs of the sweep still run
+                failures.append(error)
+                return say(error, whole_traceback)
             discard_if_unused(folder)
             leave(error, whole_traceback)
         finally:
@@ -68,6 +75,8 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
         main()
     except (Exception, KeyboardInterrupt) as error:
         leave(error, whole_traceback)
+    if failures:
+        sys.exit(1)
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -197,6 +206,17 @@ def discard_if_unused(folder: Path) -> None:
             break
 
 
+def note_failure(folder: Path, error: BaseException) -> None:
+    """Lets the result.json of a sweep's job say why it failed; a job that never started gets one."""
+    file = folder / "result.json"
+    result: dict[str, object] = {"command": shlex.join(["python", "train.py", *typed()]), "overrides": typed()}
+    result |= {"status": "failed", "metrics": {}}
+    if file.exists():
+        result = json.loads(file.read_text())
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(result | {"reason": one_line(error)}, indent=1) + "\n")
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
@@ -204,13 +224,18 @@ def leave(error: BaseException, whole_traceback: bool) -> NoReturn:
     """Says what went wrong in one line and ends the process. The exit codes are those of the README."""
     if isinstance(error, SystemExit):
         raise error
-    if whole_traceback:
-        traceback.print_exception(error)
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    say(error, whole_traceback)
     if again := getattr(error, "again", None):
         print(f"go on with: {again}", file=sys.stderr)
     codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
     sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
+
+
+def say(error: BaseException, whole_traceback: bool) -> None:
+    """One line about an error, on stderr."""
+    if whole_traceback:
+        traceback.print_exception(error)
+    print(f"error: {one_line(error)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

@@ -35,8 +35,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict:
 
     import lightning.pytorch as pl
 
-    from callbacks.checkpoints import replacing
     from callbacks.classes import PerClassAccuracy
+    from callbacks.files import replacing
     from callbacks.record import metrics_of, shown
 
     datamodule.test_on = cfg.split

@@ -26,7 +26,7 @@ def export(cfg: DictConfig, folder: Path) -> Path:
         raise FileNotFoundError(f"to={to}: there is no folder {to.parent}")
     _, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
 
-    from callbacks.checkpoints import replacing
+    from callbacks.files import replacing
 
     with replacing(to) as temporary:
         writers[to.suffix](datamodule, model, temporary)

@@ -33,8 +33,9 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     """Trains and tests what ``cfg`` describes, writes everything to ``folder`` and returns its result.json."""
     from hydra.utils import instantiate
 
-    from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, replacing
+    from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
     from callbacks.expect import ExpectationMissed, compare
+    from callbacks.files import replacing
     from callbacks.interrupts import Interrupted, Interrupts
     from callbacks.profiling import NoProfiler
     from callbacks.record import Record

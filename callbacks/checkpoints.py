@@ -1,10 +1,9 @@
-"""Checkpoints that are always whole: written beside the old one, flushed to the disk, then put in its place."""
+"""Checkpoints that are always whole, and hold nothing that could run code."""
 
-import contextlib
+import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.files import replacing
+
 # What "best" means: the first of these that the run measures.
 MONITORS = (("val/acc", max), ("val/loss", min), ("train/loss", min))
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to in the folder of ``path``; what was written takes the place of ``path`` at the end, or not at
-    all. Lightning stages in the temporary folder instead, and a full disk then costs the previous checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -53,6 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
+@functools.cache
 def commit() -> str | None:
     """The commit of this project, with ``-dirty`` when files differ from it; None outside a checkout."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from callbacks.checkpoints import replacing
+from callbacks.files import replacing
 from callbacks.record import Record
 
 log = logging.getLogger(__name__)

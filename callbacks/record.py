@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.checkpoints import replacing
+from callbacks.files import replacing
 
 log = logging.getLogger(__name__)
 

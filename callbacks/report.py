@@ -15,8 +15,9 @@ import torch
 import torchvision
 import yaml
 
-from callbacks.checkpoints import commit, replacing
+from callbacks.checkpoints import commit
 from callbacks.expect import Comparison
+from callbacks.files import replacing
 from callbacks.pictures import MAIN
 from callbacks.record import metrics_of
 

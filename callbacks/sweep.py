@@ -3,89 +3,238 @@
 import csv
 import json
 import logging
+import math
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from callbacks.files import replacing
+
 log = logging.getLogger(__name__)
 
 # What runs are ranked by: the first of these that they measured. The test set ranks nothing.
 MONITORS = {"val/acc": "highest", "val/loss": "lowest", "train/loss": "lowest"}
+# Settings that make a run another sample of the same thing: over them there is a mean.
+SAMPLES = ("seed", "data.fold")
 
 
 class SweepSummary(Callback):
-    """Writes ``summary.csv``, ``summary.md`` and ``summary.png`` into the folder of the sweep and prints the table."""
+    """Writes ``summary.csv``, ``summary.md`` and ``summary.png`` into the folder of the sweep and prints the table.
+
+    After every job, so that an interrupted sweep has a summary too; the picture and the print come at the end.
+    """
 
     def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
-            write(Path(config.hydra.sweep.dir))  # after each job, so that an interrupted sweep has one too
+            summary = Summary(Path(config.hydra.sweep.dir))
+            if summary.results:
+                summary.write()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        if rows := write(folder):
-            if len(swept := [key for key in rows[0] if "/" not in key and key not in ("rank", "status")]) == 1:
-                draw(rows, swept[0], folder / "summary.png")
-            log.info("\n%s\n\n  %d runs in %s", "\n".join(_lines(rows)), len(rows), folder)
+        summary = Summary(Path(config.hydra.sweep.dir))
+        if summary.results:
+            summary.write()
+            summary.draw()
+            log.info("\n%s", summary)
 
 
-def write(folder: Path) -> list[dict[str, str]]:
-    """Writes the summary of the runs in a sweep's folder; returns its rows, the best one first."""
-    results = [json.loads(path.read_text()) for path in folder.glob("*/result.json")]
-    if not results:
-        return []
-    monitor = next((name for name in MONITORS if any(name in result["metrics"] for result in results)), "val/loss")
-    sign = -1 if MONITORS[monitor] == "highest" else 1
-    scores = {id(result): result["metrics"].get(monitor) for result in results}
-    results.sort(key=lambda r: (scores[id(r)] is None, sign * (scores[id(r)] or 0.0), r["command"]))
-    overrides = [dict(part.split("=", 1) for part in result["overrides"] if "=" in part) for result in results]
-    swept = [key for key in overrides[0] if len({other.get(key) for other in overrides}) > 1]
-    metrics = list(dict.fromkeys([monitor, *(name for r in results for name in r["metrics"] if name.count("/") == 1)]))
-    rows = [
-        {"rank": str(rank)}
-        | {key: chosen.get(key, "") for key in swept}
-        | {name: "" if (value := result["metrics"].get(name)) is None else f"{value:.6g}" for name in metrics}
-        | {"status": result["status"]}
-        for rank, (result, chosen) in enumerate(zip(results, overrides, strict=True), 1)
-    ]
-    with open(folder / "summary.csv", "w", newline="") as out:
-        writer = csv.DictWriter(out, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    best = results[0]
-    table = [
-        "| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]), *(r.values() for r in rows))
-    ]
-    text = f"Ranked by {monitor}, the {MONITORS[monitor]} first. The best again:\n\n    {best['command']}\n\n"
-    (folder / "summary.md").write_text(text + "\n".join(table) + "\n")
-    return rows
+class Summary:
+    """The results in a sweep's folder.
+
+    Attributes:
+        results: of all jobs, the best one first.
+        keys: the settings that differ between the jobs, without those of ``SAMPLES``.
+        groups: the results of each combination of ``keys``, the best combination first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+        measured = [result["metrics"] for result in self.results]
+        self.monitor = next((name for name in MONITORS if any(name in metrics for metrics in measured)), "val/loss")
+        self._sign = -1 if MONITORS[self.monitor] == "highest" else 1
+        self.settings = {id(result): _settings(result) for result in self.results}
+        names = dict.fromkeys(key for settings in self.settings.values() for key in settings)
+        swept = [key for key in names if len({settings.get(key) for settings in self.settings.values()}) > 1]
+        self.keys = [key for key in swept if key not in SAMPLES]
+        self.sampled = [key for key in swept if key in SAMPLES]
+        self.results.sort(key=lambda result: (self._badness([result]), result["command"]))
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for result in self.results:
+            values = tuple(self.settings[id(result)].get(key, "") for key in self.keys)
+            groups.setdefault(values, []).append(result)
+        self.groups = dict(sorted(groups.items(), key=lambda item: (self._badness(item[1]), item[0])))
+
+    def scores(self, results: Iterable[dict[str, Any]], metric: str | None = None) -> list[float]:
+        values = [result["metrics"].get(metric or self.monitor) for result in results if result["status"] != "failed"]
+        return [value for value in values if value is not None]
+
+    def _badness(self, results: list[dict[str, Any]]) -> float:
+        scores = self.scores(results)
+        return self._sign * statistics.mean(scores) if scores else math.inf
+
+    # --- tables ---------------------------------------------------------------------------------------------------
+
+    def jobs(self) -> list[dict[str, str]]:
+        """A row for each job."""
+        metrics = [name for result in self.results for name in result["metrics"] if name.count("/") == 1]
+        rows = []
+        for rank, result in enumerate(self.results, 1):
+            settings = self.settings[id(result)]
+            row = {"rank": str(rank)} | {key: settings.get(key, "") for key in (*self.keys, *self.sampled)}
+            for name in dict.fromkeys([self.monitor, *metrics]):
+                value = result["metrics"].get(name)
+                row[name] = "" if value is None else f"{value:.6g}"
+            rows.append(row | {"status": result["status"], "reason": result.get("reason", "")})
+        return rows
+
+    def means(self) -> list[dict[str, str]]:
+        """A row for each combination of settings, with mean ± standard deviation over the seeds and folds."""
+        metrics = [self.monitor, *(name for name in ("test/acc", "test/loss") if name != self.monitor)]
+        rows = []
+        for rank, (values, results) in enumerate(self.groups.items(), 1):
+            row = {"rank": str(rank)} | dict(zip(self.keys, values, strict=True))
+            for name in metrics:
+                if scores := self.scores(results, name):
+                    spread = f" ± {statistics.stdev(scores):.2g}" if len(scores) > 1 else ""
+                    row[name] = f"{statistics.mean(scores):.6g}{spread}"
+                elif any(self.scores(self.results, name)):
+                    row[name] = ""
+            rows.append(row | {"n": str(len(self.scores(results)))})
+        return rows
+
+    def write(self) -> None:
+        rows = self.jobs()
+        lines = []
+        if self.scores(self.results):
+            lines += [f"Ranked by {self.monitor}, the {MONITORS[self.monitor]} first. The best again:", ""]
+            lines += [f"    {self.best()['command']}", ""]
+        if self.sampled:
+            lines += [*_markdown(self.means()), ""]
+        lines += [*_markdown(rows), ""]
+        with replacing(self.folder / "summary.csv") as file, open(file, "w", newline="") as out:
+            writer = csv.DictWriter(out, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        with replacing(self.folder / "summary.md") as file:
+            file.write_text("\n".join(lines))
+
+    def best(self) -> dict[str, Any]:
+        """The best job of the best combination."""
+        return next(iter(self.groups.values()))[0]
+
+    def __str__(self) -> str:
+        rows = self.means() if self.sampled else self.jobs()
+        rows = [{key: value for key, value in row.items() if key != "reason"} for row in rows]
+        lines = _columns(rows[:12])
+        if len(rows) > 12:
+            lines.append(f"  … and {len(rows) - 12} more in {self.folder / 'summary.csv'}")
+        failed = [result for result in self.results if result["status"] == "failed"]
+        for result in failed:
+            swept = " ".join(f"{key}={self.settings[id(result)].get(key, '')}" for key in (*self.keys, *self.sampled))
+            lines.append(f"  failed: {swept}: {result.get('reason', 'killed')}")
+        count = f"{len(self.results)} runs" + (f", {len(failed)} failed" if failed else "")
+        lines += ["", f"  {count}, in {self.folder}"]
+        if self.scores(self.results):
+            lines.append(f"  best: {self.best()['command']}")
+        return "\n".join(lines)
+
+    # --- the picture ----------------------------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        """``summary.png``: the metric over the setting that was swept, or over the two; else the best combinations."""
+        groups = {values: scores for values, results in self.groups.items() if (scores := self.scores(results))}
+        if not groups:
+            return
+        from callbacks.pictures import TRAIN, VAL, WRONG, new_figure, plain, save  # slow to import
+
+        numbers = [_numbers([values[place] for values in groups]) for place in range(len(self.keys))]
+        if len(self.keys) == 2 and len(groups) > 3:
+            figure = self._heat_map(groups)
+        elif len(self.keys) == 1 and numbers[0]:
+            figure = new_figure(6.4, 4)
+            axes = plain(figure.subplots(), self.keys[0], self.monitor)
+            points = sorted(zip(numbers[0], groups.values(), strict=True))
+            x, means = [x for x, _ in points], [statistics.mean(scores) for _, scores in points]
+            if self.sampled:
+                spreads = [statistics.stdev(scores) if len(scores) > 1 else 0.0 for _, scores in points]
+                axes.errorbar(x, means, spreads, color=TRAIN, marker="o", markersize=4, linewidth=1.2, capsize=3)
+            else:
+                axes.plot(x, means, color=TRAIN, marker="o", markersize=4, linewidth=1.2)
+            best = next(iter(groups))
+            place = (numbers[0][0], statistics.mean(groups[best]))
+            label = f"best: {self.keys[0]} = {best[0]}"
+            axes.plot(*place, marker="o", markersize=9, linestyle="none", color=WRONG, label=label)
+            if min(x) > 0 and max(x) >= 30 * min(x):
+                axes.set_xscale("log")
+            axes.legend(frameon=False)
+        else:
+            shown = list(groups.items())[:20]
+            figure = new_figure(7, 1.2 + 0.32 * len(shown))
+            axes = plain(figure.subplots(), self.monitor, "")
+            for place, (_, scores) in enumerate(shown):
+                axes.plot(scores, [place] * len(scores), "o", color=TRAIN, markersize=4, alpha=0.5)
+                axes.plot(statistics.mean(scores), place, "|", color=VAL, markersize=14, markeredgewidth=2.5)
+            keys = [key.rpartition(".")[2] for key in self.keys]
+            names = [" ".join(map("=".join, zip(keys, values, strict=True))) for values, _ in shown]
+            axes.set_yticks(range(len(shown)), [name or "all" for name in names])
+            axes.invert_yaxis()
+        save(figure, self.folder / "summary.png")
+
+    def _heat_map(self, groups: dict[tuple[str, ...], list[float]]) -> Any:
+        from callbacks.pictures import new_figure
+
+        sides = []
+        for place in range(2):
+            values = list(dict.fromkeys(group[place] for group in groups))
+            numbers = dict(zip(values, _numbers(values) or range(len(values)), strict=True))
+            sides.append(sorted(values, key=numbers.__getitem__))
+        rows, columns = sides
+        table = [
+            [statistics.mean(groups[row, column]) if (row, column) in groups else math.nan for column in columns]
+            for row in rows
+        ]
+        figure = new_figure(2.5 + 0.75 * len(columns), 1.6 + 0.5 * len(rows))
+        axes = figure.subplots()
+        shown = axes.imshow(table, cmap="Blues" if self._sign < 0 else "Blues_r", aspect="auto")
+        figure.colorbar(shown, label=self.monitor)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel(self.keys[1])
+        axes.set_ylabel(self.keys[0])
+        for y, cells in enumerate(table):
+            for x, value in enumerate(cells):
+                if not math.isnan(value):
+                    dark = shown.norm(value) > 0.6 if self._sign < 0 else shown.norm(value) < 0.4
+                    colour = "white" if dark else "black"
+                    axes.text(x, y, f"{value:.3g}", ha="center", va="center", color=colour, fontsize=8)
+        return figure
 
 
-def draw(rows: list[dict[str, str]], setting: str, path: Path) -> None:
-    """The metric that ranks against the setting that was swept, where that is a number."""
-    metric = next(key for key in rows[0] if "/" in key)
+def _settings(result: dict[str, Any]) -> dict[str, str]:
+    """What was typed for a job, as text."""
+    return dict(part.lstrip("+").split("=", 1) for part in result["overrides"] if "=" in part)
+
+
+def _numbers(values: Sequence[str]) -> list[float]:
+    """The values as numbers; none if one is a name."""
     try:
-        points = [(float(row[setting]), float(row[metric])) for row in rows if row[metric]]
-    except ValueError:  # names were swept
-        return
-    if not points:
-        return
-    from callbacks.pictures import new_figure, plain, save  # slow to import
-
-    figure = new_figure(6.4, 4)
-    axes = plain(figure.subplots(), setting, metric)
-    axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, linewidth=1.2)
-    best = f"best: {setting} = {rows[0][setting]}"
-    axes.plot(*points[0], marker="o", markersize=9, linestyle="none", color="tab:red", label=best)
-    axes.legend(frameon=False)
-    save(figure, path)
+        return [float(value) for value in values]
+    except ValueError:
+        return []
 
 
-def _lines(rows: list[dict[str, str]], most: int = 12) -> list[str]:
-    cells = [list(rows[0]), *(list(row.values()) for row in rows[:most])]
+def _markdown(rows: Sequence[dict[str, str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]), *(r.values() for r in rows))]
+
+
+def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
+    return [
         "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     ]
-    return lines + ([f"  … and {len(rows) - most} more in summary.csv"] if len(rows) > most else [])

@@ -148,6 +148,18 @@ def test_a_dashboard_has_everything(few_images: None) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
 
 
+def test_details_when_asked(few_images: None) -> None:
+    run("data=mnist", "model=cnn", "data.val_size=20", "trainer.max_epochs=1", "callbacks=details")
+    folder = Path(Path("run/dashboard.txt").read_text().strip())
+    tensors = EventAccumulator(str(folder)).Reload().Tags()["tensors"]
+    assert {f"test/{digit}" for digit in range(10)} <= set(tensors)
+    assert "last layer's inputs" in (folder / "projector_config.pbtxt").read_text().replace("\\'", "'")
+    (vectors,) = folder.rglob("tensors.tsv")
+    assert len(vectors.read_text().splitlines()) == 200
+    (labels,) = folder.rglob("metadata.tsv")
+    assert labels.read_text().split()[:11] == [*"0123456789", "0"]
+
+
 @pytest.mark.parametrize(
     "overrides, title",
     [

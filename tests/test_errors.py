@@ -1,5 +1,6 @@
 """Wrong input: one clear line, a non-zero exit code, nothing left behind."""
 
+import json
 import os
 
 import pytest
@@ -92,4 +93,7 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others(shell, tmp_path) -> N
     assert answer.returncode == 1
     assert "data.batch_size=0 must be" in answer.stderr
     assert "Traceback" not in answer.stderr
-    assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 2
+    results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("outputs/sweep/*/*/result.json"))]
+    assert [result["status"] for result in results] == ["failed", "finished", "finished"]
+    assert results[0]["reason"].startswith("data.batch_size=0 must be")
+    assert "failed: data.batch_size=0: data.batch_size=0 must be" in answer.stdout
