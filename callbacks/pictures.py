@@ -235,6 +235,8 @@ def accuracy(rows: Sequence[dict[str, float]], checked_on: str) -> "Figure":
     for key, colour, label in (("train/acc", TRAIN, "training"), ("val/acc", VAL, checked_on)):
         if points := [(row["epoch"], 100 * row[key]) for row in rows if key in row]:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=label)
+    if len(rows) == 1:
+        axes.set_xlim(0, 2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
