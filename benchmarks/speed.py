@@ -1,19 +1,18 @@
 """How long an epoch takes: this project, a bare loop, the tutorial's way, and Lightning as it comes, beside each other.
 
-    python benchmarks/speed.py                           all of it, 5 rounds after a warm-up: about an hour
+    python benchmarks/speed.py                           all of it, 5 rounds after a warm-up: long
     python benchmarks/speed.py --rounds 7 mnist_cnn      the rows whose names begin so, more often
     python benchmarks/speed.py --whole-rounds 1 whole    a command against a script, from start to end
 
 Every round times each way once, one after the other; reported are the median of the rounds' ratios and their range.
 
 *project*: its own ``train`` function with everything that users get by default (checkpoints, TensorBoard, metrics.csv,
-progress) but the pictures, which take about a second at the end of a run however long it is. *bare*: the loop that
+progress) but the pictures, which take less than a second at the end of a run however long it is. *bare*: the loop that
 somebody would write who keeps the data in memory: the same net and memory format, the same batches cut from one tensor,
 torch's default optimizer. With the project's optimizer it must end with the same weights, to the bit: the warm-up
 checks that. *tutorial*: torchvision's data set with transforms for each image and a DataLoader with 0 or 2 workers.
 *plain Lightning*: that DataLoader under a Trainer with its defaults and ``self.log`` in every step. These three are
-timed on a fifth of an epoch, so their set-up counts five times: up to a second of some twenty. All with the test that
-ends an epoch.
+timed on a fifth of an epoch, so their set-up counts five times. All with the test that ends an epoch.
 
 Two rows are other comparisons: ``whole process`` is a command against a script, from its start to its end and with the
 pictures, and ``mnist_99`` the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %.

@@ -249,7 +249,7 @@ def images(pictures: Tensor, titles: Sequence[str], colours: Sequence[str] | Non
     width, height = cell * (columns, -(-len(pictures) // columns)) + (0, head)
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all: axes of their own take ten times as long
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all: axes of its own for each image take far longer
     axes.axis("off")
     for number, picture in enumerate(pictures):
         left, top = cell * (number % columns, number // columns) + (0.07, head + 0.42)

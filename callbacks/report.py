@@ -84,10 +84,11 @@ class Report(pl.Callback):
                 logger.log_result(self._settings(), dict(sorted(metrics.items())))  # acc first, then loss
 
     def _settings(self) -> dict[str, Any]:
-        """What runs are compared by: parts, learning rate, seed, and whatever was typed."""
+        """What runs are compared by: their parts, the settings in which experiments differ, and whatever was typed."""
         chosen = self.config["chosen"]
-        settings = {"model": chosen["model"], "data": chosen["data"]}
-        for key in ("optimizer.lr", "seed", *(override.lstrip("+").partition("=")[0] for override in self.typed)):
+        settings = {group: chosen[group] for group in ("model", "data", "optimizer", "scheduler")}
+        usual = ("optimizer.lr", "optimizer.momentum", "data.batch_size", "trainer.max_epochs", "seed")
+        for key in (*usual, *(override.lstrip("+").partition("=")[0] for override in self.typed)):
             value: Any = self.config
             for name in key.split("."):
                 value = value.get(name) if isinstance(value, dict) else None

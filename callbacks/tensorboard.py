@@ -117,11 +117,15 @@ class Details(pl.Callback):
     def __init__(self, examples: int = 1000) -> None:
         self.examples = examples
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._layers = [layer for layer in pl_module.net.modules() if isinstance(layer, torch.nn.Linear)]
+        if not (self._layers and trainer.datamodule.class_names and hasattr(pl_module, "probabilities")):
+            raise ValueError("callbacks=details is for classifiers that end in a linear layer")
+
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._batches: list[tuple[torch.Tensor, ...]] = []
-        layers = [layer for layer in pl_module.net.modules() if isinstance(layer, torch.nn.Linear)]
         self._features: list[torch.Tensor] = []
-        self._hook = layers[-1].register_forward_pre_hook(
+        self._hook = self._layers[-1].register_forward_pre_hook(
             lambda _, inputs: self._features.append(inputs[0].detach().flatten(1).cpu())
         )
 

@@ -160,6 +160,11 @@ def test_details_when_asked(few_images: None) -> None:
     assert labels.read_text().split()[:11] == [*"0123456789", "0"]
 
 
+def test_details_of_a_line_there_are_none() -> None:
+    with pytest.raises(ValueError, match="callbacks=details is for classifiers"):
+        run("experiment=line_slow", "callbacks=details", "logger=none")
+
+
 @pytest.mark.parametrize(
     "overrides, title",
     [
