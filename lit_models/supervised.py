@@ -55,7 +55,7 @@ class Supervised(pl.LightningModule):
         self.net, self.loss = net.to(memory_format=torch.channels_last), loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.steps_per_batch, self.allow_divergence = seed, steps_per_batch, allow_divergence
-        self._sums: dict[str, dict[str, Tensor]] = {}  # stage -> name -> sum over the examples seen in this epoch
+        self._sums: dict[str, dict[str, Any]] = {}  # stage -> name -> sum over the examples seen in this epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning writes this name some forty times a step, and nn.Module's way of writing takes 2 us each time.
@@ -88,25 +88,39 @@ class Supervised(pl.LightningModule):
     def _add(self, stage: str, count: int, loss: Tensor, others: dict[str, Tensor]) -> None:
         """Adds the mean loss of ``count`` examples, and what was measured, to the sums of the epoch."""
         sums = self._sums.setdefault(stage, {})
-        if not sums:  # float64, or 60,000 losses would round; Apple's GPUs have none
-            dtype = torch.float32 if self.device.type == "mps" else torch.float64
-            sums |= {name: torch.zeros((), dtype=dtype, device=self.device) for name in ("count", "loss", *others)}
+        if not sums:
+            sums |= {"count": 0} | {name: self._sum() for name in ("loss", *others)}
         sums["count"] += count
-        sums["loss"].add_(loss, alpha=count)
-        for name, value in others.items():
-            sums[name] += value
+        if loss.device.type == "cpu":
+            sums["loss"] += count * loss.item()
+            for name, value in others.items():
+                sums[name] += value.item()
+        else:
+            sums["loss"].add_(loss, alpha=count)
+            for name, value in others.items():
+                sums[name].add_(value)
+
+    def _sum(self, start: float = 0.0) -> float | Tensor:
+        """A number on a CPU, where Python adds faster than torch; a tensor on a GPU, where to read it is to wait."""
+        return start if self.device.type == "cpu" else self._exact(start)
+
+    def _exact(self, number: Any) -> Tensor:
+        # In float32 the sum of 60,000 losses would round; Apple's GPUs have no float64.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.as_tensor(number, dtype=dtype, device=self.device)
 
     def means(self, stage: str) -> dict[str, Tensor]:
         """The means over the examples that this process has seen in the running epoch."""
         sums = self._sums.get(stage, {})
-        return {f"{stage}/{name}": total / sums["count"] for name, total in sums.items() if name != "count"}
+        means = {name: total / sums["count"] for name, total in sums.items() if name != "count"}
+        return {f"{stage}/{name}": torch.as_tensor(mean, dtype=torch.float32) for name, mean in means.items()}
 
     def _log_epoch(self, stage: str) -> None:
         sums = self._sums.get(stage, {})
         if stage == "train" and sums:
             self._stop_if_not_finite(self.means(stage)["train/loss"].cpu())  # before this epoch is saved
         for name, total in sums.items():
-            sums[name] = self.trainer.strategy.reduce(total, reduce_op="sum")
+            sums[name] = self.trainer.strategy.reduce(self._exact(total), reduce_op="sum")
         self.log_dict(self.means(stage), logger=False)  # the loggers hear it from callbacks.record, once an epoch
         sums.clear()
 
@@ -144,7 +158,7 @@ class Supervised(pl.LightningModule):
         digest = hashlib.blake2b(repr((self.seed, self.global_rank)).encode(), digest_size=7).digest()
         self._step_seed = int.from_bytes(digest)
         for sums in self._sums.values():  # of a checkpoint, which is read before the module is on its device
-            sums.update({name: total.to(self.device) for name, total in sums.items()})
+            sums.update({name: self._sum(float(total)) for name, total in sums.items() if name != "count"})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The random numbers of a batch depend on (seed, its number) alone: a run that is resumed draws the same ones.
@@ -231,7 +245,7 @@ class Supervised(pl.LightningModule):
     # --- checkpoints in the middle of an epoch --------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epoch_sums"] = dict(self._sums.get("train", {}))
+        checkpoint["epoch_sums"] = {name: float(total) for name, total in self._sums.get("train", {}).items()}
         if checkpoint["epoch_sums"]:
             self._stop_if_not_finite(self.means("train")["train/loss"].cpu())
 
@@ -253,7 +267,7 @@ class Classifier(Supervised):
     def measure(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         if targets.is_floating_point():  # a vector, not a class
             return {}
-        return {"acc": (self.classes(predictions) == targets).sum()}
+        return {"acc": (self.classes(predictions) == targets).count_nonzero()}
 
     @staticmethod
     def classes(logits: Tensor) -> Tensor:
