@@ -3,9 +3,12 @@
 Imports nothing heavy: a mistake is answered before torch is loaded.
 """
 
+import atexit
+import contextlib
 import ctypes
 import difflib
 import functools
+import hashlib
 import itertools
 import json
 import logging
@@ -14,9 +17,9 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -28,18 +31,39 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import runs
 from callbacks.files import replacing
+from callbacks.sweep import SweepSummary
 
 PROJECT = Path(__file__).parent
 log = logging.getLogger(__name__)
 
 
-def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> None:
+def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> NoReturn:
     """Runs ``task(cfg, folder)`` for the command line, under Hydra. Ends the process with an exit code.
 
     Args:
         task: takes the config and the folder of the run.
         config: the main file in ``conf/``.
     """
+    code: int | str | None = 1
+
+    def end() -> None:
+        logging.shutdown()
+        with contextlib.suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+    # At its own end Python takes torch down object by object, for the best part of a second. What is registered first
+    # is called last: whoever else has something to do at the end has done it.
+    atexit.register(end)
+    try:
+        _run(task, config)
+        code = int(SweepSummary.failed > 0)
+    except SystemExit as error:
+        code = error.code or 0
+    sys.exit(code)
+
+
+def _run(task: Callable[[DictConfig, Path], object], config: str) -> None:
     register_resolvers()
     whole_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -49,34 +73,46 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
         for file in (PROJECT / "conf").glob("hydra/*/*.yaml"):
             ConfigStore.instance().store(file.stem, OmegaConf.load(file), group=f"hydra/{file.parent.name}")
 
-    failures: list[BaseException] = []
-
     @hydra.main(version_base="1.3", config_path=str(main_file.parent), config_name=main_file.name)
     def main(cfg: DictConfig) -> object:
         os.environ["HYDRA_FULL_ERROR"] = str(int(whole_traceback))  # what child processes are to see
         logging.captureWarnings(True)  # into the run's log
         folder = Path(HydraConfig.get().runtime.output_dir)
+        if in_sweep():
+            number_lines(HydraConfig.get().job.num)
         try:
             if missing := OmegaConf.missing_keys(cfg):
                 raise ValueError(f"say {', '.join(f'{key}=…' for key in missing)}: without it nothing can be done")
-            return task(cfg, folder)
+            if config != "config":  # a script that asks a run and makes none
+                return task(cfg, folder)
+            if cfg.sweep_resume and not in_sweep():
+                raise ValueError("sweep_resume goes on with a sweep: add -m and what the sweep was started with")
+            with alone_in(folder, wait=in_sweep()):
+                return (in_sweep() and take_up(folder, cfg)) or task(cfg, folder)
         except BaseException as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and getattr(error, "exit_code", 1) < 128:
-                note_failure(folder, error)  # and the other jobs of the sweep still run
-                failures.append(error)
-                return say(error, whole_traceback)
+            if in_sweep() and isinstance(error, Exception) and getattr(error, "exit_code", 1) < 128:
+                result = note_failure(folder, error)  # and the other jobs of the sweep still run
+                if result["status"] == "pruned":
+                    log.info(error)
+                else:
+                    say(error, whole_traceback)
+                return result
             discard_if_unused(folder)
+            if in_sweep():
+                error.again = again()
             leave(error, whole_traceback)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
+    # Processes that a launcher starts for jobs find the project too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
+        if SweepSummary.folder:
+            discard_sweep_if_unused(SweepSummary.folder)
         leave(error, whole_traceback)
-    if failures:
-        sys.exit(1)
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -127,7 +163,8 @@ def _default_threads() -> int:
 def register_resolvers() -> None:
     """The functions that conf/ calls."""
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver(
         "run_name", lambda experiment, data, model: experiment or f"{data}_{model}", replace=True
     )
@@ -153,19 +190,79 @@ def new_folder(name: str) -> str:
     raise AssertionError
 
 
-def point_last_at(folder: Path) -> None:
-    """Lets ``outputs/last`` be the run in ``folder``."""
-    last = Path("outputs", "last")
-    last.parent.mkdir(exist_ok=True)
-    temporary = last.with_name(f".last.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(folder.resolve(), last.parent.resolve()), target_is_directory=True)
-    os.replace(temporary, last)
+def sweep_folder(sweep_resume: str | None, name: str) -> str:
+    """The folder of the sweep that goes on, or a new one."""
+    if sweep_resume is None:
+        return new_folder(name)
+    folder = Path("outputs/last_sweep" if sweep_resume == "last" else sweep_resume)
+    if not folder.is_dir():
+        missing = "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{folder} is no folder of a sweep"
+        raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
+    return os.path.relpath(folder.resolve())
+
+
+def job_folder(sweep: str, number: int, *, _root_: DictConfig) -> str:
+    """``3-1f0c9a2b``: the number of a job and what it is, so that the same job finds its folder again."""
+    config = {key: _root_._get_node(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume")}
+    plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    what = hashlib.blake2b(repr(plain).encode(), digest_size=4).hexdigest()
+    return next((path.name for path in Path(sweep).glob(f"*-{what}")), f"{number}-{what}")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, wait: bool) -> Iterator[None]:
+    """No other run trains in the folder meanwhile; the other processes of this one may."""
+    if any(int(os.environ.get(rank) or 0) for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
+            yield
+    except Timeout:
+        raise ValueError(f"another process is training in {folder}") from None
+
+
+def take_up(folder: Path, cfg: DictConfig) -> dict | None:
+    """What a job of a sweep gave that was done before; lets one that was interrupted go on."""
+    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
+    if result.get("status") in ("finished", "diverged", "pruned"):
+        log.info("%s: done before", " ".join(typed()))
+        return result
+    log.info(" ".join(typed()))
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        cfg.resume = str(folder)
+    return None
+
+
+def number_lines(number: int) -> None:
+    """Lets what a job of a sweep says begin with its number: jobs may run side by side."""
+
+    class Numbered(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return "\n".join(f"[{number}] {line}" for line in super().format(record).splitlines())
+
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(Numbered())
+
+
+def again() -> str:
+    """The command that goes on with the newest sweep."""
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_resume=")]
+    return shlex.join(["python", "train.py", *arguments, "sweep_resume=last"])
 
 
 def typed() -> list[str]:
-    """The overrides that were typed for this run, or that make it as a job of a sweep."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    """The overrides that were typed for this run, or that make it as a job of a sweep. What makes the sweep is none."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override for override in overrides if not override.startswith(("sweep=", "sweep_resume="))]
+
+
+def in_sweep() -> bool:
+    """Whether this run is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 # Settings that do not change what an experiment measures.
@@ -193,12 +290,13 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
 
 def discard_if_unused(folder: Path) -> None:
     """Removes the folder of a run that never started: there is its log in it and nothing else."""
-    own_log = folder / f"{HydraConfig.get().job.name}.log"
-    if set(folder.iterdir()) - {own_log}:
+    own = {folder / f"{HydraConfig.get().job.name}.log", folder / ".lock"}
+    if set(folder.iterdir()) - own:
         return
     for handler in logging.getLogger().handlers:
         handler.close()
-    own_log.unlink(missing_ok=True)
+    for file in own:
+        file.unlink(missing_ok=True)
     for path in (folder, *folder.parents[:2]):  # outputs/name/date_time
         try:
             path.rmdir()
@@ -206,15 +304,30 @@ def discard_if_unused(folder: Path) -> None:
             break
 
 
-def note_failure(folder: Path, error: BaseException) -> None:
+def discard_sweep_if_unused(folder: Path) -> None:
+    """Removes the folder of a sweep none of whose jobs has begun."""
+    if not folder.is_dir() or any(path.is_dir() for path in folder.iterdir()):
+        return
+    for path in folder.iterdir():
+        path.unlink()
+    for path in (folder, *folder.parents[:2]):  # outputs/sweep/date_time
+        try:
+            path.rmdir()
+        except OSError:
+            break
+
+
+def note_failure(folder: Path, error: BaseException) -> dict[str, Any]:
     """Lets the result.json of a sweep's job say why it failed; a job that never started gets one."""
     file = folder / "result.json"
-    result: dict[str, object] = {"command": shlex.join(["python", "train.py", *typed()]), "overrides": typed()}
+    result: dict[str, Any] = {"command": shlex.join(["python", "train.py", *typed()]), "overrides": typed()}
     result |= {"status": "failed", "metrics": {}}
     if file.exists():
         result = json.loads(file.read_text())
+    result["reason"] = one_line(error)
     with replacing(file) as temporary:
-        temporary.write_text(json.dumps(result | {"reason": one_line(error)}, indent=1) + "\n")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
@@ -225,8 +338,10 @@ def leave(error: BaseException, whole_traceback: bool) -> NoReturn:
     if isinstance(error, SystemExit):
         raise error
     say(error, whole_traceback)
-    if again := getattr(error, "again", None):
-        print(f"go on with: {again}", file=sys.stderr)
+    if isinstance(error, KeyboardInterrupt) and SweepSummary.folder:
+        error.again = again()
+    if command := getattr(error, "again", None):
+        print(f"go on with: {command}", file=sys.stderr)
     codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
     sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
 
@@ -235,7 +350,8 @@ def say(error: BaseException, whole_traceback: bool) -> None:
     """One line about an error, on stderr."""
     if whole_traceback:
         traceback.print_exception(error)
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    number = f"[{HydraConfig.get().job.num}] " if in_sweep() else ""
+    print(f"{number}error: {one_line(error)}", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:
@@ -245,9 +361,13 @@ def one_line(error: BaseException) -> str:
             break
         error = error.__cause__ or error.__context__
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted before there was anything to save"
+        return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"this needs the package {error.name}: pip install {error.name}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if name.partition("_")[0] in LAUNCHERS:
+            return f"{group}={name} needs a package: pip install hydra-{name.partition('_')[0]}-launcher"
         return f"there is no {group}={name}{nearest(name, error.options)}; there are {', '.join(error.options)}"
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
         parent, _, key = str(error.full_key).rpartition(".")
@@ -261,6 +381,10 @@ def one_line(error: BaseException) -> str:
     known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
     speaks = isinstance(error, known) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
     return text if text and speaks else f"{type(error).__name__}: {text}"
+
+
+# Hydra's launchers that are packages of their own.
+LAUNCHERS = ("joblib", "submitit", "ray")
 
 
 def nearest(name: str, options: list[str]) -> str:

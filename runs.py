@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +145,14 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     """
     checkpoint = load(file)
     stored, merged = checkpoint["config"], own_config(checkpoint)
-    for group in ("callbacks", "logger"):  # by name from conf/, not as they are stored
-        merged[group] = option(group, stored["chosen"][group])
+    for group in ("callbacks", "logger"):  # as they are now in conf/, not as they are stored
+        name = stored["chosen"][group]
+        merged[group] = cfg[group] if cfg.chosen[group] == name else option(group, name)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
-    overrides = [override for override in cfg.chosen.overrides if not override.startswith("resume=")]
+    before = _by_key(stored["chosen"]["overrides"])
+    typed = _by_key(cfg.chosen.overrides)
+    overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key.startswith(("seed", "optimizer.", "scheduler.", "model.")):
@@ -162,8 +165,7 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
             merged.chosen[key] = value
         else:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
-    both = [*stored["chosen"]["overrides"], *overrides]
-    merged.chosen.overrides = list({override.partition("=")[0]: override for override in both}.values())
+    merged.chosen.overrides = list((before | _by_key(overrides)).values())
     merged.resume = cfg.resume
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     limit = merged.trainer.max_epochs
@@ -173,6 +175,11 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
             f"trainer.max_epochs={epochs + 5} would add five"
         )
     return merged
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, str]:
+    """Each setting once: of what was typed twice the last counts."""
+    return {override.partition("=")[0]: override for override in overrides}
 
 
 def option(group: str, name: str | None) -> DictConfig:

@@ -35,11 +35,11 @@ def train(cfg: DictConfig, folder: Path) -> dict:
 
     from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
     from callbacks.expect import ExpectationMissed, compare
-    from callbacks.files import replacing
-    from callbacks.interrupts import Interrupted, Interrupts
+    from callbacks.files import point, replacing
+    from callbacks.interrupts import Interrupts
     from callbacks.profiling import NoProfiler
     from callbacks.record import Record
-    from callbacks.report import Report, has_diverged, table
+    from callbacks.report import Report, has_diverged, line, table
 
     cfg.chosen.overrides = command_line.typed()
     go_on = None
@@ -65,7 +65,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
     with replacing(folder / "config.yaml") as temporary:
         OmegaConf.save(config, temporary)
-    command_line.point_last_at(folder)
+    point(Path("outputs", "last"), folder)
     (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on
 
     status = "failed"
@@ -76,18 +76,15 @@ def train(cfg: DictConfig, folder: Path) -> dict:
             trainer.fit(model, datamodule=datamodule, ckpt_path=go_on, weights_only=True)
             trainer.test(model, datamodule=datamodule, verbose=False)
         status = "diverged" if has_diverged(record.rows) else "finished"
-    except Interrupted:
-        status = "interrupted"
-        raise
-    except FloatingPointError:
-        status = "diverged"
+    except Exception as error:
+        status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
         raise
     finally:
         result = report.write(status)
     comparisons = compare(config["expect"] or {}, result["metrics"], record.rows, result["epochs"])
     may_change = [*cfg.may_change, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
     changed = command_line.changed(result["overrides"], may_change) if comparisons else []
-    log.info("\n%s", table(result, folder, comparisons, changed))
+    log.info(line(result) if command_line.in_sweep() else f"\n{table(result, folder, comparisons, changed)}")
     missed = [comparison.metric for comparison in comparisons if not comparison.met]
     if comparisons and not changed:
         result = report.write(status, as_expected=not missed)

@@ -148,7 +148,7 @@ class Workload:
         return [tensor.detach() for tensor in net.state_dict().values()]
 
     def loaders(self, workers: int = 0, share: float = 1 / SLOW) -> tuple[DataLoader, DataLoader]:
-        transform = Compose([ToTensor(), Normalize(self.cfg.data.mean, self.cfg.data.std)])
+        transform = Compose([ToTensor(), Normalize(tuple(self.cfg.data.mean), tuple(self.cfg.data.std))])
         parts = [[tensor[: int(share * len(tensor))] for tensor in part] for part in (self.train_set, self.test_set)]
         sets = [torchvision_set(*part, transform) for part in parts]
         return (

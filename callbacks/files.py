@@ -1,4 +1,4 @@
-"""Files that are always whole: written beside the old one, flushed to the disk, then put in its place."""
+"""Files that are always whole: written beside the old one, flushed to the disk, then put in its place. And links."""
 
 import contextlib
 import os
@@ -19,3 +19,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def point(link: Path, folder: Path) -> None:
+    """Lets ``link`` be the folder, such as ``outputs/last`` the newest run."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(folder.resolve(), link.parent.resolve()), target_is_directory=True)
+    os.replace(temporary, link)

@@ -12,6 +12,8 @@ import lightning.pytorch as pl
 class Interrupted(Exception):
     """The run was told to stop. Its exit code is the shell's for the signal: 130 for SIGINT, 143 for SIGTERM."""
 
+    status = "interrupted"
+
     def __init__(self, number: int, saved: Path | None) -> None:
         where = f"saved in {saved}" if saved else "there was nothing to save yet"
         super().__init__(f"interrupted by {signal.Signals(number).name}; {where}")

@@ -1,5 +1,6 @@
 """One live line on a terminal; nothing where the output goes to a file."""
 
+import multiprocessing
 import sys
 import time
 from typing import Any
@@ -15,13 +16,14 @@ class ProgressLine(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._live = sys.stderr.isatty()
+        self.enable()
         unicode = (sys.stderr.encoding or "").lower().startswith("utf")
         self._bar = "━─" if unicode else "#."
         self._next = 0.0
 
     def enable(self) -> None:
-        self._live = sys.stderr.isatty()
+        # Jobs of a sweep that run side by side would write over each other.
+        self._live = sys.stderr.isatty() and multiprocessing.current_process().name == "MainProcess"
 
     def disable(self) -> None:
         self._live = False

@@ -19,7 +19,7 @@ from callbacks.checkpoints import commit
 from callbacks.expect import Comparison
 from callbacks.files import replacing
 from callbacks.pictures import MAIN
-from callbacks.record import metrics_of
+from callbacks.record import Record, metrics_of, readable
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,10 @@ class Report(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close_fit(trainer)
-        self.result["metrics"] |= metrics_of(trainer, "train/")
+        # A run that was killed after its last epoch has its figures from there.
+        rows = next((callback.rows for callback in trainer.callbacks if isinstance(callback, Record)), [])
+        before = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}
+        self.result["metrics"] |= before | metrics_of(trainer, "train/")
         # The few numbers that a net has a name for are a result too.
         self.result["metrics"] |= getattr(pl_module.net, "coefficients", dict)()
 
@@ -116,6 +119,13 @@ def has_diverged(rows: list[dict[str, float]]) -> bool:
     """Whether training made the loss worse: at its end more than twice what it was in the first epoch."""
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     return bool(losses) and not (math.isfinite(losses[-1]) and losses[-1] <= 2 * abs(losses[0]))
+
+
+def line(result: dict[str, Any]) -> str:
+    """The end of a run in one line, for a job of a sweep."""
+    names = [f"{stage}/{metric}" for stage in ("val", "test") for metric in ("acc", "loss")]
+    metrics = {name: value for name in names if (value := result["metrics"].get(name)) is not None}
+    return f"{readable(metrics)}  {result['seconds']['total']:.1f} s"
 
 
 def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], changed: list[str]) -> str:

@@ -1,20 +1,20 @@
 """The end of a sweep: every run of it in one table, ranked, and a picture. A callback of Hydra, not of Lightning."""
 
+import contextlib
 import csv
 import json
-import logging
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from callbacks.files import replacing
-
-log = logging.getLogger(__name__)
+from callbacks import study
+from callbacks.files import point, replacing
 
 # What runs are ranked by: the first of these that they measured. The test set ranks nothing.
 MONITORS = {"val/acc": "highest", "val/loss": "lowest", "train/loss": "lowest"}
@@ -28,6 +28,17 @@ class SweepSummary(Callback):
     After every job, so that an interrupted sweep has a summary too; the picture and the print come at the end.
     """
 
+    folder: ClassVar[Path | None] = None  # of the sweep of this process
+    failed: ClassVar[int] = 0  # jobs of it
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with contextlib.suppress(OmegaConfBaseException):  # no such folder: Hydra hears that too, and says so
+            SweepSummary.folder = Path(config.hydra.sweep.dir)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.mode.name == "MULTIRUN":
+            point(Path("outputs", "last_sweep"), Path(config.hydra.sweep.dir))
+
     def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
             summary = Summary(Path(config.hydra.sweep.dir))
@@ -36,10 +47,11 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         summary = Summary(Path(config.hydra.sweep.dir))
+        SweepSummary.failed = len(summary.failed())
         if summary.results:
             summary.write()
             summary.draw()
-            log.info("\n%s", summary)
+            print(f"\n{summary}")
 
 
 class Summary:
@@ -70,8 +82,15 @@ class Summary:
         self.groups = dict(sorted(groups.items(), key=lambda item: (self._badness(item[1]), item[0])))
 
     def scores(self, results: Iterable[dict[str, Any]], metric: str | None = None) -> list[float]:
-        values = [result["metrics"].get(metric or self.monitor) for result in results if result["status"] != "failed"]
+        """Of the runs that came to their end."""
+        ended = [result for result in results if result["status"] not in ("failed", "pruned")]
+        values = [result["metrics"].get(metric or self.monitor) for result in ended]
         return [value for value in values if value is not None]
+
+    def failed(self) -> list[dict[str, Any]]:
+        """Those that were not what they were to be, such as a failed check."""
+        wrong = [result for result in self.results if result["status"] == "failed" or "reason" in result]
+        return [result for result in wrong if result["status"] != "pruned"]
 
     def _badness(self, results: list[dict[str, Any]]) -> float:
         scores = self.scores(results)
@@ -113,6 +132,8 @@ class Summary:
         if self.scores(self.results):
             lines += [f"Ranked by {self.monitor}, the {MONITORS[self.monitor]} first. The best again:", ""]
             lines += [f"    {self.best()['command']}", ""]
+        if importance := self.importance():
+            lines += [importance, ""]
         if self.sampled:
             lines += [*_markdown(self.means()), ""]
         lines += [*_markdown(rows), ""]
@@ -122,6 +143,13 @@ class Summary:
             writer.writerows(rows)
         with replacing(self.folder / "summary.md") as file:
             file.write_text("\n".join(lines))
+
+    def importance(self) -> str:
+        """Of the settings of a search, in a line."""
+        if not (self.folder / "study.db").exists():
+            return ""
+        shares = study.importances(study.open_study(self.folder))
+        return "importance: " + ", ".join(f"{name} {share:.2f}" for name, share in shares.items()) if shares else ""
 
     def best(self) -> dict[str, Any]:
         """The best job of the best combination."""
@@ -133,20 +161,28 @@ class Summary:
         lines = _columns(rows[:12])
         if len(rows) > 12:
             lines.append(f"  … and {len(rows) - 12} more in {self.folder / 'summary.csv'}")
-        failed = [result for result in self.results if result["status"] == "failed"]
-        for result in failed:
-            swept = " ".join(f"{key}={self.settings[id(result)].get(key, '')}" for key in (*self.keys, *self.sampled))
-            lines.append(f"  failed: {swept}: {result.get('reason', 'killed')}")
-        count = f"{len(self.results)} runs" + (f", {len(failed)} failed" if failed else "")
+        for result in self.failed():
+            settings = [f"{key}={self.settings[id(result)].get(key, '')}" for key in (*self.keys, *self.sampled)]
+            lines.append(f"  failed: {': '.join(filter(None, (' '.join(settings), result.get('reason', 'killed'))))}")
+        pruned = [result for result in self.results if result["status"] == "pruned"]
+        counts = {"failed": len(self.failed()), "pruned": len(pruned)}
+        number = f"{len(self.results)} run" + "s" * (len(self.results) > 1)
+        count = "".join([number, *(f", {n} {what}" for what, n in counts.items() if n)])
         lines += ["", f"  {count}, in {self.folder}"]
         if self.scores(self.results):
             lines.append(f"  best: {self.best()['command']}")
+        if importance := self.importance():
+            lines.append(f"  {importance}")
         return "\n".join(lines)
 
     # --- the picture ----------------------------------------------------------------------------------------------
 
     def draw(self) -> None:
-        """``summary.png``: the metric over the setting that was swept, or over the two; else the best combinations."""
+        """``summary.png``: of a search its study; else the metric over the one or two settings of the sweep; else the
+        best combinations."""
+        if (self.folder / "study.db").exists():
+            study.draw(self.folder, self.monitor, self.folder / "summary.png")
+            return
         groups = {values: scores for values, results in self.groups.items() if (scores := self.scores(results))}
         if not groups:
             return

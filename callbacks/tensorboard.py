@@ -38,8 +38,10 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, save_dir: str, title: str, purge_step: int | None = None) -> None:
+        if purge_step is None and Path(save_dir, "dashboard.txt").exists():
+            purge_step = 0  # a job of a sweep that was killed before its first checkpoint begins anew
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
-        self.title, self.goes_on = title, purge_step is not None
+        self.title, self.goes_on = title, bool(purge_step)
         self._broken = False
 
     @functools.cached_property

@@ -88,23 +88,23 @@ class ImageFolder(ImageDataModule):
         if (self.root / "test").is_dir():
             test_files, test_labels = self._files(self.root / "test")
         else:
-            held_out, rest = self._split(rest, self.test_share, generator)
+            rest = rest[torch.randperm(len(rest), generator=generator)]
+            size = round(self.test_share * len(rest))
+            held_out, rest = rest[:size].sort().values, rest[size:].sort().values
             test_files, test_labels = [files[index] for index in held_out], labels[held_out]
         if (self.root / "val").is_dir():
+            if self.folds:
+                raise ValueError(f"data.folds={self.folds} and the folder {self.root / 'val'} exclude each other")
             val_files, val_labels = self._files(self.root / "val")
             self.val_indices, self.train_indices = torch.arange(len(val_files)) + len(files), rest
             files, labels = [*files, *val_files], torch.cat([labels, val_labels])
         else:
-            self.val_indices, self.train_indices = self._split(rest, self.val_share, generator)
+            rest = rest[torch.randperm(len(rest), generator=generator)]
+            parts = self._hold_out(rest, round(self.val_share * len(rest)))
+            self.val_indices, self.train_indices = (part.sort().values for part in parts)
         if not len(self.train_indices):
             raise ValueError(f"data.root={self.root} holds too few images to hold any out")
         self._parts = [(files, labels), (test_files, test_labels)]
-
-    @staticmethod
-    def _split(indices: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        indices = indices[torch.randperm(len(indices), generator=generator)]
-        held_out = round(share * len(indices))
-        return indices[:held_out].sort().values, indices[held_out:].sort().values
 
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         files, labels = self._parts[part]

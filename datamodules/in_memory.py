@@ -107,6 +107,8 @@ class InMemoryDataModule(pl.LightningDataModule):
         batch_size: training examples per step and process; None takes all of them at once.
         eval_batch_size: examples per step in validation and test, where it changes the speed alone.
         val_size: examples held out of the training set by a fixed permutation (the same for every seed).
+        folds: parts of that permutation for cross-validation; the part ``fold`` is held out instead of ``val_size``.
+        fold: 0 to folds - 1.
         validate_on: ``val`` for those, ``test`` for the test set, as tutorials do that hold nothing out, or ``train``.
         seed: of the order of the training examples.
         shuffle: whether that order changes; a full batch does not need it.
@@ -128,6 +130,8 @@ class InMemoryDataModule(pl.LightningDataModule):
         validate_on: str = "val",
         seed: int = 1,
         shuffle: bool = True,
+        folds: int | None = None,
+        fold: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -135,6 +139,14 @@ class InMemoryDataModule(pl.LightningDataModule):
                 raise ValueError(f"data.{name}={value} must be a whole number of at least 1")
         if validate_on not in ("val", "test", "train"):
             raise ValueError(f"data.validate_on={validate_on} must be val, test or train")
+        if folds is not None:
+            if not isinstance(folds, int) or folds < 2:
+                raise ValueError(f"data.folds={folds} must be a whole number of at least 2")
+            if not isinstance(fold, int) or not 0 <= fold < folds:
+                raise ValueError(f"data.fold={fold} must be a whole number from 0 to {folds - 1}")
+            if validate_on != "val":
+                raise ValueError(f"data.folds goes with data.validate_on=val, not with {validate_on}")
+        self.folds, self.fold = folds, fold
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle
         self.test_on = "test"  # what test_dataloader serves; evaluate.py may ask for val or train
@@ -157,11 +169,20 @@ class InMemoryDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"data.val_size={self.val_size} must be between 0 and {size - 1}: there are {size} examples"
             )
-        # Not seeded by `seed`: runs with different seeds are compared on the same examples.
-        order = (
-            torch.randperm(size, generator=torch.Generator().manual_seed(0)) if self.val_size else torch.arange(size)
-        )
-        self.val_indices, self.train_indices = order[: self.val_size], order[self.val_size :]
+        order = torch.arange(size)
+        if self.val_size or self.folds:
+            # Not seeded by `seed`: runs with different seeds are compared on the same examples.
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+        self.val_indices, self.train_indices = self._hold_out(order, self.val_size)
+
+    def _hold_out(self, order: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Indices for validation, the first ``size`` or a fold, and the rest for training."""
+        if self.folds is None:
+            return order[:size], order[size:]
+        if self.folds > len(order):
+            raise ValueError(f"data.folds={self.folds}: there are only {len(order)} examples")
+        parts = list(order.tensor_split(self.folds))
+        return parts.pop(self.fold), torch.cat(parts)
 
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)

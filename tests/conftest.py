@@ -30,10 +30,12 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs ``python train.py ARGUMENTS`` as a user would, in the test's folder."""
 
-    def run(*arguments: str, script: str = "train.py", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, script: str = "train.py", cwd: Path = tmp_path, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(PROJECT / script), *arguments]
         env = {**os.environ, "DATA_ROOT": str(DATA_ROOT), **environment}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
     return run
 

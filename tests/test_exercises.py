@@ -185,6 +185,7 @@ def test_blobs_walks_as_a_bare_loop_does() -> None:
     assert all(torch.equal(weights[f"net.{name}"], parameter) for name, parameter in net.named_parameters())
 
 
+@pytest.mark.slow
 def test_line_scan_is_a_sweep_that_names_two(shell, tmp_path: Path) -> None:
     answer = shell("experiment=line_scan")
     assert answer.returncode == 0, answer.stderr

@@ -287,6 +287,7 @@ def test_a_signal_saves_and_has_its_exit_code(number: signal.Signals, code: int,
     assert result["steps"] == step + 2
 
 
+@pytest.mark.slow
 def test_resume_as_typed(shell, tmp_path: Path) -> None:
     """With the experiment named again and without; the callbacks and the logger are the run's own."""
     first = shell("experiment=blobs", "trainer.max_epochs=1", "model.steps_per_batch=10", "logger=none")
@@ -308,11 +309,12 @@ def test_resume_as_typed(shell, tmp_path: Path) -> None:
 def test_a_signal_ends_a_sweep(tmp_path: Path) -> None:
     process = start(tmp_path, "-m", *LONG, "seed=1,2", "logger=none")
     for line in process.stdout:
-        if line.startswith("epoch 3/"):
+        if line.startswith("[0] epoch 3/"):
             break
     process.send_signal(signal.SIGTERM)
-    process.communicate()
+    _, errors = process.communicate()
     assert process.returncode == 143
+    assert errors.splitlines()[-1].endswith("seed=1,2 logger=none sweep_resume=last")
     assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 1
 
 

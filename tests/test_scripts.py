@@ -374,6 +374,7 @@ def test_predict_as_typed(made: Path, tmp_path: Path, shell) -> None:
     assert [line.split()[0] for line in answer.stdout.splitlines()] == ["test[0]", "test[1]", "test[2]", "written"]
 
 
+@pytest.mark.slow
 def test_export_as_typed(made: Path, shell) -> None:
     answer = shell(f"run={made / 'blobs/checkpoints/best.ckpt'}", "to=model.onnx", script="export.py")
     assert (answer.returncode, answer.stderr) == (0, "")

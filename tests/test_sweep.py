@@ -1,13 +1,25 @@
-"""What a sweep leaves behind: one ranked table of all its jobs."""
+"""Sweeps: one ranked table of all jobs, going on after a kill, searching, side by side."""
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import matplotlib.image
 import pytest
+import torch
 
+import datamodules
+from callbacks.study import open_study
 from callbacks.sweep import Summary
+from tests.conftest import PROJECT
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def job(number: int, overrides: list[str], accuracy: float | None, **more: str) -> None:
@@ -73,3 +85,189 @@ def test_the_picture_shows_what_was_swept(settings: list[list[str]]) -> None:
         job(number, overrides, 0.9 + 0.01 * number)
     Summary(Path("sweep")).draw()
     assert matplotlib.image.imread("sweep/summary.png")[..., :3].std() > 0.05
+
+
+def test_folds_are_samples_too() -> None:
+    for fold in range(3):
+        job(fold, ["data.folds=3", f"data.fold={fold}"], 0.9 + 0.01 * fold)
+    summary = Summary(Path("sweep"))
+    (row,) = summary.means()
+    assert (row["val/acc"], row["n"]) == ("0.91 ± 0.01", "3")
+
+
+def test_folds_are_disjoint_and_together_everything() -> None:
+    sets = [datamodules.Blobs(200, folds=3, fold=fold) for fold in range(3)]
+    for data in sets:
+        data.setup()
+        assert sorted([*data.val_indices.tolist(), *data.train_indices.tolist()]) == list(range(200))
+    assert sorted(torch.cat([data.val_indices for data in sets]).tolist()) == list(range(200))
+
+
+# --- real processes ----------------------------------------------------------------------------------------------
+
+POINTS = ("model=blobs_mlp", "data=blobs", "data.val_size=60", "model.steps_per_batch=50", "trainer.max_epochs=4")
+POINTS += ("logger=none", "callbacks.pictures=null", "threads=1")
+GRID = ("-m", *POINTS, "data.batch_size=70,0", "optimizer.lr=0.01,0.05", "seed=1,2")
+SEARCH = ("-m", "sweep=mnist_lr", *POINTS, "hydra.sweeper.n_trials=9", "hydra.sweeper.startup_trials=3")
+
+
+def kill_when(line: str, folder: Path, *arguments: str) -> None:
+    """Starts ``python train.py ARGUMENTS`` and kills it when it prints a line that begins so."""
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
+    folder.mkdir(exist_ok=True)
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for printed in process.stdout:
+            if printed.startswith(line):
+                process.send_signal(signal.SIGKILL)
+                break
+        else:
+            raise AssertionError(f"it never printed {line}")
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {name: (folder / "outputs/last_sweep" / name).read_text() for name in ("summary.csv", "summary.md")}
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("grid")
+    command = [sys.executable, str(PROJECT / "train.py"), *GRID]
+    return folder, subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_ends_the_same(grid, shell: Shell, tmp_path: Path) -> None:
+    kill_when("[1] epoch 2/", tmp_path, *GRID)
+    again = shell(*GRID, "sweep_resume=last")
+    assert again.returncode == grid[1].returncode == 1  # half of the jobs have no batch
+    assert ": done before" in again.stdout.splitlines()[0]
+    assert not any(line.startswith(("[0] epoch", "[1] epoch 1/")) for line in again.stdout.splitlines())
+    assert files(tmp_path) == files(grid[0])
+    assert len(Summary(tmp_path / "outputs/last_sweep").results) == 8
+    third = shell(*GRID, f"hydra.sweep.dir={os.readlink(tmp_path / 'outputs/last_sweep')}", cwd=tmp_path / "outputs")
+    assert "] epoch" not in third.stdout
+    assert third.stdout.count(": done before") == 4
+    assert files(tmp_path) == files(grid[0])
+
+
+@pytest.mark.slow
+def test_a_job_is_the_same_command_alone(grid, shell: Shell, tmp_path: Path) -> None:
+    result = next(r for r in Summary(grid[0] / "outputs/last_sweep").results if r["seed"] == 2 and r["metrics"])
+    alone = shell(*result["command"].split()[2:])
+    assert alone.returncode == 0
+    (folder,) = (f for f in grid[0].glob("outputs/sweep/*/*") if (f / "result.json").exists() and same(f, result))
+    ours, others = (torch.load(path / "checkpoints/last.ckpt") for path in (folder, tmp_path / "outputs/last"))
+    assert all(torch.equal(ours["state_dict"][name], others["state_dict"][name]) for name in ours["state_dict"])
+
+
+def same(folder: Path, result: dict) -> bool:
+    return json.loads((folder / "result.json").read_text())["command"] == result["command"]
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side(grid, shell: Shell, tmp_path: Path) -> None:
+    answer = shell(*GRID, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert answer.returncode == 1
+    assert {line[:3] for line in answer.stdout.splitlines() if " epoch 4/4 " in line} == {"[0]", "[1]", "[2]", "[3]"}
+    assert files(tmp_path) == files(grid[0])
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit(shell: Shell, tmp_path: Path) -> None:
+    answer = shell("-m", *POINTS, "seed=1,2", "hydra/launcher=submitit_local")
+    assert answer.returncode == 0, answer.stderr
+    assert [result["status"] for result in Summary(tmp_path / "outputs/last_sweep").results] == ["finished"] * 2
+    assert "2 runs, in outputs/sweep/" in answer.stdout
+
+
+def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
+    for arguments, hint in (
+        (("seed=2", "sweep_resume=last"), "sweep_resume goes on with a sweep: add -m"),
+        (("-m", "seed=1,2", "sweep_resume=last"), "there is no sweep yet in outputs/"),
+        (("-m", "seed=1,2", "sweep_resume=nowhere"), "nowhere is no folder of a sweep"),
+        (("-m", "seed=1,2", "hydra/launcher=ray"), "pip install hydra-ray-launcher"),
+    ):
+        answer = shell(*arguments)
+        assert answer.returncode == 1
+        assert hint in answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
+        assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_two_processes_do_not_train_in_one_folder(shell: Shell, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert shell(*POINTS, f"hydra.run.dir={run}").returncode == 0
+    with filelock.FileLock(run / ".lock"):
+        answer = shell(f"resume={run}", "trainer.max_epochs=5")
+    assert answer.returncode == 1
+    assert answer.stderr == f"error: another process is training in {run}\n"
+    assert json.loads((run / "result.json").read_text())["epochs"] == 4
+
+
+# --- searches ----------------------------------------------------------------------------------------------------
+
+
+def trials(folder: Path) -> list[tuple]:
+    return [(t.number, t.state.name, t.params, t.value) for t in open_study(folder / "outputs/last_sweep").trials]
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_ends_the_same(shell: Shell, tmp_path: Path) -> None:
+    whole = shell(*SEARCH)
+    assert whole.returncode == 0, whole.stderr
+    first, *others = trials(tmp_path)
+    assert first[2] == {"optimizer.lr": 3e-3, "optimizer.weight_decay": 0.01}  # as conf/ has it
+    states = [trial[1] for trial in others]
+    assert len(states) == 8 and set(states) == {"COMPLETE", "PRUNED"}
+    best = max(trial[3] for trial in trials(tmp_path) if trial[1] == "COMPLETE")
+    assert f"best: {Summary(tmp_path / 'outputs/last_sweep').best()['command']}" in whole.stdout
+    assert Summary(tmp_path / "outputs/last_sweep").best()["metrics"]["val/acc"] == best
+    assert "sweep=" not in Summary(tmp_path / "outputs/last_sweep").best()["command"]
+    assert matplotlib.image.imread("outputs/last_sweep/summary.png")[..., :3].std() > 0.05
+
+    parts = tmp_path / "parts"
+    kill_when("[2] epoch 3/", parts, *SEARCH)
+    kill_when("[6] epoch 1/", parts, *SEARCH, "sweep_resume=last")
+    assert shell(*SEARCH, "sweep_resume=last", cwd=parts).returncode == 0
+    assert trials(parts) == trials(tmp_path)
+    assert files(parts) == files(tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_share_a_search(tmp_path: Path) -> None:
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *SEARCH]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as one:
+        next(line for line in one.stdout if line.startswith("[0] epoch"))
+        two = subprocess.run([*command, "sweep_resume=last"], capture_output=True, text=True)
+        printed = one.stdout.read()
+    assert (one.returncode, two.returncode) == (0, 0)
+    assert [trial[0] for trial in trials(tmp_path)] == list(range(9))
+    assert {trial[1] for trial in trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
+    assert "] epoch 1/" in printed and "] epoch 1/" in two.stdout
+    assert len(Summary(tmp_path / "outputs/last_sweep").results) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("experiment=mnist_cnn",), "a search that looks at the test set makes it worthless: data.validate_on=val"),
+        (("hydra.sweeper.metric=test/acc",), "a search that looks at the test set makes it worthless"),
+        (("hydra.sweeper.direction=up",), "must be maximize or minimize"),
+        (("hydra.sweeper.n_trials=0",), "hydra.sweeper.n_trials=0 must be a whole number of at least 1"),
+        (("seed=1,2",), "a search must not choose the seed"),
+        (("optimizer.lr=1e-3", "optimizer.weight_decay=0"), "there is nothing to search"),
+        (("optimizer.lr=tag(log, interval(0, 1))",), "optimizer.lr"),
+    ],
+)
+def test_searches_that_are_refused(arguments: tuple[str, ...], hint: str, shell: Shell, tmp_path: Path) -> None:
+    answer = shell("-m", "sweep=mnist_lr", *arguments)
+    assert answer.returncode == 1
+    assert hint in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1, answer.stderr
+
+
+def test_without_optuna(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "optuna.py").write_text("raise ModuleNotFoundError(\"No module named 'optuna'\", name='optuna')\n")
+    answer = shell("-m", "sweep=mnist_lr", PYTHONPATH=str(tmp_path))
+    assert answer.returncode == 1
+    assert answer.stderr == "error: this needs the package optuna: pip install optuna\n"

@@ -1,0 +1,235 @@
+"""A sweeper for Hydra that searches with Optuna: ``python train.py -m sweep=mnist_lr``.
+
+The published plugin (hydra-optuna-sweeper 1.3.0) wants Optuna below 3, fails with a SQLite study under SQLAlchemy 2,
+and cannot prune or resume.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+
+class OptunaSweeper(Sweeper):
+    """Asks Optuna's TPE (Bergstra et al. 2011) for settings, runs them, and tells what came out.
+
+    The study is ``study.db`` in the folder of the sweep. The setting that is searched around, where it lies in the
+    ranges, is the first trial. What trial n tries depends on the seed, n and the results before it, so an interrupted
+    search goes on as if nothing had happened. Several processes may search in one folder (``sweep_resume``), and a
+    launcher with ``n_jobs`` gets that many jobs at once; a trial whose process has died is taken over.
+
+    Args:
+        params: what to search, in Hydra's words (``tag(log, interval(1e-4, 1e-1))``, ``choice(32, 64)``,
+            ``range(2, 9)``), or a plain value for all jobs.
+        metric: of a run's result.json; never of the test set.
+        direction: ``maximize`` or ``minimize``.
+        n_trials: in all, those of earlier commands included.
+        startup_trials: drawn at random, before the search learns from them.
+        seed: of the search.
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Any],
+        metric: str,
+        direction: str,
+        n_trials: int,
+        startup_trials: int,
+        seed: int,
+    ) -> None:
+        if direction not in ("maximize", "minimize"):
+            raise ValueError(f"hydra.sweeper.direction={direction} must be maximize or minimize")
+        if metric.startswith("test/"):
+            raise ValueError(f"hydra.sweeper.metric={metric}: a search that looks at the test set makes it worthless")
+        for name, number in (("n_trials", n_trials), ("startup_trials", startup_trials)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"hydra.sweeper.{name}={number} must be a whole number of at least 1")
+        self.params, self.metric, self.direction = params, metric, direction
+        self.n_trials, self.startup_trials, self.seed = n_trials, startup_trials, seed
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        import optuna  # noqa: F401  that it is missing is said before there is a folder
+
+        self.config, self.loader = config, hydra_context.config_loader
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        self.at_once = config.hydra.launcher.get("n_jobs", 1)
+        if self.at_once < 1:  # joblib's way to say all cores
+            self.at_once = os.cpu_count() or 1
+
+    def sweep(self, arguments: list[str]) -> None:
+        from optuna.trial import TrialState
+
+        from callbacks.study import open_study
+
+        self._read(arguments)
+        base = self.loader.load_sweep_config(self.config, self.fixed)
+        if base.data.get("validate_on") == "test":
+            raise ValueError(
+                "a search that looks at the test set makes it worthless: "
+                "data.validate_on=val data.val_size=5000 holds out others"
+            )
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _at_work(folder) as worker:
+            with _locked(folder / ".study.lock"):
+                study = open_study(folder, direction=self.direction)
+                if not study.get_trials(deepcopy=False) and (start := self._start(base)):
+                    study.enqueue_trial(start)
+            while trials := self._next(study, folder, worker):
+                for trial, job in zip(trials, self._launch(trials), strict=True):
+                    self._tell(study, trial, job.return_value)
+                ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+                failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+                if not ended and len(failed) >= 3:
+                    raise RuntimeError("the search has ended: its first runs have all failed")
+
+    def _read(self, arguments: list[str]) -> None:
+        """What was typed, on top of ``params``: what is the same for all jobs, and what is searched."""
+        texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(texts)
+        last = {override.get_key_element(): override for override in overrides}
+        self.fixed = [
+            f"{key}={override.get_value_element_as_str()}"
+            for key, override in last.items()
+            if not override.is_sweep_override()
+        ]
+        self.space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
+        for key in self.space:
+            if key in ("seed", "data.fold"):
+                raise ValueError(f"a search must not choose the {key}: that is luck, not a setting")
+        if not self.space:
+            raise ValueError("there is nothing to search; a range is optimizer.lr='tag(log, interval(1e-4, 1e-1))'")
+
+    def _start(self, base: DictConfig) -> dict[str, Any]:
+        """The settings as they are, where they lie in what is searched."""
+        start = {}
+        for key, distribution in self.space.items():
+            value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)
+            if hasattr(distribution, "choices"):
+                value = str(value)
+                inside = value in distribution.choices
+            else:
+                inside = isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
+            if not inside:
+                return {}
+            start[key] = value
+        return start
+
+    def _next(self, study: "optuna.Study", folder: Path, worker: str) -> list["FrozenTrial"]:
+        """Trials that nobody works on, or else new ones; none when there are enough."""
+        from optuna.samplers import TPESampler
+        from optuna.trial import TrialState
+
+        with _locked(folder / ".study.lock"):
+            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            left = [trial for trial in running if not _is_at_work(folder, trial.user_attrs.get("worker"))]
+            for trial in [trial for trial in left if trial.params.keys() != self.space.keys()]:
+                study.tell(trial.number, state=TrialState.FAIL)  # its process died while it asked
+                left.remove(trial)
+            left = left[: self.at_once]
+            for trial in left:
+                study._storage.set_trial_user_attr(trial._trial_id, "worker", worker)
+            while not left or len(left) < self.at_once:
+                begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+                if len(begun) >= self.n_trials:
+                    break
+                study.sampler = TPESampler(
+                    n_startup_trials=self.startup_trials, seed=(1000 * self.seed + len(begun)) % 2**32
+                )
+                trial = study.ask(self.space)
+                trial.set_user_attr("worker", worker)
+                left.append(study._storage.get_trial(trial._trial_id))
+        return sorted(left, key=lambda trial: trial.number)
+
+    def _launch(self, trials: list["FrozenTrial"]) -> Iterator[Any]:
+        """Runs the trials as jobs with the numbers that they have in the study."""
+        while trials:
+            numbers = [trial.number for trial in trials]
+            size = next(n for n in range(1, len(trials) + 1) if numbers[n:] == [] or numbers[n] != numbers[0] + n)
+            jobs = [
+                [*self.fixed, *(f"{key}={_text(trial.params[key])}" for key in self.space)] for trial in trials[:size]
+            ]
+            yield from self.launcher.launch(jobs, initial_job_idx=numbers[0])
+            trials = trials[size:]
+
+    def _tell(self, study: "optuna.Study", trial: "FrozenTrial", result: dict[str, Any]) -> None:
+        from optuna.trial import TrialState
+
+        if result["status"] != "finished":  # what diverged is as bad as what was given up, and known to be
+            state = TrialState.FAIL if result["status"] == "failed" else TrialState.PRUNED
+            study.tell(trial.number, state=state)
+        elif (value := result["metrics"].get(self.metric)) is None:
+            measured = ", ".join(name for name in result["metrics"] if name.count("/") == 1)
+            raise ValueError(f"hydra.sweeper.metric={self.metric} is not measured; there are {measured}")
+        else:
+            study.tell(trial.number, value)
+
+
+def _distribution(override: Override) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        kind = IntDistribution if isinstance(sweep.start, int) and isinstance(sweep.end, int) else FloatDistribution
+        try:
+            return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+        except ValueError as error:
+            raise ValueError(f"{override.input_line}: {error}") from error
+    numbers = list(sweep.range()) if isinstance(sweep, RangeSweep) else []
+    if numbers and all(isinstance(number, int) for number in numbers):
+        return IntDistribution(numbers[0], numbers[-1], step=sweep.step)
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)  # four digits are enough to type
+
+
+# --- which processes are at work: a lock is free again when its process ends, however it ends --------------------
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    with FileLock(path):
+        yield
+
+
+@contextlib.contextmanager
+def _at_work(folder: Path) -> Iterator[str]:
+    """The name of this process among those that search in the folder."""
+    name = f".worker-{uuid.uuid4().hex[:12]}.lock"
+    with _locked(folder / name):
+        yield name
+    (folder / name).unlink(missing_ok=True)
+
+
+def _is_at_work(folder: Path, name: str | None) -> bool:
+    from filelock import FileLock, Timeout
+
+    if name is None or not (folder / name).exists():
+        return False
+    try:
+        with FileLock(folder / name, timeout=0):
+            pass
+    except Timeout:
+        return True
+    (folder / name).unlink(missing_ok=True)
+    return False
