@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -26,7 +27,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 import runs
@@ -65,7 +66,7 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
 
 def _run(task: Callable[[DictConfig, Path], object], config: str) -> None:
     register_resolvers()
-    whole_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    whole_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" or "debug=traceback" in sys.argv
 
     main_file = PROJECT / "conf" / config
     if main_file.parent.name == "scripts":
@@ -87,6 +88,7 @@ def _run(task: Callable[[DictConfig, Path], object], config: str) -> None:
                 return task(cfg, folder)
             if cfg.sweep_resume and not in_sweep():
                 raise ValueError("sweep_resume goes on with a sweep: add -m and what the sweep was started with")
+            check_values(cfg)
             with alone_in(folder, wait=in_sweep()):
                 return (in_sweep() and take_up(folder, cfg)) or task(cfg, folder)
         except BaseException as error:
@@ -135,6 +137,8 @@ def settle(seed: int, threads: int | None) -> None:
     logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     default = _default_threads()
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads={threads} must be a whole number of at least 1")
     torch.set_num_threads(threads or default)
     pl.seed_everything(seed, workers=True, verbose=False)
 
@@ -169,8 +173,22 @@ def register_resolvers() -> None:
         "run_name", lambda experiment, data, model: experiment or f"{data}_{model}", replace=True
     )
     OmegaConf.register_new_resolver("run_title", run_title, replace=True)
+    OmegaConf.register_new_resolver("options", options, replace=True)
     OmegaConf.register_new_resolver("data_root", runs.data_root, replace=True)
     OmegaConf.register_new_resolver("folder_of", lambda run: str(runs.find(run)[0]), replace=True)
+
+
+def options() -> str:
+    """What can be chosen, with the first line of each file's header, for ``--help``."""
+    groups = "experiment model data optimizer scheduler trainer callbacks logger sweep debug"
+    lines = []
+    for group in groups.split():
+        lines.append(f"  {group}=")
+        for file in sorted((PROJECT / "conf" / group).glob("*.yaml")):
+            header = (line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
+            about = next((text for text in header if not text.startswith(("@package", "python "))), "")
+            lines.append(f"    {file.stem:<18} {about}")
+    return "\n".join(lines)
 
 
 def run_folder(resume: str | None, name: str) -> str:
@@ -263,6 +281,51 @@ def typed() -> list[str]:
 def in_sweep() -> bool:
     """Whether this run is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+@functools.cache
+def _as_in_conf(groups: tuple[str, ...]) -> DictConfig:
+    """The config with these parts and with no value changed. Jobs of a sweep ask for the same one again and again."""
+    return hydra.compose("config", list(groups))
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raises ValueError for a typed value that is of another kind than the one in conf/, before torch is loaded."""
+    hydra_cfg = HydraConfig.get()
+    settings = {text.partition("=")[0]: text for text in hydra_cfg.overrides.task if text[0] not in "+~"}
+    parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)
+    base = _as_in_conf(parts)
+    for key in settings:
+        if key in hydra_cfg.runtime.choices or key in LIGHTNING_KNOWS:
+            continue
+        value, default = OmegaConf.select(cfg, key), OmegaConf.select(base, key)
+        if key == "trainer.max_epochs" and value == -1:  # no end
+            continue
+        if expected := _expected(value, default):
+            raise ValueError(f"{key}={value} must be {expected}, such as {default}")
+
+
+LIGHTNING_KNOWS = ("trainer.devices", "trainer.precision")  # numbers or words
+
+
+def _expected(value: Any, default: Any) -> str | None:
+    """What a value must be to stand in for the default, if it is not."""
+    if value is None or default is None:  # what may be left out is checked by the part that takes it
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (int, float)):
+        whole = isinstance(default, int)
+        kind = "a whole number" if whole else "a number"
+        right = number and math.isfinite(value) and (isinstance(value, int) or not whole)
+        if default >= 0:
+            kind, right = f"{kind} of at least 0", right and value >= 0
+        return None if right else kind
+    if isinstance(default, str):
+        return None if isinstance(value, str) or number else "a word"
+    kinds = {DictConfig: "settings by name", ListConfig: "a list"}
+    return next((words for kind, words in kinds.items() if isinstance(default, kind) > isinstance(value, kind)), None)
 
 
 # Settings that do not change what an experiment measures.
@@ -376,6 +439,9 @@ def one_line(error: BaseException) -> str:
         close = nearest(name, [f"{parent}.{other}" if parent else other for other in keys])
         return f"there is no {name}{close}; {parent or 'the config'} has {', '.join(keys)}"
     text = " ".join(str(error).split())
+    for part, meaning in MEANINGS.items():
+        if part in text or part == type(error).__name__:
+            return f"{meaning} ({text[:160]})"
     if isinstance(error, InstantiationException):
         return text
     known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
@@ -383,6 +449,15 @@ def one_line(error: BaseException) -> str:
     return text if text and speaks else f"{type(error).__name__}: {text}"
 
 
+# What others say, in the words of this project.
+MEANINGS = {
+    "No supported gpu backend found": "there is no GPU here that torch can use; accelerator=auto takes what there is",
+    "the accelerator is not available": "this machine has no such trainer.accelerator; auto takes what there is",
+    "MemoryError": "the memory is used up; a smaller data.batch_size needs less",
+    "OutOfMemoryError": "the memory is used up; a smaller data.batch_size needs less",
+    "can't allocate memory": "the memory is used up; a smaller data.batch_size needs less",
+    "DataLoader worker": "a process that reads images has died, perhaps for want of memory; try data.num_workers=0",
+}
 # Hydra's launchers that are packages of their own.
 LAUNCHERS = ("joblib", "submitit", "ray")
 

@@ -26,7 +26,9 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
     datamodule = instantiate(cfg.data)
     net = instantiate(cfg.model.net, shape=datamodule.shape, num_classes=datamodule.num_classes)
     optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
-    return datamodule, instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
+    model = instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
+    model.check_targets(bool(datamodule.class_names))
+    return datamodule, model
 
 
 def train(cfg: DictConfig, folder: Path) -> dict:

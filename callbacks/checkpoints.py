@@ -61,6 +61,8 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and (not isinstance(every_n_steps, int) or every_n_steps < 1):
+            raise ValueError(f"checkpoint.every_n_steps={every_n_steps} must be a whole number of at least 1")
         self.folder, self.config, self.every_n_steps = folder, config, every_n_steps
         self.last = folder / "last.ckpt"
         self.git = commit() or "of no commit"

@@ -1,9 +1,14 @@
 """Profilers for the Trainer."""
 
 import contextlib
+import logging
+import math
+import time
 from contextlib import AbstractContextManager
 
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
+
+log = logging.getLogger(__name__)
 
 
 class NoProfiler(PassThroughProfiler):
@@ -13,3 +18,25 @@ class NoProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> AbstractContextManager:
         return self._nothing
+
+
+class Table(SimpleProfiler):
+    """Says at the end of the training where its time went, the longest first.
+
+    Args:
+        most: rows of the table.
+    """
+
+    def __init__(self, most: int = 15) -> None:
+        super().__init__()
+        self.most = most
+
+    def describe(self) -> None:
+        if self._stage != "fit":
+            return
+        total = time.perf_counter() - self.start_time
+        rows = [(math.fsum(durations), len(durations), name) for name, durations in self.recorded_durations.items()]
+        lines = [f"{'share':>7} {'seconds':>9} {'calls':>8}  where (one thing may be part of another)"]
+        for seconds, calls, name in sorted(rows, reverse=True)[: self.most]:
+            lines.append(f"{100 * seconds / total:5.1f} % {seconds:9.3f} {calls:8d}  {name}")
+        log.info("\n%s\n", "\n".join(lines))

@@ -1,18 +1,26 @@
-"""One live line on a terminal; nothing where the output goes to a file."""
+"""What is trained, how far it is, and how long it will take: a live line on a terminal, two lines in a file."""
 
+import logging
+import math
 import multiprocessing
 import sys
 import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ProgressBar
+
+log = logging.getLogger(__name__)
 
 REFRESH = 0.2  # seconds: at a human rate, since a write costs more than a step of a small net
 
 
 class ProgressLine(ProgressBar):
-    """``epoch 2/5 ━━━━━━──── 54 %  loss 0.0712  acc 97.91 %  312 batches/s  0:12 left``, of the whole training."""
+    """``epoch 2/5 ━━━━━━──── 54 %  loss 0.0712  acc 97.91 %  312 batches/s  0:12 left``, of the whole training.
+
+    Before it says what is trained on what. Where the output goes to a file it says once how long that will take.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,16 +39,26 @@ class ProgressLine(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
         self._first = self._batch(trainer, 0)
+        self._next = 0.0 if self._live else self._start + 5
+        self._at_the_beginning = trainer.global_step == 0
+        log.info(about(trainer, pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self._live or (now := time.monotonic()) < self._next:
+        if self._at_the_beginning:
+            self._at_the_beginning = False
+            _question_the_first_loss(pl_module, trainer.datamodule.num_classes, float(outputs["loss"]))
+        if (now := time.monotonic()) < self._next:
             return
-        self._next = now + REFRESH
-        done, total = self._batch(trainer, batch_idx + 1), trainer.num_training_batches * (trainer.max_epochs or 1)
+        self._next = now + REFRESH if self._live else math.inf
+        done = self._batch(trainer, batch_idx + 1)
+        total = trainer.num_training_batches * max(trainer.max_epochs or 1, 1)
         speed = (done - self._first) / (now - self._start)
         minutes, seconds = divmod(round((total - done) / speed), 60)
+        if not self._live:
+            log.info("%s batches/s: %d:%02d for the rest", f"{speed:,.0f}", minutes, seconds)
+            return
         filled = round(20 * done / total)
         means = {name.partition("/")[2]: value.item() for name, value in pl_module.means("train").items()}
         acc = f"  acc {100 * means['acc']:.2f} %" if "acc" in means else ""
@@ -63,3 +81,29 @@ class ProgressLine(ProgressBar):
         if self._live:
             sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
+
+
+def about(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+    """What is trained on what, in a line."""
+    data = trainer.datamodule
+    parts = [f"{type(pl_module.net).__name__}, {sum(p.numel() for p in pl_module.parameters()):,} parameters"]
+    parts.append(
+        f"{type(data).__name__}, {len(data.train_indices):,} examples in {trainer.num_training_batches:,} batches"
+    )
+    validation = {"val": f"{len(data.val_indices):,} others", "test": "the test set", "train": "the same"}
+    if any(trainer.num_val_batches):
+        parts.append(f"validated on {validation[data.validate_on]}")
+    return "; ".join([*parts, str(trainer.strategy.root_device)])
+
+
+def _question_the_first_loss(pl_module: pl.LightningModule, classes: int, loss: float) -> None:
+    """Logits that know nothing give ln(classes); far more is a mistake in the inputs, the net or the loss."""
+    guess = math.log(max(classes, 2))
+    if isinstance(pl_module.loss, torch.nn.CrossEntropyLoss) and pl_module.steps_per_batch == 1 and loss > 2 * guess:
+        log.warning(
+            "the first loss is %.2f; to guess among %d classes gives ln(%d) = %.2f: are the inputs normalised?",
+            loss,
+            classes,
+            classes,
+            guess,
+        )

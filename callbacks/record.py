@@ -28,8 +28,8 @@ class Record(Checkpoint):
     """
 
     def __init__(self, folder: Path, every_n_batches: int | None = None) -> None:
-        if every_n_batches is not None and every_n_batches < 1:
-            raise ValueError(f"record.every_n_batches={every_n_batches} must be at least 1")
+        if every_n_batches is not None and (not isinstance(every_n_batches, int) or every_n_batches < 1):
+            raise ValueError(f"record.every_n_batches={every_n_batches} must be a whole number of at least 1")
         self.path, self.every_n_batches = folder / "metrics.csv", every_n_batches
         self.rows: list[dict[str, float]] = []
         self.curve: list[tuple[int, float]] = []  # training examples seen, mean loss since the point before

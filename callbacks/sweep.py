@@ -211,14 +211,15 @@ class Summary:
         else:
             shown = list(groups.items())[:20]
             figure = new_figure(7, 1.2 + 0.32 * len(shown))
-            axes = plain(figure.subplots(), self.monitor, "")
+            mean = f" (bar: mean over {', '.join(self.sampled)})" if self.sampled else ""
+            axes = plain(figure.subplots(), self.monitor + mean, "")
             for place, (_, scores) in enumerate(shown):
                 axes.plot(scores, [place] * len(scores), "o", color=TRAIN, markersize=4, alpha=0.5)
                 axes.plot(statistics.mean(scores), place, "|", color=VAL, markersize=14, markeredgewidth=2.5)
             keys = [key.rpartition(".")[2] for key in self.keys]
             names = [" ".join(map("=".join, zip(keys, values, strict=True))) for values, _ in shown]
             axes.set_yticks(range(len(shown)), [name or "all" for name in names])
-            axes.invert_yaxis()
+            axes.set_ylim(len(shown) - 0.5, -0.5)
         save(figure, self.folder / "summary.png")
 
     def _heat_map(self, groups: dict[tuple[str, ...], list[float]]) -> Any:

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_models.losses import BinaryCrossEntropy, CrossEntropyOfSoftmax
+
 Batch = tuple[Tensor, Tensor]
+
+LOSSES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, BinaryCrossEntropy, CrossEntropyOfSoftmax)
+LOSSES_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
 
 
 class Supervised(pl.LightningModule):
@@ -56,6 +61,16 @@ class Supervised(pl.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.steps_per_batch, self.allow_divergence = seed, steps_per_batch, allow_divergence
         self._sums: dict[str, dict[str, Any]] = {}  # stage -> name -> sum over the examples seen in this epoch
+
+    def check_targets(self, classes: bool) -> None:
+        """Raises ValueError where the loss is for classes and the targets are numbers, or the other way round."""
+        for takes_classes, losses in ((True, LOSSES_OF_CLASSES), (False, LOSSES_OF_NUMBERS)):
+            if isinstance(self.loss, losses) and takes_classes != classes:
+                learns, has = ("classes", "numbers") if takes_classes else ("numbers", "classes")
+                loss = type(self.loss).__name__
+                raise ValueError(
+                    f"this model learns {learns} (its loss is {loss}), and the targets of the data are {has}"
+                )
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning writes this name some forty times a step, and nn.Module's way of writing takes 2 us each time.

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,24 @@ import train
         ("optimizr=sgd", "did you mean optimizer?"),
         ("trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
         ("data.batch_size=0", "data.batch_size=0 must be a whole number of at least 1"),
+        ("trainer.max_epochs=abc", "trainer.max_epochs=abc must be a whole number of at least 0, such as 5"),
+        ("trainer.max_epochs=2.5", "trainer.max_epochs=2.5 must be a whole number"),
+        ("trainer.max_epochs=-3", "trainer.max_epochs=-3 must be a whole number of at least 0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan must be a number of at least 0, such as 0.003"),
+        ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
+        ("optimizer=sgd optimizer.nesterov=1", "optimizer.nesterov=1 must be true or false"),
+        ("optimizer=sgd optimizer.momentum=inf", "optimizer.momentum=inf must be a number"),
+        ("optimizer.betas=0.9", "optimizer.betas=0.9 must be a list, such as [0.9, 0.999]"),
+        ("data.mean=0", "data.mean=0 must be a list, such as [0.1307]"),
+        ("data.val_size=0.1", "data.val_size=0.1 must be a whole number"),
+        ("data.augment=true", "data.augment=True must be a word, such as none"),
+        ("data.batch_size=true", "data.batch_size=True must be a whole number"),
+        ("seed=one", "seed=one must be a whole number"),
+        ("seed=-1", "seed=-1 must be a whole number of at least 0"),
+        ("check=maybe", "check=maybe must be true or false"),
+        ("trainer=defalt", "there is no trainer=defalt (did you mean default?)"),
+        ("debug=fasst", "there is no debug=fasst (did you mean fast?)"),
+        ("sweep=mnist", "there is no sweep=mnist (did you mean mnist_lr?)"),
         ("data=image_folder", "say data.root=…: without it nothing can be done"),
         ("data=blobs model=cnn", "takes images (channels, height, width), not inputs of shape (2,)"),
     ],
@@ -47,6 +66,24 @@ def test_one_line_of_what_the_parts_refuse(arguments: str, hint: str, tmp_path) 
         train.train(command_line.compose(*arguments.split(), "logger=none"), tmp_path)
     assert hint in command_line.one_line(error.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_wrong_values_are_answered_before_torch_is_loaded(shell, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')\n")
+    answer = shell("trainer.max_epochs=abc", PYTHONPATH=str(tmp_path))
+    assert answer.stderr == "error: trainer.max_epochs=abc must be a whole number of at least 0, such as 5\n"
+
+
+def test_no_gpu(shell, tmp_path: Path) -> None:
+    answer = shell("data=blobs", "model=blobs_mlp", "trainer.accelerator=gpu", CUDA_VISIBLE_DEVICES="")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: there is no GPU here that torch can use")
+    assert len(answer.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_the_whole_traceback_when_asked(shell) -> None:
+    assert "Traceback (most recent call last)" in shell("model=lenet", "data=blobs", "debug=traceback").stderr
 
 
 def test_an_option_that_does_not_exist(shell, tmp_path) -> None:

@@ -1,0 +1,103 @@
+"""debug=: quick looks at an experiment before it is trained for long."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import command_line
+import datamodules
+import train
+from callbacks.debugging import Mixing
+
+IMAGES = ("trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
+
+
+@pytest.fixture
+def noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 random images in place of MNIST."""
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (600, *self.shape), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (600,), generator=generator)
+        return (images, labels), (images[:50], labels[:50])
+
+    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+
+
+def run(*overrides: str) -> dict:
+    return train.train(command_line.compose("data.val_size=100", *IMAGES, *overrides), Path("run"))
+
+
+def test_fast_is_one_batch_of_everything(noise: None) -> None:
+    result = run("experiment=mnist_dropout_cnn", "debug=fast", "data.validate_on=val")
+    assert (result["epochs"], result["steps"], result["status"]) == (1, 1, "finished")
+    assert {"train/loss", "val/acc", "test/acc"} <= set(result["metrics"])
+    assert Path("run/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "dropout_cnn", "lenet", "quick_cnn"])
+def test_one_batch_can_be_learnt_by_heart(model: str, noise: None) -> None:
+    result = run(f"model={model}", "debug=overfit", "data.batch_size=32")
+    assert result["steps"] == 200
+    assert result["as_expected"]
+    assert result["metrics"]["val/acc"] >= 0.99
+
+
+def test_a_model_that_learns_nothing_is_found_out(noise: None) -> None:
+    with pytest.raises(Exception, match="did not give the expected val/acc"):
+        run("model=mlp", "debug=overfit", "data.batch_size=32", "optimizer.lr=0")
+
+
+def test_limit_is_a_tenth(noise: None) -> None:
+    assert run("debug=limit", "data.batch_size=10")["steps"] == 5
+
+
+def test_profile_says_where_the_time_goes(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run("debug=profile", "data.batch_size=100")
+    (table,) = [record.message for record in caplog.records if "share" in record.message]
+    assert "run_training_batch" in table
+    assert len(table.strip().splitlines()) == 16
+
+
+class Mixed(nn.Module):
+    """A view that takes numbers of one image for those of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(28 * 28, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.transpose(0, 3).reshape(len(images), -1))
+
+
+@pytest.mark.parametrize(("net", "warnings"), [(Mixed(), 1), (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0)])
+def test_a_batch_that_mixes(net: nn.Module, warnings: int, noise: None, caplog: pytest.LogCaptureFixture) -> None:
+    datamodule, model = train.build(command_line.compose("data.val_size=100"))
+    model.net = net
+    datamodule.setup()
+
+    class Trainer:
+        pass
+
+    Trainer.datamodule = datamodule
+    Mixing().on_train_start(Trainer(), model)
+    assert len(caplog.records) == warnings
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert net.training
+
+
+def test_what_is_trained_is_said_first(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run("trainer.max_epochs=1", "data.batch_size=100")
+    line = "CNN, 8,490 parameters; MNIST, 500 examples in 5 batches; validated on 100 others; cpu"
+    assert line in [record.message for record in caplog.records]
+
+
+def test_a_first_loss_that_is_too_high(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+    run("trainer.max_epochs=1", "data.batch_size=100", "data.std=[0.001]")
+    assert any("to guess among 10 classes gives ln(10) = 2.30" in record.message for record in caplog.records)
