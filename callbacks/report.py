@@ -158,6 +158,8 @@ def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], c
         rows.append(
             ("not compared", f"with the published figures: {', '.join(changed)} is not the experiment's setting")
         )
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     rows.append(("is in", str(folder)))
     files = [folder / "pictures" / f"{name}.png" for name in MAIN]
     rows += [("picture", str(file)) for file in files if file.exists()][:1]
