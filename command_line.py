@@ -295,11 +295,10 @@ def check_values(cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     settings = {text.partition("=")[0]: text for text in hydra_cfg.overrides.task if text[0] not in "+~"}
     parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)
-    base = _as_in_conf(parts)
     for key in settings:
-        if key in hydra_cfg.runtime.choices or key in LIGHTNING_KNOWS:
+        if key.partition("@")[0] in hydra_cfg.runtime.choices or key in LIGHTNING_KNOWS:
             continue
-        value, default = OmegaConf.select(cfg, key), OmegaConf.select(base, key)
+        value, default = OmegaConf.select(cfg, key), OmegaConf.select(_as_in_conf(parts), key)
         if key == "trainer.max_epochs" and value == -1:  # no end
             continue
         if expected := _expected(value, default):
@@ -369,11 +368,11 @@ def discard_if_unused(folder: Path) -> None:
 
 
 def discard_sweep_if_unused(folder: Path) -> None:
-    """Removes the folder of a sweep none of whose jobs has begun."""
+    """Removes the folder of a sweep none of whose jobs has begun, unless something else is in it."""
     if not folder.is_dir() or any(path.is_dir() for path in folder.iterdir()):
         return
-    for path in folder.iterdir():
-        path.unlink()
+    for name in ("multirun.yaml", ".study.lock"):  # what the sweepers write before the first job
+        (folder / name).unlink(missing_ok=True)
     for path in (folder, *folder.parents[:2]):  # outputs/sweep/date_time
         try:
             path.rmdir()

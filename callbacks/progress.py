@@ -56,6 +56,8 @@ class ProgressLine(ProgressBar):
         total = trainer.num_training_batches * max(trainer.max_epochs or 1, 1)
         speed = (done - self._first) / (now - self._start)
         minutes, seconds = divmod(round((total - done) / speed), 60)
+        if not self._live and done >= total:  # a training without an end
+            return
         if not self._live:
             log.info("%s batches/s: %d:%02d for the rest", f"{speed:,.0f}", minutes, seconds)
             return

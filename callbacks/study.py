@@ -73,9 +73,17 @@ def draw(folder: Path, metric: str, path: Path) -> None:
         axes.invert_yaxis()
     for name in names:
         axes = plain(next(places), name, metric)
-        show(axes, lambda trial, name=name: trial.params[name])
+        show(axes, lambda trial, name=name: _number(trial.params[name]))
         if getattr(ended[0].distributions[name], "log", False):
             axes.set_xscale("log")
     for axes in places:
         axes.axis("off")
     save(figure, path)
+
+
+def _number(value: Any) -> Any:
+    """One of the choices 64, 128 … is stored as text."""
+    try:
+        return float(value)
+    except ValueError:
+        return value

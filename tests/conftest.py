@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 PROJECT = Path(__file__).parent.parent
 DATA_ROOT = Path(os.environ.get("DATA_ROOT") or PROJECT / "data")
@@ -24,6 +25,22 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if not request.module.__name__.endswith("test_dashboard"):
         for part in ("_of_training", "_of_test"):
             monkeypatch.setattr(f"callbacks.pictures.Pictures.{part}", lambda *_: {})
+
+
+@pytest.fixture
+def random_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """``random_images(200, 50)`` puts so many for training and of them for test in place of the image data sets."""
+
+    def replace(train: int, test: int) -> None:
+        def load(self):
+            generator = torch.Generator().manual_seed(0)
+            images = torch.randint(256, (train, *self.shape), dtype=torch.uint8, generator=generator)
+            labels = torch.randint(10, (train,), generator=generator)
+            return (images, labels), (images[:test], labels[:test])
+
+        monkeypatch.setattr("datamodules.images.ImageDataModule.load", load)
+
+    return replace
 
 
 @pytest.fixture

@@ -1,13 +1,18 @@
-"""Every option of every group composes, builds what it names and trains."""
+"""Every option of every group composes, builds what it names and trains, or says in a line why it does not."""
 
 import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 import command_line
-import datamodules
+import train
 from tests.conftest import PROJECT
 
 
@@ -18,16 +23,8 @@ def options(group: str) -> list[str]:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few random images in place of the files of the image data sets."""
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (40, *self.shape), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(10, (40,), generator=generator)
-        return (images, labels), (images, labels)
-
-    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+def tiny(random_images: Callable[[int, int], None]) -> None:
+    random_images(40, 40)
 
 
 @pytest.mark.parametrize("group", sorted(path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()))
@@ -39,27 +36,75 @@ def test_every_yaml_says_in_its_first_line_what_it_is(group: str) -> None:
 
 
 def two_steps(*overrides: str) -> dict:
-    from pathlib import Path
-
-    import train
-
     cfg = command_line.compose(*overrides, "trainer.max_epochs=2", "trainer.accelerator=cpu", "logger=none")
     folder = Path("run")
     folder.mkdir()
     return train.train(cfg, folder)
 
 
-IMAGES = ["mnist", "cifar10"]  # Fashion-MNIST has MNIST's shape
-IMAGE_MODELS = ["cnn", "dropout_cnn", "lenet", "mlp", "quick_cnn", "residual_cnn", "resnet18"]
+IMAGES = ("cifar10", "fashion_mnist", "image_folder", "mnist")
+IMAGE_MODELS = ("cnn", "dropout_cnn", "lenet", "mlp", "quick_cnn", "residual_cnn", "resnet18")
+PARTS = [(group, name) for group in ("optimizer", "scheduler") for name in options(group)]
 
 
-@pytest.mark.parametrize(("model", "data"), [*itertools.product(IMAGE_MODELS, IMAGES)])
+@pytest.mark.parametrize(("model", "data"), [*itertools.product(IMAGE_MODELS, ("mnist", "cifar10"))])
 def test_every_image_model_trains_on_every_image_data_set(model: str, data: str, tiny: None) -> None:
     result = two_steps(f"model={model}", f"data={data}", "data.val_size=8", "data.batch_size=16")
     assert result["status"] == "finished"
     assert result["steps"] == 4
     figures = {name for name in result["metrics"] if name.count("/") == 1}
     assert figures == {f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> str:
+    """Three classes of images, for data=image_folder."""
+    for name in ("a", "b", "c"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / name / "1.png")
+    return f"data.root={tmp_path / 'images'}"
+
+
+@pytest.mark.parametrize(("model", "data"), [*itertools.product(options("model"), options("data"))])
+def test_a_model_trains_on_a_data_set_or_says_why_not(model: str, data: str, folders: str) -> None:
+    cfg = command_line.compose(f"model={model}", f"data={data}", *([folders] if data == "image_folder" else []))
+    try:
+        datamodule, module = train.build(cfg)
+    except Exception as error:
+        assert model not in IMAGE_MODELS or data not in IMAGES, error
+        line = command_line.one_line(error)
+        assert any(words in line for words in (" takes ", " learns ", " goes from ", "tells two classes apart")), line
+        return
+    assert data in IMAGES or model not in ("cnn", "lenet") or data.startswith("one_")
+    inputs = torch.randn(3, *datamodule.shape)
+    targets = torch.randint(len(datamodule.class_names), (3,)) if datamodule.class_names else torch.randn(3, 10)
+    if not datamodule.class_names:
+        targets = targets[:, :1].expand(3, datamodule.num_classes)
+    start = {name: weight.clone() for name, weight in module.state_dict().items()}
+    for group, name in PARTS:
+        module.load_state_dict(start)
+        parts = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler} | {group: part(group, name)}
+        optimizer = instantiate(parts["optimizer"])(module.parameters())
+        if make := instantiate(parts["scheduler"], **lengths(parts["scheduler"])):
+            scheduler = make(optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = module.loss(module(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            if make:
+                scheduler.step()
+        assert torch.isfinite(loss)
+        assert any(not torch.equal(weight, start[name]) for name, weight in module.state_dict().items())
+
+
+def part(group: str, name: str) -> DictConfig | None:
+    return command_line.compose(f"{group}={name}")[group]
+
+
+def lengths(scheduler: DictConfig | None) -> dict:
+    known = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
+    return {name: 2 for kind, name in known.items() if kind in str(scheduler and scheduler.get("_target_"))}
 
 
 @pytest.mark.parametrize(("optimizer", "scheduler"), [*itertools.product(options("optimizer"), options("scheduler"))])
@@ -75,6 +120,15 @@ def test_every_data_set_says_what_it_feeds(data: str) -> None:
     datamodule = instantiate(command_line.compose(f"data={data}").data)
     assert datamodule.shape
     assert len(datamodule.class_names) in (0, datamodule.num_classes)
+
+
+GROUPS = ("experiment", "sweep", "trainer", "callbacks", "logger", "debug")
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])
+def test_every_option_composes(choice: str) -> None:
+    cfg = command_line.compose(choice)
+    assert json.dumps(OmegaConf.to_container(cfg, resolve=True))
 
 
 @pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])

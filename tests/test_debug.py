@@ -1,6 +1,7 @@
 """debug=: quick looks at an experiment before it is trained for long."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from torch import nn
 
 import command_line
-import datamodules
 import train
 from callbacks.debugging import Mixing
 
@@ -16,16 +16,8 @@ IMAGES = ("trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
 
 
 @pytest.fixture
-def noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """600 random images in place of MNIST."""
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (600, *self.shape), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(10, (600,), generator=generator)
-        return (images, labels), (images[:50], labels[:50])
-
-    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+def noise(random_images: Callable[[int, int], None]) -> None:
+    random_images(600, 50)
 
 
 def run(*overrides: str) -> dict:

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ def test_line_scan_is_a_sweep_that_names_two(shell, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "line_scan"])
 def test_every_experiment_says_what_it_is_and_trains_two_batches(
-    experiment: str, monkeypatch: pytest.MonkeyPatch
+    experiment: str, random_images: Callable[[int, int], None]
 ) -> None:
     header = (PROJECT / "conf/experiment" / f"{experiment}.yaml").read_text().splitlines()[:6]
     assert header[0] == "# @package _global_"
@@ -213,13 +214,7 @@ def test_every_experiment_says_what_it_is_and_trains_two_batches(
     assert any(line.startswith("# Published") for line in header)
     assert any(line.startswith("# Takes") for line in header)
 
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (200, *self.shape), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(10, (200,), generator=generator)
-        return (images, labels), (images, labels)
-
-    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+    random_images(200, 200)
     small = [] if command_line.compose(f"experiment={experiment}").data.val_size == 0 else ["data.val_size=20"]
     limits = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=2")
     result, *_ = run("run", f"experiment={experiment}", *small, *limits)

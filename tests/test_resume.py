@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import command_line
-import datamodules
 import evaluate
 import runs
 import train
@@ -24,16 +24,8 @@ from tests.kill_and_resume import differences, end, kill_and_resume
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 random digits in place of MNIST."""
-
-    def load(self):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (200, *self.shape), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(10, (200,), generator=generator)
-        return (images, labels), (images[:50], labels[:50])
-
-    monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
+def tiny(random_images: Callable[[int, int], None]) -> None:
+    random_images(200, 50)
 
 
 RUN = ("model=dropout_cnn", "data.batch_size=16", "data.val_size=40", "trainer.accelerator=cpu", "threads=1")

@@ -1,5 +1,6 @@
 """A gradient step is the same with Lightning's help (clipping, accumulation …) and without it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -68,6 +69,40 @@ def test_a_callback_is_called_inside_the_step() -> None:
 
     assert len(called.norms) == 7
     assert min(called.norms) > 0
+
+
+SGD = ("optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0.9", "scheduler=none")
+LENET = ("model=lenet", "data=cifar10", *SGD, "logger=none")
+
+
+def test_tiny_batches_learn_the_same_with_other_convolutions(random_images: Callable[[int, int], None]) -> None:
+    random_images(40, 10)
+    settings = (*LENET, "data.val_size=8", "data.batch_size=4", "trainer.max_epochs=1")
+    _, own = run("own", *settings)
+    _, helped = run("helped", *settings, NO_CLIPPING)
+    weights = own["state_dict"]["net.conv1.weight"]
+    assert weights.is_contiguous()
+    assert not helped["state_dict"]["net.conv1.weight"].is_contiguous()
+    for name, weight in own["state_dict"].items():
+        torch.testing.assert_close(weight, helped["state_dict"][name], atol=1e-6, rtol=1e-4)
+    assert torch.backends.mkldnn.enabled  # for the evaluation, whose batches are large
+
+
+@pytest.mark.parametrize("sizes", [("4", "8"), ("8", "4")])
+def test_a_run_may_go_on_with_another_batch_size(
+    sizes: tuple[str, str], random_images: Callable[[int, int], None]
+) -> None:
+    """A fused optimizer goes through its state in the memory's order, which is not that of the weights any more."""
+    random_images(40, 10)
+    ends = []
+    for fused in ("true", "false"):
+        settings = (*LENET, "data.val_size=8", f"optimizer.fused={fused}")
+        folder = f"fused_{fused}"
+        run(folder, *settings, f"data.batch_size={sizes[0]}", "trainer.max_epochs=1")
+        _, checkpoint = run(folder, f"resume={folder}", f"data.batch_size={sizes[1]}", "trainer.max_epochs=2")
+        ends.append(checkpoint)
+    for name, weight in ends[0]["state_dict"].items():
+        torch.testing.assert_close(weight, ends[1]["state_dict"][name], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
