@@ -6,18 +6,16 @@ Imports nothing heavy: a mistake is answered before torch is loaded.
 import atexit
 import contextlib
 import ctypes
-import difflib
 import functools
-import hashlib
-import itertools
-import json
+import io
 import logging
 import math
 import os
 import re
 import shlex
+import shutil
 import sys
-import traceback
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,14 +23,14 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
+import explain
+import folders
 import runs
-from callbacks.files import replacing
 from callbacks.sweep import SweepSummary
+from errors import LOST, one_line, say
+from folders import helps, in_sweep
 
 PROJECT = Path(__file__).parent
 log = logging.getLogger(__name__)
@@ -56,6 +54,11 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
     # At its own end Python takes torch down object by object, for the best part of a second. What is registered first
     # is called last: whoever else has something to do at the end has done it.
     atexit.register(end)
+    if helps():
+        # The run's folder and its log are the first process's; what this one writes is for nobody.
+        own = tempfile.mkdtemp(prefix="lit-classics-")
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        sys.argv += [f"hydra.run.dir={own}", "hydra/job_logging=none"]
     try:
         _run(task, config)
         code = int(SweepSummary.failed > 0)
@@ -89,32 +92,54 @@ def _run(task: Callable[[DictConfig, Path], object], config: str) -> None:
             if cfg.sweep_resume and not in_sweep():
                 raise ValueError("sweep_resume goes on with a sweep: add -m and what the sweep was started with")
             check_values(cfg)
-            with alone_in(folder, wait=in_sweep()):
-                return (in_sweep() and take_up(folder, cfg)) or task(cfg, folder)
+            with folders.alone_in(folder, wait=in_sweep()):
+                if not in_sweep():
+                    return task(cfg, folder)
+                if result := folders.take_up(folder, cfg):
+                    return result
+                with as_one_command(folder, cfg.resume):
+                    return task(cfg, folder)
         except BaseException as error:
             if in_sweep() and isinstance(error, Exception) and getattr(error, "exit_code", 1) < 128:
-                result = note_failure(folder, error)  # and the other jobs of the sweep still run
+                result = folders.note_failure(folder, one_line(error))  # and the other jobs of the sweep still run
                 if result["status"] == "pruned":
                     log.info(error)
                 else:
                     say(error, whole_traceback)
                 return result
-            discard_if_unused(folder)
+            folders.discard_if_unused(folder)
             if in_sweep():
                 error.again = again()
             leave(error, whole_traceback)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
+    processes = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1
+    if {"-m", "--multirun"} & set(sys.argv) and int(processes) > 1:
+        words = "a sweep starts the processes of its jobs itself, trainer.devices of them: leave torchrun and srun out"
+        leave(ValueError(words), whole_traceback)
     # Processes that a launcher starts for jobs find the project too.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:
-        main()
+        if {"--cfg", "-c"} & set(sys.argv) and config == "config":
+            show(main)
+        else:
+            main()
     except (Exception, KeyboardInterrupt) as error:
         if SweepSummary.folder:
-            discard_sweep_if_unused(SweepSummary.folder)
+            folders.discard_sweep_if_unused(SweepSummary.folder)
         leave(error, whole_traceback)
+
+
+def show(main: Callable[[], object]) -> None:
+    """What ``--cfg`` prints, with the comments of conf/."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main()
+    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+    with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        choices = hydra.compose("config", overrides, return_hydra_config=True).hydra.runtime.choices
+    print(explain.commented(printed.getvalue(), choices), end="")
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -134,8 +159,9 @@ def settle(seed: int, threads: int | None) -> None:
     import torch
 
     _keep_freed_memory()
-    logging.getLogger("lightning").handlers.clear()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.WARNING)
     default = _default_threads()
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads={threads} must be a whole number of at least 1")
@@ -161,98 +187,19 @@ def _default_threads() -> int:
     return torch.get_num_threads()
 
 
-# --- the folder of a run -----------------------------------------------------------------------------------------
-
-
 def register_resolvers() -> None:
     """The functions that conf/ calls."""
-    OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    OmegaConf.register_new_resolver("run_folder", folders.run_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("new_folder", folders.new_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", folders.sweep_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("job_folder", folders.job_folder, replace=True)
     OmegaConf.register_new_resolver(
         "run_name", lambda experiment, data, model: experiment or f"{data}_{model}", replace=True
     )
     OmegaConf.register_new_resolver("run_title", run_title, replace=True)
-    OmegaConf.register_new_resolver("options", options, replace=True)
+    OmegaConf.register_new_resolver("options", explain.options, replace=True)
     OmegaConf.register_new_resolver("data_root", runs.data_root, replace=True)
     OmegaConf.register_new_resolver("folder_of", lambda run: str(runs.find(run)[0]), replace=True)
-
-
-def options() -> str:
-    """What can be chosen, with the first line of each file's header, for ``--help``."""
-    groups = "experiment model data optimizer scheduler trainer callbacks logger sweep debug"
-    lines = []
-    for group in groups.split():
-        lines.append(f"  {group}=")
-        for file in sorted((PROJECT / "conf" / group).glob("*.yaml")):
-            header = (line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
-            about = next((text for text in header if not text.startswith(("@package", "python "))), "")
-            lines.append(f"    {file.stem:<18} {about}")
-    return "\n".join(lines)
-
-
-def run_folder(resume: str | None, name: str) -> str:
-    """The folder of the run that goes on, or a new one."""
-    return str(runs.find(resume)[0]) if resume else new_folder(name)
-
-
-def new_folder(name: str) -> str:
-    """Makes the folder ``name``, or ``name-2`` … when it is taken, and says which: never one for two runs."""
-    for number in itertools.count(1):
-        folder = name if number == 1 else f"{name}-{number}"
-        try:
-            os.makedirs(folder)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
-
-
-def sweep_folder(sweep_resume: str | None, name: str) -> str:
-    """The folder of the sweep that goes on, or a new one."""
-    if sweep_resume is None:
-        return new_folder(name)
-    folder = Path("outputs/last_sweep" if sweep_resume == "last" else sweep_resume)
-    if not folder.is_dir():
-        missing = "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{folder} is no folder of a sweep"
-        raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
-    return os.path.relpath(folder.resolve())
-
-
-def job_folder(sweep: str, number: int, *, _root_: DictConfig) -> str:
-    """``3-1f0c9a2b``: the number of a job and what it is, so that the same job finds its folder again."""
-    config = {key: _root_._get_node(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume")}
-    plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    what = hashlib.blake2b(repr(plain).encode(), digest_size=4).hexdigest()
-    return next((path.name for path in Path(sweep).glob(f"*-{what}")), f"{number}-{what}")
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path, wait: bool) -> Iterator[None]:
-    """No other run trains in the folder meanwhile; the other processes of this one may."""
-    if any(int(os.environ.get(rank) or 0) for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
-            yield
-    except Timeout:
-        raise ValueError(f"another process is training in {folder}") from None
-
-
-def take_up(folder: Path, cfg: DictConfig) -> dict | None:
-    """What a job of a sweep gave that was done before; lets one that was interrupted go on."""
-    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
-    if result.get("status") in ("finished", "diverged", "pruned"):
-        log.info("%s: done before", " ".join(typed()))
-        return result
-    log.info(" ".join(typed()))
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        cfg.resume = str(folder)
-    return None
 
 
 def number_lines(number: int) -> None:
@@ -267,21 +214,31 @@ def number_lines(number: int) -> None:
             handler.setFormatter(Numbered())
 
 
+@contextlib.contextmanager
+def as_one_command(folder: Path, resume: str | None) -> Iterator[None]:
+    """Lightning starts the other processes of a run with the command that was typed. That of a sweep would be the whole
+    sweep again; this is the one of a job. The next job finds neither its processes nor what it said to them."""
+    arguments, environment = sys.argv, dict(os.environ)
+    go_on = [f"resume={resume}"] if resume else []
+    sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *go_on]
+    with read_write(HydraConfig.get()):
+        HydraConfig.get().run.dir = str(folder)
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            if name not in environment:
+                os.environ.pop(name, None)
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 def again() -> str:
     """The command that goes on with the newest sweep."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_resume=")]
     return shlex.join(["python", "train.py", *arguments, "sweep_resume=last"])
-
-
-def typed() -> list[str]:
-    """The overrides that were typed for this run, or that make it as a job of a sweep. What makes the sweep is none."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [override for override in overrides if not override.startswith(("sweep=", "sweep_resume="))]
-
-
-def in_sweep() -> bool:
-    """Whether this run is a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 @functools.cache
@@ -331,7 +288,7 @@ def _expected(value: Any, default: Any) -> str | None:
 # Settings that do not change what an experiment measures.
 HARMLESS = ("experiment", "seed", "check", "expect", "resume", "threads", "name", "logger", "checkpoint", "record")
 HARMLESS += ("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures")
-HARMLESS += ("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps")
+HARMLESS += ("compile", "data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps")
 
 
 def changed(overrides: list[str], may_change: list[str]) -> list[str]:
@@ -351,48 +308,6 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
     return f"{name}/{title[:120]}"
 
 
-def discard_if_unused(folder: Path) -> None:
-    """Removes the folder of a run that never started: there is its log in it and nothing else."""
-    own = {folder / f"{HydraConfig.get().job.name}.log", folder / ".lock"}
-    if set(folder.iterdir()) - own:
-        return
-    for handler in logging.getLogger().handlers:
-        handler.close()
-    for file in own:
-        file.unlink(missing_ok=True)
-    for path in (folder, *folder.parents[:2]):  # outputs/name/date_time
-        try:
-            path.rmdir()
-        except OSError:  # other runs are in it
-            break
-
-
-def discard_sweep_if_unused(folder: Path) -> None:
-    """Removes the folder of a sweep none of whose jobs has begun, unless something else is in it."""
-    if not folder.is_dir() or any(path.is_dir() for path in folder.iterdir()):
-        return
-    for name in ("multirun.yaml", ".study.lock"):  # what the sweepers write before the first job
-        (folder / name).unlink(missing_ok=True)
-    for path in (folder, *folder.parents[:2]):  # outputs/sweep/date_time
-        try:
-            path.rmdir()
-        except OSError:
-            break
-
-
-def note_failure(folder: Path, error: BaseException) -> dict[str, Any]:
-    """Lets the result.json of a sweep's job say why it failed; a job that never started gets one."""
-    file = folder / "result.json"
-    result: dict[str, Any] = {"command": shlex.join(["python", "train.py", *typed()]), "overrides": typed()}
-    result |= {"status": "failed", "metrics": {}}
-    if file.exists():
-        result = json.loads(file.read_text())
-    result["reason"] = one_line(error)
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    return result
-
-
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
@@ -400,6 +315,9 @@ def leave(error: BaseException, whole_traceback: bool) -> NoReturn:
     """Says what went wrong in one line and ends the process. The exit codes are those of the README."""
     if isinstance(error, SystemExit):
         raise error
+    together = (KeyboardInterrupt, FloatingPointError)
+    if helps() and (isinstance(error, together) or hasattr(error, "status") or LOST in one_line(error)):
+        sys.exit(0)  # the first process says so, and Lightning would kill it for another exit code of this one
     say(error, whole_traceback)
     if isinstance(error, KeyboardInterrupt) and SweepSummary.folder:
         error.again = again()
@@ -407,62 +325,3 @@ def leave(error: BaseException, whole_traceback: bool) -> NoReturn:
         print(f"go on with: {command}", file=sys.stderr)
     codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
     sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
-
-
-def say(error: BaseException, whole_traceback: bool) -> None:
-    """One line about an error, on stderr."""
-    if whole_traceback:
-        traceback.print_exception(error)
-    number = f"[{HydraConfig.get().job.num}] " if in_sweep() else ""
-    print(f"{number}error: {one_line(error)}", file=sys.stderr)
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong in one line, with the nearest name for one that does not exist."""
-    while isinstance(error, (HydraException, OmegaConfBaseException)) and (error.__cause__ or error.__context__):
-        if isinstance(error, OverrideParseException):
-            break
-        error = error.__cause__ or error.__context__
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"this needs the package {error.name}: pip install {error.name}"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if name.partition("_")[0] in LAUNCHERS:
-            return f"{group}={name} needs a package: pip install hydra-{name.partition('_')[0]}-launcher"
-        return f"there is no {group}={name}{nearest(name, error.options)}; there are {', '.join(error.options)}"
-    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
-        parent, _, key = str(error.full_key).rpartition(".")
-        keys = [str(name) for name in error.parent_node if not str(name).startswith("_")]
-        name = f"{parent}.{key}" if parent else key
-        close = nearest(name, [f"{parent}.{other}" if parent else other for other in keys])
-        return f"there is no {name}{close}; {parent or 'the config'} has {', '.join(keys)}"
-    text = " ".join(str(error).split())
-    for part, meaning in MEANINGS.items():
-        if part in text or part == type(error).__name__:
-            return f"{meaning} ({text[:160]})"
-    if isinstance(error, InstantiationException):
-        return text
-    known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
-    speaks = isinstance(error, known) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
-    return text if text and speaks else f"{type(error).__name__}: {text}"
-
-
-# What others say, in the words of this project.
-MEANINGS = {
-    "No supported gpu backend found": "there is no GPU here that torch can use; accelerator=auto takes what there is",
-    "the accelerator is not available": "this machine has no such trainer.accelerator; auto takes what there is",
-    "MemoryError": "the memory is used up; a smaller data.batch_size needs less",
-    "OutOfMemoryError": "the memory is used up; a smaller data.batch_size needs less",
-    "can't allocate memory": "the memory is used up; a smaller data.batch_size needs less",
-    "DataLoader worker": "a process that reads images has died, perhaps for want of memory; try data.num_workers=0",
-}
-# Hydra's launchers that are packages of their own.
-LAUNCHERS = ("joblib", "submitit", "ray")
-
-
-def nearest(name: str, options: list[str]) -> str:
-    """`` (did you mean X?)``, or nothing when no option is close."""
-    match = difflib.get_close_matches(name, options, n=1)
-    return f" (did you mean {match[0]}?)" if match else ""

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def find(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
     path = (Path("outputs", "last") if run == "last" else Path(run)).resolve()
     if path.is_file():
+        if not zipfile.is_zipfile(path):  # said before torch is loaded
+            raise ValueError(f"{path} is damaged or no checkpoint")
         return (path.parent.parent if path.parent.name == "checkpoints" else path.parent), path
     if not path.is_dir():
         missing = (

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import command_line
+import folders
 import runs
 
 log = logging.getLogger(__name__)
@@ -37,18 +38,18 @@ def train(cfg: DictConfig, folder: Path) -> dict:
 
     from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
     from callbacks.expect import ExpectationMissed, compare
-    from callbacks.files import point, replacing
     from callbacks.interrupts import Interrupts
     from callbacks.profiling import NoProfiler
     from callbacks.record import Record
     from callbacks.report import Report, has_diverged, line, table
 
-    cfg.chosen.overrides = command_line.typed()
-    go_on = None
-    if cfg.resume:
-        _, go_on = runs.find(cfg.resume)
+    first = not folders.helps()  # of the processes of this run: it alone writes and speaks
+    cfg.chosen.overrides = folders.typed()
+    if go_on := runs.find(cfg.resume)[1] if cfg.resume else None:
         cfg = runs.resumed(cfg, go_on)
     datamodule, model = build(cfg)
+    if cfg.get("compile"):
+        model.net.compile()  # in place, so the names of its weights stay
     if "class_names" in cfg.data:
         cfg.data.class_names = list(datamodule.class_names)  # so that the run knows them without the folders
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -60,15 +61,12 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         cfg.trainer,
         default_root_dir=str(folder),
         callbacks=[*filter(None, instantiate(cfg.callbacks).values()), report, record, checkpoints, interrupts],
-        logger=instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger else False,
+        logger=instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger and first else False,
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
-    with replacing(folder / "config.yaml") as temporary:
-        OmegaConf.save(config, temporary)
-    point(Path("outputs", "last"), folder)
-    (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on
+    report.begin(first)
 
     status = "failed"
     try:
@@ -83,10 +81,12 @@ def train(cfg: DictConfig, folder: Path) -> dict:
         raise
     finally:
         result = report.write(status)
+    if not first:
+        return result
     comparisons = compare(config["expect"] or {}, result["metrics"], record.rows, result["epochs"])
     may_change = [*cfg.may_change, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
     changed = command_line.changed(result["overrides"], may_change) if comparisons else []
-    log.info(line(result) if command_line.in_sweep() else f"\n{table(result, folder, comparisons, changed)}")
+    log.info(line(result) if folders.in_sweep() else f"\n{table(result, folder, comparisons, changed)}")
     missed = [comparison.metric for comparison in comparisons if not comparison.met]
     if comparisons and not changed:
         result = report.write(status, as_expected=not missed)

@@ -7,6 +7,8 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch import Tensor
 
 
 class Interrupted(Exception):
@@ -24,6 +26,7 @@ class Interrupted(Exception):
 class Interrupts(pl.Callback):
     """While it trains, the first signal ends the run after the running step, with ``last.ckpt`` as it was then; in the
     validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once.
+    Several processes stop together, whichever of them heard it.
 
     Args:
         file: ``last.ckpt``.
@@ -31,8 +34,9 @@ class Interrupts(pl.Callback):
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._signal: int | None = None
+        self._signal: int | None = None  # that this process heard
         self._training = False
+        self._question: tuple[Tensor, Any] | None = None  # to all processes: has one of you heard a signal?
 
     def __enter__(self) -> "Interrupts":
         self._old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -51,23 +55,50 @@ class Interrupts(pl.Callback):
         if not self._training or self._signal is not None:
             raise Interrupted(number, self.file if self.file.exists() else None)
         self._signal = number
-        os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
+        if self._first:
+            os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = True
+        self._first = trainer.is_global_zero
+        if trainer.world_size > 1:
+            self._group = torch.distributed.new_group(backend="gloo")  # it answers without the GPU
         self._install()  # Lightning has put its own handler of SIGTERM there, which ends in exit code 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         # After the last batch the epoch is finished first: its checkpoint follows.
-        if self._signal is not None and not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+        number = self._heard(trainer)
+        if number and not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
             trainer.save_checkpoint(self.file)
-            raise Interrupted(self._signal, self.file)
+            raise Interrupted(number, self.file)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._signal is not None:
-            raise Interrupted(self._signal, self.file)
+        if number := self._heard(trainer, wait=True):
+            raise Interrupted(number, self.file)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
-        if self._signal is not None:
-            raise Interrupted(self._signal, self.file)
+        if number := self._heard(trainer, wait=True):
+            raise Interrupted(number, self.file)
+
+    def _heard(self, trainer: pl.Trainer, wait: bool = False) -> int | None:
+        """The signal that ends the run. Of several processes what they knew one step ago, unless it waits for them: the
+        answer to that has come meanwhile, and a step costs no time."""
+        if trainer.world_size == 1:
+            return self._signal
+        number = self._answer()
+        self._ask()
+        return (self._answer() if wait else None) or number
+
+    def _ask(self) -> None:
+        number = torch.tensor(self._signal or 0)
+        most = torch.distributed.ReduceOp.MAX
+        self._question = number, torch.distributed.all_reduce(number, most, group=self._group, async_op=True)
+
+    def _answer(self) -> int | None:
+        if self._question is None:
+            return None
+        number, answer = self._question
+        self._question = None
+        answer.wait()
+        return int(number) or None

@@ -95,7 +95,8 @@ def about(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     validation = {"val": f"{len(data.val_indices):,} others", "test": "the test set", "train": "the same"}
     if any(trainer.num_val_batches):
         parts.append(f"validated on {validation[data.validate_on]}")
-    return "; ".join([*parts, str(trainer.strategy.root_device)])
+    several = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""
+    return "; ".join([*parts, f"{several}{trainer.strategy.root_device}"])
 
 
 def _question_the_first_loss(pl_module: pl.LightningModule, classes: int, loss: float) -> None:

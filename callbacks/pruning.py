@@ -33,6 +33,8 @@ class Pruning(pl.Callback):
         self.pruner = optuna.pruners.MedianPruner(startup_trials, warmup_epochs)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
         self._study = open_study(Path(trainer.default_root_dir).parent, pruner=self.pruner)
         trials = self._study.get_trials(deepcopy=False)
         self._id = next(trial._trial_id for trial in trials if trial.number == self.number)
@@ -48,10 +50,15 @@ class Pruning(pl.Callback):
             self._study._storage.set_trial_intermediate_value(self._id, trainer.current_epoch + 1, value)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epoch = trainer.current_epoch  # of those that are over
+        reason = self._reason(trainer.current_epoch) if trainer.is_global_zero else None
+        if reason := trainer.strategy.broadcast(reason):
+            raise Pruned(reason)
+
+    def _reason(self, epoch: int) -> str | None:
+        """Why the run is given up after so many epochs, if it is."""
         trial = self._study._storage.get_trial(self._id)
         # A resumed run may do an epoch again that it has reported before: that is for its own end to judge.
-        hopeless = trial.last_step == epoch and self._study.pruner.prune(self._study, trial)
-        if trainer.strategy.broadcast(hopeless):
-            value = trial.intermediate_values[epoch]
-            raise Pruned(f"given up after epoch {epoch}: {self.metric} {value:.4g} is worse than the others' median")
+        if trial.last_step != epoch or not self._study.pruner.prune(self._study, trial):
+            return None
+        value = trial.intermediate_values[epoch]
+        return f"given up after epoch {epoch}: {self.metric} {value:.4g} is worse than the others' median"

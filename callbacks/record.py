@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.files import replacing
@@ -48,7 +49,7 @@ class Record(Checkpoint):
         self._batches += 1
         every = self.every_n_batches or trainer.log_every_n_steps  # 0 is never
         if every and (batch_idx + 1) % every == 0:
-            loss = float(self._loss / self._batches)
+            loss = float(trainer.strategy.reduce(torch.as_tensor(self._loss / self._batches), reduce_op="mean"))
             self._loss, self._batches = 0.0, 0
             _tell(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
             total, seen = len(trainer.datamodule.train_indices), _examples(trainer, batch_idx + 1)

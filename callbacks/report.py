@@ -17,7 +17,7 @@ import yaml
 
 from callbacks.checkpoints import commit
 from callbacks.expect import Comparison
-from callbacks.files import replacing
+from callbacks.files import point, replacing
 from callbacks.pictures import MAIN
 from callbacks.record import Record, metrics_of, readable
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Report(pl.Callback):
-    """Watches a run and writes ``result.json`` at its end, whatever the end is.
+    """Watches a run and writes ``config.yaml`` at its start and ``result.json`` at its end, whatever the end is.
 
     Args:
         folder: of the run.
@@ -44,9 +44,18 @@ class Report(pl.Callback):
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
 
+    def begin(self, newest: bool) -> None:
+        """Writes ``config.yaml``; ``outputs/last`` is this run from now on, if it is the newest."""
+        with replacing(self.folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(self.config, sort_keys=False))
+        (self.folder / "result.json").unlink(missing_ok=True)  # of a run that goes on
+        if newest:
+            point(Path("outputs", "last"), self.folder)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.result["params"] = sum(parameter.numel() for parameter in pl_module.parameters())
-        self.result["device"] = _device(trainer.strategy.root_device)
+        several = f"{trainer.world_size} processes, each on " if trainer.world_size > 1 else ""
+        self.result["device"] = several + _device(trainer.strategy.root_device)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fit_start = time.monotonic()

@@ -71,6 +71,8 @@ class TensorBoard(TensorBoardLogger):
         if model.trainer.state.fn == "fit" and not self.goes_on:
             example = torch.zeros(1, *model.trainer.datamodule.shape).to(next(model.parameters()))  # device and type
             self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))
+            if model.trainer.world_size > 1:  # the other processes do not take part in the trace
+                return
             with warnings.catch_warnings():  # it traces in a way that torch would like to be rid of
                 warnings.simplefilter("ignore")
                 self._guard(lambda: self.experiment.add_graph(model.net, example))

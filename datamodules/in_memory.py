@@ -191,13 +191,19 @@ class InMemoryDataModule(pl.LightningDataModule):
         return self._evaluation(self.validate_on)
 
     def test_dataloader(self) -> BatchLoader | list:
-        return self._evaluation(self.test_on)
+        """All of it in every process: what looks at the single predictions has them all, and none is counted twice."""
+        return self._evaluation(self.test_on, alone=True)
 
-    def _evaluation(self, split: str) -> BatchLoader | list:
+    def _evaluation(self, split: str, alone: bool = False) -> BatchLoader | list:
         """All examples of a split, in their order."""
         test_indices = torch.arange(len(self._parts[1][1]))
         indices = {"train": self.train_indices, "val": self.val_indices, "test": test_indices}[split]
-        return self._loader(int(split == "test"), indices, self.eval_batch_size) if len(indices) else []
+        if not len(indices):
+            return []
+        loader = self._loader(int(split == "test"), indices, self.eval_batch_size)
+        if alone:
+            loader.rank, loader.world_size = 0, 1
+        return loader
 
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +26,15 @@ TINY_BATCH = 4
 
 LOSSES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, BinaryCrossEntropy, CrossEntropyOfSoftmax)
 LOSSES_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
 
 
 class Supervised(pl.LightningModule):
@@ -63,7 +72,7 @@ class Supervised(pl.LightningModule):
             raise ValueError(f"model.steps_per_batch={steps_per_batch} must be at least 1")
         # Convolutions take a third less time in this memory format; other layers do not notice it.
         self.net, self.loss = net.to(memory_format=torch.channels_last), loss
-        self._tiny_batches = False
+        self._tiny_batches = self._several = False
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.steps_per_batch, self.allow_divergence = seed, steps_per_batch, allow_divergence
         self._sums: dict[str, dict[str, Any]] = {}  # stage -> name -> sum over the examples seen in this epoch
@@ -101,9 +110,10 @@ class Supervised(pl.LightningModule):
         """The mean loss of a batch and the predictions; adds both to what this epoch has seen."""
         inputs, targets = batch
         predictions = self(inputs)
-        loss = self.loss(predictions, targets)
+        # Of several processes one may get nothing of the last batch: its gradient is zero.
+        loss = self.loss(predictions, targets) if len(targets) else predictions.sum()
         if stage == "train":
-            self._stop_if_not_finite(loss)
+            self._watch(loss)
         self._add(stage, len(targets), loss.detach(), self.measure(predictions.detach(), targets))
         return loss, predictions
 
@@ -139,18 +149,23 @@ class Supervised(pl.LightningModule):
 
     def _log_epoch(self, stage: str) -> None:
         sums = self._sums.get(stage, {})
+        sums.update({name: self._total(number) for name, number in sums.items()})
         if stage == "train" and sums:
-            self._stop_if_not_finite(self.means(stage)["train/loss"].cpu())  # before this epoch is saved
-        for name, total in sums.items():
-            sums[name] = self.trainer.strategy.reduce(self._exact(total), reduce_op="sum")
+            self._stop_if_not_finite(self.means(stage)["train/loss"].item())  # before this epoch is saved
         self.log_dict(self.means(stage), logger=False)  # the loggers hear it from callbacks.record, once an epoch
         sums.clear()
+
+    def _total(self, number: Any) -> Tensor:
+        """The sum over all processes."""
+        # Lightning adds in place.
+        return self.trainer.strategy.reduce(self._exact(number).clone(), reduce_op="sum")
 
     # --- training ------------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # Lightning asks this first. Its own work around a gradient step takes as long as the step of a small net does:
         # it is for those who need it. The others get the three lines of `gradient_step`.
+        self._several = self.trainer.world_size > 1
         self.automatic_optimization = bool(reason := self._needs_help())
         if reason and (self.by_hand or self.steps_per_batch > 1):
             raise ValueError(f"{type(self).__name__} makes its gradient steps itself, which does not go with {reason}")
@@ -191,7 +206,9 @@ class Supervised(pl.LightningModule):
         digest = hashlib.blake2b(repr((self.seed, self.global_rank)).encode(), digest_size=7).digest()
         self._step_seed = int.from_bytes(digest)
         for sums in self._sums.values():  # of a checkpoint, which is read before the module is on its device
-            sums.update({name: self._sum(float(total)) for name, total in sums.items() if name != "count"})
+            # They are those of all processes: the first one goes on with them.
+            totals = {name: 0.0 if self.global_rank else float(total) for name, total in sums.items()}
+            sums.update({name: total if name == "count" else self._sum(total) for name, total in totals.items()})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # The random numbers of a batch depend on (seed, its number) alone: a run that is resumed draws the same ones.
@@ -205,9 +222,10 @@ class Supervised(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.automatic_optimization:
-            return self.step(batch, "train")[0]
+            loss, _ = self.step(batch, "train")
+            return loss * self._share(len(batch[1]), batch_idx) if self._several else loss
         optimizer = self.optimizers(use_pl_optimizer=False)
-        with torch.backends.mkldnn.flags(enabled=False) if self._tiny_batches else contextlib.nullcontext():
+        with _without_onednn() if self._tiny_batches else contextlib.nullcontext():
             for _ in range(self.steps_per_batch):
                 loss = self.gradient_step(batch, optimizer)
                 self._step_schedulers("step")
@@ -219,6 +237,13 @@ class Supervised(pl.LightningModule):
 
     # Lightning looks at the signature before every step, and Python works it out anew each time unless it is here.
     training_step.__signature__ = inspect.signature(training_step)
+
+    def _share(self, examples: int, batch_idx: int) -> float:
+        """What makes DistributedDataParallel's mean over the processes one over the examples, of which they may have
+        unequal numbers in the last batch."""
+        processes, total = self.trainer.world_size, len(self.trainer.datamodule.train_indices)
+        size = (self.trainer.datamodule.batch_size or total) * processes
+        return processes * examples / min(size, total - batch_idx * size)
 
     def gradient_step(self, batch: Batch, optimizer: Optimizer) -> Tensor:
         """One step without Lightning's help; returns the loss before it."""
@@ -234,12 +259,19 @@ class Supervised(pl.LightningModule):
             if config.interval == interval:
                 config.scheduler.step()
 
-    def _stop_if_not_finite(self, loss: Tensor) -> None:
-        # On a GPU a look at the loss waits for the card, so it is had once in a while.
-        look = loss.device.type == "cpu" or self.global_step % (self.trainer.log_every_n_steps or 50) == 0
-        if look and not self.allow_divergence and not math.isfinite(loss.item()):
+    def _watch(self, loss: Tensor) -> None:
+        # On a GPU a look at the loss waits for the card; several processes, who have to stop together, wait for each
+        # other: it is had once in a while.
+        if (self._several or loss.device.type != "cpu") and self.global_step % (self.trainer.log_every_n_steps or 50):
+            return
+        if self._several:
+            loss = self._total(loss.detach())
+        self._stop_if_not_finite(loss.item())
+
+    def _stop_if_not_finite(self, loss: float) -> None:
+        if not (self.allow_divergence or math.isfinite(loss)):
             raise FloatingPointError(
-                f"the training loss is {loss.item()} after step {self.global_step}; try a smaller optimizer.lr, "
+                f"the training loss is {loss} after step {self.global_step}; try a smaller optimizer.lr, "
                 "or gradient clipping with trainer.gradient_clip_val=1"
             )
 
@@ -279,9 +311,9 @@ class Supervised(pl.LightningModule):
     # --- checkpoints in the middle of an epoch --------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epoch_sums"] = {name: float(total) for name, total in self._sums.get("train", {}).items()}
-        if checkpoint["epoch_sums"]:
-            self._stop_if_not_finite(self.means("train")["train/loss"].cpu())
+        sums = self._sums.get("train", {})
+        checkpoint["epoch_sums"] = {name: float(self._total(number)) for name, number in sums.items()}
+        self._stop_if_not_finite(checkpoint["epoch_sums"].get("loss", 0.0))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint["epoch_sums"]:

@@ -1,5 +1,6 @@
 """What the tests share: a folder of their own to run in, and the real data when it can be had."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -27,20 +28,23 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setattr(f"callbacks.pictures.Pictures.{part}", lambda *_: {})
 
 
+def put_random_images(train: int, test: int, replace: Callable[[object, str, object], None] = setattr) -> None:
+    """Puts so many for training, and of them for test, in place of the image data sets."""
+    from datamodules.images import ImageDataModule
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (train, *self.shape), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(10, (train,), generator=generator)
+        return (images, labels), (images[:test], labels[:test])
+
+    replace(ImageDataModule, "load", load)
+
+
 @pytest.fixture
 def random_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """``random_images(200, 50)`` puts so many for training and of them for test in place of the image data sets."""
-
-    def replace(train: int, test: int) -> None:
-        def load(self):
-            generator = torch.Generator().manual_seed(0)
-            images = torch.randint(256, (train, *self.shape), dtype=torch.uint8, generator=generator)
-            labels = torch.randint(10, (train,), generator=generator)
-            return (images, labels), (images[:test], labels[:test])
-
-        monkeypatch.setattr("datamodules.images.ImageDataModule.load", load)
-
-    return replace
+    """``random_images(200, 50)`` puts random images in place of the image data sets, for one test."""
+    return functools.partial(put_random_images, replace=monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import command_line
+import errors
 import train
 from tests.conftest import PROJECT
 
@@ -72,7 +73,7 @@ def test_a_model_trains_on_a_data_set_or_says_why_not(model: str, data: str, fol
         datamodule, module = train.build(cfg)
     except Exception as error:
         assert model not in IMAGE_MODELS or data not in IMAGES, error
-        line = command_line.one_line(error)
+        line = errors.one_line(error)
         assert any(words in line for words in (" takes ", " learns ", " goes from ", "tells two classes apart")), line
         return
     assert data in IMAGES or model not in ("cnn", "lenet") or data.startswith("one_")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import command_line
+import errors
 import train
 
 
@@ -64,7 +65,7 @@ def test_one_line(arguments: str, hint: str, shell, tmp_path) -> None:
 def test_one_line_of_what_the_parts_refuse(arguments: str, hint: str, tmp_path) -> None:
     with pytest.raises(Exception) as error:
         train.train(command_line.compose(*arguments.split(), "logger=none"), tmp_path)
-    assert hint in command_line.one_line(error.value)
+    assert hint in errors.one_line(error.value)
     assert os.listdir(tmp_path) == []
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import command_line
 import datamodules
+import errors
 import train
 from callbacks.expect import compare
 from callbacks.report import has_diverged
@@ -120,7 +121,7 @@ def test_resnet18_one_step_starts_from_a_file_of_weights_and_says_what_it_cannot
     for file, message in [("garbage.pt", "no file of weights"), ("lenet.pt", "another net"), ("none.pt", "is no file")]:
         with pytest.raises(Exception, match=r"model\.weights") as error:
             run(file.removesuffix(".pt"), "experiment=resnet18_one_step", f"model.weights={file}")
-        assert message in command_line.one_line(error.value)
+        assert message in errors.one_line(error.value)
 
 
 def test_imagenet_weights_that_cannot_be_fetched(shell, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""A refactoring changes no figure: losses of every experiment after three batches, as they were written down.
+
+python -m tests.test_golden        writes them down anew, after a change that is meant to change them
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import command_line
+import train
+from tests.conftest import PROJECT, put_random_images
+
+FILE = Path(__file__).with_suffix(".json")
+EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
+SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.accelerator=cpu", "callbacks.pictures=null")
+
+
+def losses(experiment: str, folder: Path) -> dict[str, float]:
+    """Of an experiment on 300 random images, or on the data that it makes."""
+    composed = command_line.compose(f"experiment={experiment}")
+    sizes = ["data.batch_size=32"] if "root" in composed.data else []
+    sizes += ["data.val_size=20"] if composed.data.val_size else []
+    result = train.train(command_line.compose(f"experiment={experiment}", *SHORT, *sizes, "logger=none"), folder)
+    return {name: result["metrics"][name] for name in ("train/loss", "test/loss") if name in result["metrics"]}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_losses_are_those_written_down(
+    experiment: str, tmp_path: Path, random_images: Callable[[int, int], None]
+) -> None:
+    random_images(300, 60)
+    expected = json.loads(FILE.read_text())[experiment]
+    assert losses(experiment, tmp_path / "run") == pytest.approx(
+        expected, rel=1e-4
+    )  # processors differ in the last bits
+
+
+if __name__ == "__main__":
+    put_random_images(300, 60)
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: losses(name, Path(folder) / name) for name in EXPERIMENTS}
+    FILE.write_text(json.dumps(found, indent=1) + "\n")

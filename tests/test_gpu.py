@@ -1,0 +1,66 @@
+"""What only a GPU can show; without one all of it is skipped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import command_line
+import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+IMAGES = ("data=cifar10", "data.augment=flip_crop", "data.val_size=50", "data.batch_size=16", "logger=none")
+
+
+def run(folder: str, *overrides: str) -> dict[str, Any]:
+    Path(folder).mkdir()
+    return train.train(command_line.compose(*overrides), Path(folder))
+
+
+class NoWaiting(pl.Callback):
+    """Lets torch raise where the program would wait for the card, from the third step of an epoch to its end."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        inputs = trainer.train_dataloader.inputs
+        assert (inputs.device.type, inputs.dtype) == ("cuda", torch.uint8)
+        torch.cuda.set_sync_debug_mode("error" if 2 <= index < trainer.num_training_batches - 1 else "default")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if args[-1] >= trainer.num_training_batches - 2:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("model", ["cnn", "dropout_cnn", "lenet", "resnet18"])
+def test_no_step_waits_for_the_card(model: str, precision: str, random_images: Callable[[int, int], None]) -> None:
+    random_images(400, 100)
+    watched = "+callbacks.watch._target_=tests.test_gpu.NoWaiting"
+    settings = ("trainer=gpu", f"trainer.precision={precision}", "trainer.log_every_n_steps=1000", watched)
+    result = run("run", f"model={model}", *IMAGES, *settings, "trainer.max_epochs=2")
+    assert result["status"] == "finished"
+    assert result["device"] == torch.cuda.get_device_name()
+
+
+def test_a_run_goes_on_where_it_was(random_images: Callable[[int, int], None]) -> None:
+    random_images(400, 100)
+    settings = ("model=dropout_cnn", *IMAGES, "trainer.accelerator=gpu", "trainer.deterministic=true", "scheduler=none")
+    run("whole", *settings, "trainer.max_epochs=3")
+    run("parts", *settings, "trainer.max_epochs=2")
+    train.train(command_line.compose("resume=parts", "trainer.max_epochs=3"), Path("parts"))
+    ends = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "parts")]
+    for name, weight in ends[0].items():
+        assert torch.equal(weight, ends[1][name])
+
+
+@pytest.mark.real
+def test_the_same_command_on_cpu_and_gpu(real_root: Path) -> None:
+    settings = ("experiment=mnist_99", f"data.root={real_root}", "logger=none", "callbacks.pictures=null")
+    accuracies = [
+        [run(f"{trainer} {seed}", *settings, trainer, f"seed={seed}")["metrics"]["test/acc"] for seed in (1, 2)]
+        for trainer in ("trainer=gpu", "trainer.accelerator=cpu")
+    ]
+    assert sum(accuracies[0]) / 2 == pytest.approx(sum(accuracies[1]) / 2, abs=0.003)

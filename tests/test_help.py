@@ -1,0 +1,92 @@
+"""--help, --cfg and completion: quick, and they say what a value is for."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import explain
+from tests.conftest import PROJECT
+
+
+def test_cfg_has_the_comments_of_conf(shell) -> None:
+    answer = shell("experiment=mnist_99", "optimizer.lr=0.5", "--cfg", "job")
+    assert answer.returncode == 0
+    lines = answer.stdout.splitlines()
+    assert "  lr: 0.5" in lines
+    assert "  crop: 4 # pixels that are cut off at each side" in [line[2:] for line in lines]
+    assert "  accelerator: auto # cpu, gpu, mps …" in lines
+    assert "  val_size: 0 # one epoch, one test" in lines  # the experiment's own words
+    above = lines[lines.index("seed: 1") - 2 : lines.index("seed: 1")]
+    assert any("Of everything random" in line for line in above)
+
+
+def test_cfg_is_the_config_still(shell) -> None:
+    import yaml
+
+    command = ("experiment=mnist_cnn", "data.batch_size=7", "--cfg", "job")
+    answer = shell(*command)
+    assert yaml.safe_load(answer.stdout)["data"]["batch_size"] == 7
+    assert shell(*command, "--package", "trainer").stdout.startswith("# @package trainer\n")
+    wrong = shell("--cfg", "job", "model=lenett")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "did you mean lenet?" in wrong.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("-sc", "query=bash")])
+def test_nothing_heavy_is_loaded(arguments: tuple[str, ...], shell, tmp_path: Path) -> None:
+    for name in ("torch", "lightning", "numpy", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text(f"raise AssertionError('{name} was imported')\n")
+    answer = shell(*arguments, PYTHONPATH=str(tmp_path), COMP_LINE="python train.py model=le", COMP_POINT="24")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("experiment=mnist_dro", "experiment=mnist_dropout_cnn "),
+        ("model=lenet trainer.max_ep", "trainer.max_epochs="),
+        ("optimizer=sgd optimizer.nest", "optimizer.nesterov="),
+    ],
+)
+def test_tab_in_bash(typed: str, completed: str) -> None:
+    terminal, inside = pty.openpty()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    bash = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        cwd=PROJECT,
+        env={**os.environ, "PATH": path, "TERM": "dumb"},
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.write(terminal, b'eval "$(python train.py -sc install=bash)"\n')
+    os.write(terminal, f"python train.py {typed}\t".encode())
+    seen, end = "", time.monotonic() + 30
+    try:
+        while completed.strip() not in seen.split("install=bash")[-1] and time.monotonic() < end:
+            if select.select([terminal], [], [], 1)[0]:
+                seen += os.read(terminal, 4096).decode()
+    finally:
+        bash.kill()
+        bash.wait()
+        os.close(terminal)
+        os.close(inside)
+    assert completed.strip() in seen.split("install=bash")[-1]
+
+
+def test_help_names_every_option(shell) -> None:
+    answer = shell("--help")
+    for group in explain.GROUPS:
+        assert f"  {group}=\n" in answer.stdout
+        for file in (PROJECT / "conf" / group).glob("*.yaml"):
+            assert f"\n    {file.stem} " in answer.stdout
+    assert answer.stdout.count("\n  python train.py") >= 5
+    assert explain.options() in answer.stdout

@@ -1,0 +1,240 @@
+"""Several processes, and hosts, train one run: every example once, exact figures, one folder, and all of them stop."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT
+
+pytestmark = pytest.mark.slow
+
+# 897 examples for training: 14 batches of 64, and one example that is left over for two processes.
+DATA = ("model=deep_logistic", "data=tabular", "data.size=1003", "data.val_size=106", "logger=none")
+RUN = (*DATA, "trainer.max_epochs=3", "optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9", "scheduler=none")
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=32")
+ONE = ("trainer.accelerator=cpu", "data.batch_size=64")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(folder: Path, *command: str, **environment: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    clean = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+    return subprocess.Popen(
+        [sys.executable, "-u", *command],
+        cwd=folder,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@contextlib.contextmanager
+def ended(*processes: subprocess.Popen) -> Iterator[None]:
+    """Nothing of them is left behind, whatever happens."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def await_end(group: int, seconds: float = 30) -> None:
+    """Until no process of a group is left."""
+    end = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.05)
+        raise AssertionError(f"a process of group {group} is left after {seconds} s")
+
+
+def finished(*processes: subprocess.Popen) -> list[tuple[str, str]]:
+    """What they wrote."""
+    with ended(*processes):
+        answers = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), answers
+    return answers
+
+
+def figures(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """The learning curve and the result of a run."""
+    with open(folder / "metrics.csv", newline="") as lines:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
+    for row in rows:
+        del row["seconds"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "finished"
+    return rows, result["metrics"]
+
+
+def assert_same(ours: tuple, theirs: tuple) -> None:
+    assert len(ours[0]) == len(theirs[0]) == 3
+    for row, other in zip(ours[0], theirs[0], strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """The figures of one process with the batches that two have together."""
+    folder = tmp_path_factory.mktemp("alone")
+    finished(start(folder, str(PROJECT / "train.py"), *RUN, *ONE))
+    return figures(folder / "outputs/last")
+
+
+def one_run(folder: Path) -> Path:
+    """The only run in a folder."""
+    (run,) = folder.glob("outputs/tabular_deep_logistic/*")
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".lock", "checkpoints", "config.yaml", "metrics.csv", "pictures", "result.json", "train.log"
+    ]  # fmt: skip
+    assert (folder / "outputs/last").resolve() == run.resolve()
+    assert sorted(path.name for path in folder.iterdir()) == ["outputs"]
+    return run
+
+
+def test_two_processes_learn_what_one_does(alone: tuple, tmp_path: Path) -> None:
+    ((printed, errors),) = finished(start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, "trainer.devices=2"))
+    assert errors == ""
+    assert "897 examples in 15 batches; validated on 106 others; 2 processes on cpu" in printed
+    assert printed.count("test accuracy") == 1
+    assert_same(figures(one_run(tmp_path)), alone)
+
+
+def test_under_torchrun(alone: tuple, tmp_path: Path) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    ((printed, _),) = finished(start(tmp_path, *torchrun, str(PROJECT / "train.py"), *RUN, *TWO))
+    assert printed.count("test accuracy") == 1
+    assert_same(figures(one_run(tmp_path)), alone)
+
+
+def test_two_hosts(alone: tuple, tmp_path: Path) -> None:
+    """Two agents that share no folder and speak to each other through a socket: the first host has the run."""
+    meet = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    agents = [
+        start(
+            tmp_path / f"host{number}",
+            *("-m", "torch.distributed.run", f"--node_rank={number}", f"--local_addr=127.0.0.{number + 1}", *meet),
+            *(str(PROJECT / "train.py"), *RUN, *TWO),
+        )
+        for number in range(2)
+    ]
+    finished(*agents)
+    assert_same(figures(one_run(tmp_path / "host0")), alone)
+    assert list((tmp_path / "host1").iterdir()) == []
+
+
+def test_under_slurm(alone: tuple, tmp_path: Path) -> None:
+    """What srun tells its tasks."""
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0", "MASTER_ADDR": "127.0.0.1"}
+    job |= {"MASTER_PORT": str(free_port())}
+    tasks = [
+        start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        for rank in ("0", "1")
+    ]
+    finished(*tasks)
+    assert_same(figures(one_run(tmp_path)), alone)
+
+
+def test_jobs_of_a_sweep(alone: tuple, tmp_path: Path) -> None:
+    ((_, errors),) = finished(
+        start(tmp_path, str(PROJECT / "train.py"), "-m", *RUN, *TWO, "trainer.devices=2", "seed=2,1")
+    )
+    assert errors == ""
+    jobs = sorted(tmp_path.glob("outputs/sweep/*/*/result.json"))
+    assert [json.loads(job.read_text())["seed"] for job in jobs] == [2, 1]
+    assert_same(figures(jobs[1].parent), alone)
+    assert len(list(tmp_path.glob("outputs/*"))) == 3  # sweep, last, last_sweep
+
+
+# Long enough to be stopped in the middle of an epoch.
+LONG = (
+    *RUN,
+    "trainer.max_epochs=2",
+    "data.size=8106",
+    "data.batch_size=8",
+    "trainer.log_every_n_steps=100",
+    "record.every_n_batches=100",
+)
+
+
+def stop(folder: Path, *command: str, number: int, after: str, **environment: str) -> tuple[int, str]:
+    """Sends a signal to the first process when a line begins so; the exit code and what went to stderr."""
+    process = start(folder, *command, **environment)
+    with ended(process):
+        for line in process.stdout:
+            if line.startswith(after):
+                break
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        await_end(process.pid)
+    return process.returncode, errors
+
+
+def test_a_signal_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
+    command = (str(PROJECT / "train.py"), *LONG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    finished(start(tmp_path / "whole", *command))
+    code, errors = stop(tmp_path, *command, number=signal.SIGTERM, after="[1,   300]")
+    assert code == 143
+    assert errors.splitlines()[0] == "stopping after this step; again to stop at once"
+    assert errors.splitlines()[1].startswith("error: interrupted by SIGTERM; saved in ")
+    assert len(errors.splitlines()) == 3
+    checkpoint = torch.load(tmp_path / "outputs/last/checkpoints/last.ckpt", weights_only=True)
+    assert 300 <= checkpoint["global_step"] < 1000
+    finished(start(tmp_path, str(PROJECT / "train.py"), "resume=last"))
+    whole = torch.load(tmp_path / "whole/outputs/last/checkpoints/last.ckpt", weights_only=True)
+    again = torch.load(tmp_path / "outputs/last/checkpoints/last.ckpt", weights_only=True)
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, again["state_dict"][name])
+    assert figures(tmp_path / "outputs/last") == figures(tmp_path / "whole/outputs/last")
+
+
+def test_a_process_that_is_killed_ends_the_run_with_a_line(tmp_path: Path) -> None:
+    command = (str(PROJECT / "train.py"), *LONG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    process = start(tmp_path, *command)
+    with ended(process):
+        for line in process.stdout:
+            if line.startswith("[1,   300]"):
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith("error: another process of this run has ended; its own line says why")
+    assert len(errors.splitlines()) == 1
+    assert json.loads((tmp_path / "outputs/last/result.json").read_text())["status"] == "failed"
+
+
+def test_all_processes_stop_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    process = start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, "trainer.devices=2", "optimizer.lr=1e38")
+    with ended(process):
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert errors.startswith("error: the training loss is ")
+    assert json.loads((tmp_path / "outputs/last/result.json").read_text())["status"] == "diverged"
+
+
+def test_a_sweep_under_torchrun_is_refused(shell) -> None:
+    answer = shell("-m", "seed=1,2", WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: a sweep starts the processes of its jobs itself")
