@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
@@ -29,7 +30,7 @@ import explain
 import folders
 import runs
 from callbacks.sweep import SweepSummary
-from errors import LOST, one_line, say
+from errors import LOST, nearest, one_line, say
 from folders import helps, in_sweep
 
 PROJECT = Path(__file__).parent
@@ -118,6 +119,13 @@ def _run(task: Callable[[DictConfig, Path], object], config: str) -> None:
     if {"-m", "--multirun"} & set(sys.argv) and int(processes) > 1:
         words = "a sweep starts the processes of its jobs itself, trainer.devices of them: leave torchrun and srun out"
         leave(ValueError(words), whole_traceback)
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        try:
+            get_args_parser().parse_args()
+        except SystemExit:
+            complaint = printed.getvalue().strip().rpartition("error: ")[2]
+            print(f"error: {complaint}; a setting is NAME=VALUE, and --help shows all", file=sys.__stderr__)
+            raise
     # Processes that a launcher starts for jobs find the project too.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
@@ -247,8 +255,34 @@ def _as_in_conf(groups: tuple[str, ...]) -> DictConfig:
     return hydra.compose("config", list(groups))
 
 
+# What is said before torch is loaded. The parts that take these settings refuse the same, and say it later.
+AT_LEAST_ONE = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads", "trainer.num_nodes")
+AT_LEAST_ONE += ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
+AT_LEAST_ONE += ("checkpoint.every_n_steps", "record.every_n_batches", "callbacks.pictures.every_n_epochs")
+ONE_OF = {
+    "data.validate_on": ("val", "test", "train"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.precision": (
+        "32-true",
+        "bf16-mixed",
+        "16-mixed",
+        "64-true",
+        "bf16-true",
+        "16-true",
+        "32",
+        "64",
+        "16",
+        "bf16",
+    ),
+}
+LIGHTNING_KNOWS = ("trainer.devices",)  # numbers or words
+
+
 def check_values(cfg: DictConfig) -> None:
-    """Raises ValueError for a typed value that is of another kind than the one in conf/, before torch is loaded."""
+    """Raises ValueError for a typed value that cannot be, or is of another kind than the one in conf/."""
+    for group in ("model", "data", "optimizer", "trainer"):
+        if cfg.get(group) is None:
+            raise ValueError(f"{group} cannot be left out")
     hydra_cfg = HydraConfig.get()
     settings = {text.partition("=")[0]: text for text in hydra_cfg.overrides.task if text[0] not in "+~"}
     parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)
@@ -258,11 +292,16 @@ def check_values(cfg: DictConfig) -> None:
         value, default = OmegaConf.select(cfg, key), OmegaConf.select(_as_in_conf(parts), key)
         if key == "trainer.max_epochs" and value == -1:  # no end
             continue
-        if expected := _expected(value, default):
-            raise ValueError(f"{key}={value} must be {expected}, such as {default}")
-
-
-LIGHTNING_KNOWS = ("trainer.devices", "trainer.precision")  # numbers or words
+        if key in ONE_OF and str(value) not in ONE_OF[key]:
+            choices = ", ".join(ONE_OF[key])
+            raise ValueError(f"{key}={value} must be one of {choices}{nearest(str(value), list(ONE_OF[key]))}")
+        if key == "seed" and isinstance(value, int) and value >= 2**32:
+            raise ValueError(f"seed={value} must be at most {2**32 - 1}")
+        if key in AT_LEAST_ONE and value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{key}={value} must be a whole number of at least 1")
+        if key not in ONE_OF and (expected := _expected(value, default)):
+            example = "" if isinstance(default, bool) else f", such as {default}"
+            raise ValueError(f"{key}={value} must be {expected}{example}")
 
 
 def _expected(value: Any, default: Any) -> str | None:
@@ -280,7 +319,7 @@ def _expected(value: Any, default: Any) -> str | None:
             kind, right = f"{kind} of at least 0", right and value >= 0
         return None if right else kind
     if isinstance(default, str):
-        return None if isinstance(value, str) or number else "a word"
+        return None if (isinstance(value, str) and value) or number else "a word"
     kinds = {DictConfig: "settings by name", ListConfig: "a list"}
     return next((words for kind, words in kinds.items() if isinstance(default, kind) > isinstance(value, kind)), None)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 import traceback
 
@@ -10,6 +11,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+import explain
 from callbacks.sweep import SweepSummary
 from folders import helps, in_sweep
 
@@ -40,14 +42,21 @@ def one_line(error: BaseException) -> str:
         return f"there is no {group}={name}{nearest(name, error.options)}; there are {', '.join(error.options)}"
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
         parent, _, key = str(error.full_key).rpartition(".")
-        keys = [str(name) for name in error.parent_node if not str(name).startswith("_")]
-        name = f"{parent}.{key}" if parent else key
-        close = nearest(name, [f"{parent}.{other}" if parent else other for other in keys])
-        return f"there is no {name}{close}; {parent or 'the config'} has {', '.join(keys)}"
+        keys = [str(name) for name in error.parent_node if str(name)[0] != "_" and name not in ("hydra", "chosen")]
+        close = nearest(key, keys, f"{parent}." if parent else "") or _elsewhere(key, error.parent_node)
+        return f"there is no {error.full_key}{close}; {parent or 'the config'} has {', '.join(keys)}"
+    if isinstance(error, OverrideParseException) or "override must be a string or a list" in str(error):
+        odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
+        override = getattr(error, "override", odd[0] if odd else "=")
+        return f"{override!r} is no NAME=VALUE and no GROUP=OPTION, which --help lists{_meant(override)}"
     text = " ".join(str(error).split())
+    if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
+        return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     for part, meaning in MEANINGS.items():
         if part in text or part == type(error).__name__:
             return f"{meaning} ({text[:160]})"
+    if unknown := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
+        return f"{unknown[1]} takes no argument {unknown[2]}"
     if isinstance(error, InstantiationException):
         return text
     known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
@@ -71,7 +80,23 @@ MEANINGS = {
 LAUNCHERS = ("joblib", "submitit", "ray")
 
 
-def nearest(name: str, options: list[str]) -> str:
+def nearest(name: str, options: list[str], prefix: str = "") -> str:
     """`` (did you mean X?)``, or nothing when no option is close."""
     match = difflib.get_close_matches(name, options, n=1)
-    return f" (did you mean {match[0]}?)" if match else ""
+    return f" (did you mean {prefix}{match[0]}?)" if match else ""
+
+
+def _elsewhere(key: str, node: DictConfig) -> str:
+    """The same for a key that another part of the config has."""
+    for group, part in node._get_root().items_ex(resolve=False):
+        if group not in ("hydra", "chosen") and isinstance(part, DictConfig) and key in part:
+            return f" (did you mean {group}.{key}?)"
+    return ""
+
+
+def _meant(word: str) -> str:
+    """The same for the name of a group or of an option alone."""
+    if word in explain.GROUPS:
+        return f" (did you mean {word}=…?)"
+    group = next((group for group in explain.GROUPS if (explain.CONF / group / f"{word}.yaml").is_file()), None)
+    return f" (did you mean {group}={word}?)" if group else ""

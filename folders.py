@@ -99,12 +99,16 @@ def take_up(folder: Path, cfg: DictConfig) -> dict | None:
 
 def discard_if_unused(folder: Path) -> None:
     """Removes the folder of a run that never started: there is its log in it and nothing else."""
-    own = {folder / f"{HydraConfig.get().job.name}.log", folder / ".lock"}
-    if set(folder.iterdir()) - own:
-        return
+    log_file, lock = folder / f"{HydraConfig.get().job.name}.log", folder / ".lock"
     for handler in logging.getLogger().handlers:
         handler.close()
-    for file in own:
+    if set(folder.iterdir()) - {log_file, lock}:
+        if not (folder / "config.yaml").exists():  # somebody's folder, in which there was nothing to go on with
+            lock.unlink(missing_ok=True)
+        if log_file.exists() and not log_file.stat().st_size:
+            log_file.unlink()
+        return
+    for file in (log_file, lock):
         file.unlink(missing_ok=True)
     for path in (folder, *folder.parents[:2]):  # outputs/name/date_time
         try:

@@ -44,6 +44,8 @@ class ImageDataModule(InMemoryDataModule):
         channels = self.shape[0]
         if len(mean) != channels or len(std) != channels:
             raise ValueError(f"data.mean and data.std need one number for each of the {channels} channels")
+        if not all(number > 0 for number in std):
+            raise ValueError(f"data.std={list(std)} must be above 0")
         self.root = root
         self.mean, self.std = tuple(mean), tuple(std)
         self._mean, self._std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))

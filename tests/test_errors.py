@@ -2,54 +2,193 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import command_line
 import errors
 import train
 
+# What is typed, and what its line says. All of these are answered before torch is loaded.
+QUICK = {
+    # names
+    "model=lenett": "there is no model=lenett (did you mean lenet?); there are blobs_mlp, cnn, ",
+    "data=mnits": "did you mean mnist?",
+    "optimizer=agd": "there is no optimizer=agd (did you mean sgd?); there are adam, adamw, by_hand, sgd",
+    "trainer=defalt": "there is no trainer=defalt (did you mean default?)",
+    "debug=fasst": "there is no debug=fasst (did you mean fast?)",
+    "sweep=mnist": "there is no sweep=mnist (did you mean mnist_lr?)",
+    "experiment=mnist_ccn": "there is no experiment=mnist_ccn (did you mean mnist_cnn?)",
+    "logger=tensorbord": "did you mean tensorboard?",
+    "callbacks=defaults": "did you mean default?",
+    "optimizr=sgd": "there is no optimizr (did you mean optimizer?)",
+    "trainer.max_epoch=3": "there is no trainer.max_epoch (did you mean trainer.max_epochs?); trainer has max_epochs, ",
+    "data.batchsize=3": "there is no data.batchsize (did you mean data.batch_size?)",
+    "lr=0.1": "there is no lr (did you mean optimizer.lr?)",
+    "model=mlp model.net.hiden=5": "there is no model.net.hiden (did you mean model.net.hidden?)",
+    "optimizer=sgd optimizer.betas=[0.9,0.99]": "there is no optimizer.betas; optimizer has lr, momentum, ",
+    "optimizer.foo=1": "there is no optimizer.foo; optimizer has lr, betas, weight_decay, fused",
+    "experiment=mnist_cnn expect.foo.at_least=1": "there is no expect.foo; expect has test/acc",
+    "hydra.run.dirr=x": "there is no hydra.run.dirr (did you mean hydra.run.dir?)",
+    "hydra.jobb.name=x": "there is no hydra.jobb (did you mean hydra.job?)",
+    "hydra/sweeper=optunna": "there is no hydra/sweeper=optunna (did you mean optuna?)",
+    "hydra/launcher=jobblib": "there is no hydra/launcher=jobblib (did you mean joblib?)",
+    "hydra/launcher=ray": "hydra/launcher=ray needs a package: pip install hydra-ray-launcher",
+    # what is no setting
+    "model": "'model' is no NAME=VALUE and no GROUP=OPTION, which --help lists (did you mean model=…?)",
+    "lenet": "'lenet' is no NAME=VALUE and no GROUP=OPTION, which --help lists (did you mean model=lenet?)",
+    "train.py model=mlp": "'train.py' is no NAME=VALUE",
+    "=5": "'=5' is no NAME=VALUE",
+    "++model.net": "'++model.net' is no NAME=VALUE",
+    "optimizer.lr=[0.1": "'optimizer.lr=[0.1' is no NAME=VALUE",
+    "model=lenet,": "'model=lenet,' is no NAME=VALUE",
+    "model=": "there is no model=; there are blobs_mlp, ",
+    "model=null": "'model=null' is no NAME=VALUE and no GROUP=OPTION",
+    "~model": "model cannot be left out",
+    "model=lenet,mlp": "model=lenet,mlp is more than one value: -m makes a run with each of them",
+    "optimizer.lr=0,1": "optimizer.lr=0,1 is more than one value: -m makes a run with each of them",
+    # values
+    "trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number of at least 0, such as 5",
+    "trainer.max_epochs=2.5": "trainer.max_epochs=2.5 must be a whole number",
+    "trainer.max_epochs=-3": "trainer.max_epochs=-3 must be a whole number of at least 0",
+    "trainer.max_epochs=": "trainer.max_epochs= must be a whole number",
+    "trainer.num_nodes=0": "trainer.num_nodes=0 must be a whole number of at least 1",
+    "trainer.accelerator=gpuu": "trainer.accelerator=gpuu must be one of auto, cpu, gpu, cuda, mps, tpu (did you",
+    "trainer.precision=8": "trainer.precision=8 must be one of 32-true, bf16-mixed, ",
+    "trainer.precision=bf16mixed": "(did you mean bf16-mixed?)",
+    "trainer.log_every_n_steps=-1": "trainer.log_every_n_steps=-1 must be a whole number of at least 0",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 must be a whole number of at least 1",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0 must be a whole number of at least 1",
+    "data.batch_size=0": "data.batch_size=0 must be a whole number of at least 1",
+    "data.batch_size=abc": "data.batch_size=abc must be a whole number of at least 1",
+    "data.batch_size=true": "data.batch_size=True must be a whole number",
+    "data.batch_size=1e3": "data.batch_size=1000.0 must be a whole number of at least 1",
+    "data.eval_batch_size=-5": "data.eval_batch_size=-5 must be a whole number of at least 1",
+    "data.val_size=0.1": "data.val_size=0.1 must be a whole number of at least 0",
+    "data.validate_on=all": "data.validate_on=all must be one of val, test, train (did you mean val?)",
+    "data.augment=true": "data.augment=True must be a word, such as none",
+    "data.mean=0": "data.mean=0 must be a list, such as [0.1307]",
+    "data.root=": "data.root= must be a word",
+    "data=image_folder": "say data.root=…: without it nothing can be done",
+    "optimizer.lr=nan": "optimizer.lr=nan must be a number of at least 0, such as 0.003",
+    "optimizer.lr=-0.1": "optimizer.lr=-0.1 must be a number of at least 0",
+    "optimizer.lr=fast": "optimizer.lr=fast must be a number",
+    "optimizer.betas=0.9": "optimizer.betas=0.9 must be a list, such as [0.9, 0.999]",
+    "optimizer=sgd optimizer.nesterov=1": "optimizer.nesterov=1 must be true or false",
+    "optimizer=sgd optimizer.momentum=inf": "optimizer.momentum=inf must be a number",
+    "model.net=5": "model.net=5 must be settings by name",
+    "model.steps_per_batch=0": "model.steps_per_batch=0 must be a whole number of at least 1",
+    "threads=0": "threads=0 must be a whole number of at least 1",
+    "seed=one": "seed=one must be a whole number of at least 0",
+    "seed=-1": "seed=-1 must be a whole number of at least 0",
+    "seed=99999999999": "seed=99999999999 must be at most 4294967295",
+    "check=maybe": "check=maybe must be true or false",
+    "checkpoint.every_n_steps=0": "checkpoint.every_n_steps=0 must be a whole number of at least 1",
+    "record.every_n_batches=-1": "record.every_n_batches=-1 must be a whole number of at least 1",
+    # runs and sweeps
+    "resume=nowhere": "nowhere is neither a run's folder nor a checkpoint; python train.py makes one",
+    "resume=notes": "notes is not a run's folder: it has no config.yaml",
+    "resume=notes/mine.txt": "mine.txt is damaged or no checkpoint",
+    "resume=empty.ckpt": "empty.ckpt is damaged or no checkpoint",
+    "resume=truncated.ckpt": "truncated.ckpt is damaged or no checkpoint",
+    "resume=unfinished": "unfinished has no last.ckpt: it ended before its first epoch did",
+    "resume=https://example.org/last.ckpt": "is not a file on this machine; checkpoints are read from files only",
+    "sweep_resume=last": "sweep_resume goes on with a sweep: add -m",
+    "-m sweep_resume=last seed=1,2": "there is no sweep yet in outputs/",
+    "-m sweep_resume=nowhere model=mlp,cnn": "nowhere is no folder of a sweep",
+    "-m optimizer.lr=interval(1,2)": "an interval is for a search: add hydra/sweeper=optuna",
+    "-m model=mlp,lenett": "there is no model=lenett (did you mean lenet?)",
+    "evaluate.py run=nowhere": "nowhere is neither a run's folder nor a checkpoint",
+    "evaluate.py run=run splitt=val": "there is no splitt (did you mean split?)",
+    "evaluate.py run=run split=training": "split=training must be test, val or train",
+    "evaluate.py run=run checkpoint=first": "checkpoint=first must be last or best",
+    "evaluate.py model=mlp": "there is no model; the config has run, checkpoint, split, trainer",
+    "predict.py run=run": "say what to predict: images='some/*.png', or csv=rows.csv, or data=test",
+    "predict.py run=run images=nowhere.png": "images=nowhere.png: there is no such file",
+    "export.py run=run to=model.txt": "to=model.txt must end in one of .onnx, .pt2, .safetensors, .pt",
+    "export.py run=run to=nowhere/model.pt": "there is no folder nowhere",
+    "export.py run=run": "say to=…: without it nothing can be done",
+    # places
+    "hydra.run.dir=notes/mine.txt": "File exists: 'notes/mine.txt'",
+}
+# These need torch, Lightning or the data.
+SLOWER = {
+    "data=blobs model=cnn": "a convolutional net takes images (channels, height, width), not inputs of shape (2,)",
+    "data=readings model=mlp": "this model learns classes (its loss is CrossEntropyLoss), and the targets of the",
+    "data=mnist model=line": "a line goes from one number to one number, not from shape (1, 28, 28) to 10",
+    "data=image_folder data.root=nowhere": "data.root=nowhere holds no folders of images, one for each of two or more",
+    "model=resnet18 model.weights=nowhere.pt": "model.weights=nowhere.pt is no file; null and DEFAULT are the other",
+    "trainer.devices=many": "`devices` selected with `CPUAccelerator` should be an int > 0",
+    "trainer.strategy=ddpp": "You selected an invalid strategy name: `strategy='ddpp'`",
+    "trainer.limit_train_batches=2.5": "limit_train_batches",
+    "trainer.gradient_clip_val=abc": "gradient_clip_val",
+    "+trainer.foo=1": "Trainer takes no argument foo",
+    "model.net._target_=lit_models.nets.Foo": "lit_models.nets.Foo",
+    "resume=foreign.ckpt": "foreign.ckpt is not a checkpoint of this project: it holds no config",
+    "resume=hostile.ckpt": "hostile.ckpt holds more than numbers and plain values, which could run code: refused",
+    "resume=run": "has finished its 2 epochs; trainer.max_epochs=7 would add five",
+    "resume=run seed=5": "resume: seed belongs to what the checkpoint holds and cannot be changed in the middle",
+    "resume=run model=mlp": "resume: this run was made with model=blobs_mlp and cannot go on with model=mlp",
+    "predict.py run=run data=test n=0": "n=0 must be a whole number of at least 1",
+}
 
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        ("model=lenett", "there is no model=lenett (did you mean lenet?)"),
-        ("data=mnits", "did you mean mnist?"),
-        ("optimizr=sgd", "did you mean optimizer?"),
-        ("trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
-        ("data.batch_size=0", "data.batch_size=0 must be a whole number of at least 1"),
-        ("trainer.max_epochs=abc", "trainer.max_epochs=abc must be a whole number of at least 0, such as 5"),
-        ("trainer.max_epochs=2.5", "trainer.max_epochs=2.5 must be a whole number"),
-        ("trainer.max_epochs=-3", "trainer.max_epochs=-3 must be a whole number of at least 0"),
-        ("optimizer.lr=nan", "optimizer.lr=nan must be a number of at least 0, such as 0.003"),
-        ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
-        ("optimizer=sgd optimizer.nesterov=1", "optimizer.nesterov=1 must be true or false"),
-        ("optimizer=sgd optimizer.momentum=inf", "optimizer.momentum=inf must be a number"),
-        ("optimizer.betas=0.9", "optimizer.betas=0.9 must be a list, such as [0.9, 0.999]"),
-        ("data.mean=0", "data.mean=0 must be a list, such as [0.1307]"),
-        ("data.val_size=0.1", "data.val_size=0.1 must be a whole number"),
-        ("data.augment=true", "data.augment=True must be a word, such as none"),
-        ("data.batch_size=true", "data.batch_size=True must be a whole number"),
-        ("seed=one", "seed=one must be a whole number"),
-        ("seed=-1", "seed=-1 must be a whole number of at least 0"),
-        ("check=maybe", "check=maybe must be true or false"),
-        ("trainer=defalt", "there is no trainer=defalt (did you mean default?)"),
-        ("debug=fasst", "there is no debug=fasst (did you mean fast?)"),
-        ("sweep=mnist", "there is no sweep=mnist (did you mean mnist_lr?)"),
-        ("data=image_folder", "say data.root=…: without it nothing can be done"),
-        ("data=blobs model=cnn", "takes images (channels, height, width), not inputs of shape (2,)"),
-    ],
-)
-def test_one_line(arguments: str, hint: str, shell, tmp_path) -> None:
-    answer = shell(*arguments.split())
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, one that never came to a checkpoint, files that are none, and somebody's notes."""
+    folder = tmp_path_factory.mktemp("shop")
+    for name in ("run", "unfinished", "notes"):
+        (folder / name).mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        short = ("model.steps_per_batch=10", "trainer.max_epochs=2", "logger=none", "callbacks.pictures=null")
+        train.train(command_line.compose("model=blobs_mlp", "data=blobs", *short), folder / "run")
+    shutil.rmtree(folder / "outputs")
+    (folder / "run/.lock").touch()
+    (folder / "unfinished/config.yaml").touch()
+    (folder / "notes/mine.txt").write_text("mine\n")
+    (folder / "empty.ckpt").touch()
+    (folder / "truncated.ckpt").write_bytes((folder / "run/checkpoints/last.ckpt").read_bytes()[:3000])
+    torch.save({"a": 1}, folder / "foreign.ckpt")
+    torch.save({"config": Hostile()}, folder / "hostile.ckpt")
+    return folder
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def everything(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns if path.is_file() else 0 for path in folder.rglob("*")}
+
+
+def assert_one_line(command: str, hint: str, shop: Path, shell: Callable) -> None:
+    words = command.split()
+    script = words.pop(0) if words[0].endswith(".py") and words[0] != "train.py" else "train.py"
+    before = everything(shop)
+    answer = shell(*words, script=script, cwd=shop)
     assert answer.returncode == 1
     assert answer.stdout == ""
-    assert len(answer.stderr.splitlines()) == 1
-    assert answer.stderr.startswith("error: ")
-    assert hint in answer.stderr
-    assert os.listdir(tmp_path) in ([], ["outputs"])
-    assert not list(tmp_path.glob("outputs/*"))
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert hint in line
+    assert everything(shop) == before
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_one_line(command: str, shop: Path, shell: Callable) -> None:
+    assert_one_line(command, QUICK[command], shop, shell)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SLOWER)
+def test_one_line_after_a_moment(command: str, shop: Path, shell: Callable) -> None:
+    assert_one_line(command, SLOWER[command], shop, shell)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def figures(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
     with open(folder / "metrics.csv", newline="") as lines:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines)]
     for row in rows:
-        del row["seconds"]
+        row.pop("seconds", None)
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
     return rows, result["metrics"]
