@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import ImageDataModule
-from datamodules.in_memory import Batch, BatchLoader
+from datamodules.in_memory import Batch, BatchLoader, check_shares
 from datamodules.pictures import read_picture
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,7 @@ class ImageFolder(ImageDataModule):
         **images: Any,
     ) -> None:
         self.name, self.shape, self.root = "image_folder", tuple(image), Path(root)
-        for name, share in (("val_size", val_size), ("test_size", test_size)):
-            if not 0 <= share < 1:
-                raise ValueError(f"data.{name}={share} is a share of the images: at least 0 and below 1")
+        check_shares(val_size=val_size, test_size=test_size)
         self.class_names = tuple(class_names) if class_names else tuple(self._classes())
         self.num_classes = len(self.class_names)
         super().__init__(root=self.root, **images)
@@ -75,6 +73,9 @@ class ImageFolder(ImageDataModule):
             raise FileNotFoundError(f"{folder} holds no images of {', '.join(self.class_names)}")
         return [path for path, _ in found], torch.tensor([label for _, label in found])
 
+    def found(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names)}
+
     def setup(self, stage: str | None = None) -> None:
         if self._parts:
             return
@@ -88,9 +89,7 @@ class ImageFolder(ImageDataModule):
         if (self.root / "test").is_dir():
             test_files, test_labels = self._files(self.root / "test")
         else:
-            rest = rest[torch.randperm(len(rest), generator=generator)]
-            size = round(self.test_share * len(rest))
-            held_out, rest = rest[:size].sort().values, rest[size:].sort().values
+            held_out, rest = self._draw(rest, self.test_share, generator, validation=False)
             test_files, test_labels = [files[index] for index in held_out], labels[held_out]
         if (self.root / "val").is_dir():
             if self.folds:
@@ -99,9 +98,7 @@ class ImageFolder(ImageDataModule):
             self.val_indices, self.train_indices = torch.arange(len(val_files)) + len(files), rest
             files, labels = [*files, *val_files], torch.cat([labels, val_labels])
         else:
-            rest = rest[torch.randperm(len(rest), generator=generator)]
-            parts = self._hold_out(rest, round(self.val_share * len(rest)))
-            self.val_indices, self.train_indices = (part.sort().values for part in parts)
+            self.val_indices, self.train_indices = self._draw(rest, self.val_share, generator)
         if not len(self.train_indices):
             raise ValueError(f"data.root={self.root} holds too few images to hold any out")
         self._parts = [(files, labels), (test_files, test_labels)]

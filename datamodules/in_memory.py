@@ -100,6 +100,13 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+def check_shares(**shares: float) -> None:
+    """Raises ValueError for a ``val_size`` or ``test_size`` that is no share."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"data.{name}={share} is a share of the examples: at least 0 and below 1")
+
+
 class InMemoryDataModule(pl.LightningDataModule):
     """Base of the data sets that fit in memory. A subclass fills in :meth:`load` and says what it feeds.
 
@@ -160,6 +167,14 @@ class InMemoryDataModule(pl.LightningDataModule):
         """What the net sees, from a batch of what is stored."""
         return inputs
 
+    def restore(self, predictions: Tensor) -> Tensor:
+        """Predictions, or targets, in the units of the data where others are learnt."""
+        return predictions
+
+    def found(self) -> dict[str, Any]:
+        """Settings that files gave. The config of a run holds them: what asks the run does not need the files."""
+        return {}
+
     def setup(self, stage: str | None = None) -> None:
         if self._parts:
             return
@@ -183,6 +198,15 @@ class InMemoryDataModule(pl.LightningDataModule):
             raise ValueError(f"data.folds={self.folds}: there are only {len(order)} examples")
         parts = list(order.tensor_split(self.folds))
         return parts.pop(self.fold), torch.cat(parts)
+
+    def _draw(
+        self, indices: Tensor, share: float, generator: torch.Generator, validation: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """A share of the indices at random, for validation a fold if there are folds, and the rest; both in order."""
+        order = indices[torch.randperm(len(indices), generator=generator)]
+        size = round(share * len(order))
+        held_out, rest = self._hold_out(order, size) if validation else (order[:size], order[size:])
+        return held_out.sort().values, rest.sort().values
 
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)
