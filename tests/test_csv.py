@@ -58,9 +58,8 @@ def line_about(*overrides: str) -> str:
 @pytest.mark.parametrize("model", ["logistic", "deep_logistic", "blobs_mlp", "mlp"])
 def test_classes_are_learnt(model: str) -> None:
     make_table()
-    quick = {"logistic": ["model.steps_per_batch=5"], "blobs_mlp": ["model.steps_per_batch=5"]}.get(model, [])
     settings = ("data.target=kind", "data.columns=[age,height]", "trainer.max_epochs=20", "optimizer.lr=0.02")
-    result = run("run", *RUN, f"model={model}", *settings, *quick)
+    result = run("run", *RUN, f"model={model}", *settings)
     assert result["metrics"]["test/acc"] >= 0.9
     assert {"test/acc/small", "test/acc/tall and old"} < result["metrics"].keys()
 
