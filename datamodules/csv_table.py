@@ -93,15 +93,15 @@ class CSVTable(InMemoryDataModule):
             )
         inputs, targets = self._examples(table)
         generator = torch.Generator().manual_seed(0)  # not the run's: runs are compared on the same rows
-        rest = torch.arange(len(targets))
         if test:
             test_inputs, test_targets = self._examples(test)
         else:
-            held_out, rest = self._draw(rest, self.test_share, generator, validation=False)
+            held_out, rest = self._draw(torch.arange(len(targets)), self.test_share, generator, validation=False)
             test_inputs, test_targets = inputs[held_out], targets[held_out]
-        self.val_indices, self.train_indices = self._draw(rest, self.val_share, generator)
+            inputs, targets = inputs[rest], targets[rest]
+        self.val_indices, self.train_indices = self._draw(torch.arange(len(targets)), self.val_share, generator)
         if not len(self.train_indices):
-            raise ValueError(f"{self.path} has too few rows ({len(targets)}) to hold any out")
+            raise ValueError(f"{self.path} has too few rows ({len(table.rows)}) to hold any out")
         if "mean" not in self.known:
             self._know(**self._statistics(inputs[self.train_indices], targets[self.train_indices]))
         self._parts = [self._stored(inputs, targets), self._stored(test_inputs, test_targets)]

@@ -103,6 +103,7 @@ def test_numbers_are_classes_when_asked() -> None:
 def raw(table: CSVTable, part: str) -> set[tuple[float, ...]]:
     train, test = table.load()
     rows = {"train": train[0][table.train_indices], "val": train[0][table.val_indices], "test": test[0]}[part]
+    assert len(train[0]) == len(table.train_indices) + len(table.val_indices)
     return set(map(tuple, rows.tolist()))
 
 
