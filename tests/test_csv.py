@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import command_line
+import errors
 import evaluate
 import train
 from datamodules import CSVTable
@@ -49,7 +50,7 @@ def line_about(*overrides: str) -> str:
     with pytest.raises(Exception) as error:
         run("refused", *RUN, *overrides)
     assert list(Path("refused").iterdir()) == []
-    return command_line.one_line(error.value)
+    return errors.one_line(error.value)
 
 
 # --- what is learnt ----------------------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ def test_one_line_of_rows_that_are_no_examples(content: str, line: str) -> None:
     Path("rows.csv").write_text(content)
     with pytest.raises(ValueError) as error:
         ask(Path("run"), csv="rows.csv")
-    assert command_line.one_line(error.value) == line
+    assert errors.one_line(error.value) == line
     assert not Path("answers").exists()
 
 
