@@ -93,7 +93,7 @@ class Pictures(pl.Callback):
             order = torch.where(label == targets, -1.0, confidence).argsort(descending=True)[:MOST]
             worst = order[(label != targets)[order]]
             self._worst.append((pictures(inputs[worst]).cpu(), shares[worst].cpu(), targets[worst].cpu()))
-            if self._first is None:
+            if self._first is None and len(targets):
                 self._first = pictures(inputs[:6]).cpu(), shares[:6].cpu(), targets[:6].cpu()
 
     # --- when they are drawn ----------------------------------------------------------------------------------------

@@ -230,9 +230,12 @@ class InMemoryDataModule(pl.LightningDataModule):
         return loader
 
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        device = self._device()
         inputs, targets = self._parts[part] = tuple(tensor.to(device) for tensor in self._parts[part])
         return BatchLoader(inputs, targets, indices.to(device), batch_size or len(indices), **self._serving(training))
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     def _serving(self, training: bool) -> dict[str, Any]:
         """What all loaders of this data set have in common."""
