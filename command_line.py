@@ -207,6 +207,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_title", run_title, replace=True)
     OmegaConf.register_new_resolver("options", explain.options, replace=True)
     OmegaConf.register_new_resolver("data_root", runs.data_root, replace=True)
+    OmegaConf.register_new_resolver("steps", lambda batch_size: 1000 if batch_size is None else 1, replace=True)
     OmegaConf.register_new_resolver("folder_of", lambda run: str(runs.find(run)[0]), replace=True)
 
 

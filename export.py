@@ -58,7 +58,7 @@ def _whole(datamodule: Any, model: Any) -> tuple[Any, Any]:
             self.net = model.net
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return self.net(datamodule.prepare(inputs))
+            return datamodule.restore(self.net(datamodule.prepare(inputs)))
 
     generator = torch.Generator().manual_seed(0)
     size = (3, *datamodule.shape)

@@ -43,7 +43,7 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
         names, examples, truths = _read_test_set(cfg.data, cfg.n, datamodule)
 
     with torch.inference_mode():
-        outputs = model(datamodule.prepare(examples))
+        outputs = datamodule.restore(model(datamodule.prepare(examples)))
     rows = _rows(names, outputs, truths, model, datamodule.class_names)
     to = folder / cfg.to
     to.mkdir(parents=True, exist_ok=True)
@@ -105,6 +105,8 @@ def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
 
     if len(datamodule.shape) != 1:
         raise ValueError(f"this run was trained on images of shape {tuple(datamodule.shape)}, not on rows; try images=")
+    if hasattr(datamodule, "read_rows"):
+        return datamodule.read_rows(file)
     with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets begin a file with a mark
         table = [row for row in csv.reader(lines) if row]
     if table and not any(map(_is_number, table[0])):
@@ -135,7 +137,7 @@ def _read_test_set(split: str, n: int, datamodule: Any) -> tuple[list[str], Any,
     return (
         [f"test[{number}]" for number in range(min(n, len(inputs)))],
         inputs[:n],
-        [target.squeeze().tolist() for target in targets[:n]],
+        [target.squeeze().tolist() for target in datamodule.restore(targets[:n])],
     )
 
 

@@ -50,8 +50,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     datamodule, model = build(cfg)
     if cfg.get("compile"):
         model.net.compile()  # in place, so the names of its weights stay
-    if "class_names" in cfg.data:
-        cfg.data.class_names = list(datamodule.class_names)  # so that the run knows them without the folders
+    cfg.data.update(datamodule.found())  # so that the run knows it without the files
     config = OmegaConf.to_container(cfg, resolve=True)
     report = Report(folder, config, getattr(datamodule, "md5", None), command_line.changed(cfg.chosen.overrides, []))
     record = Record(folder, cfg.record.every_n_batches)

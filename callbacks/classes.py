@@ -21,7 +21,7 @@ class PerClassAccuracy(pl.Callback):
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        if self._names:
+        if self._names and len(batch[1]):  # none where all files of a batch are broken
             self._accuracy.update(pl_module.classes(outputs), batch[1])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

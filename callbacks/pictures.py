@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ class Pictures(pl.Callback):
             order = torch.where(label == targets, -1.0, confidence).argsort(descending=True)[:MOST]
             worst = order[(label != targets)[order]]
             self._worst.append((pictures(inputs[worst]).cpu(), shares[worst].cpu(), targets[worst].cpu()))
-            if self._first is None:
+            if self._first is None and len(targets):
                 self._first = pictures(inputs[:6]).cpu(), shares[:6].cpu(), targets[:6].cpu()
 
     # --- when they are drawn ----------------------------------------------------------------------------------------
@@ -124,9 +124,12 @@ class Pictures(pl.Callback):
         first = next((layer for layer in net.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))), None)
         if isinstance(first, nn.Conv2d):
             figures["filters"] = filters(first.weight.detach().cpu())
-        if self.way and datamodule.shape == (2,) and hasattr(pl_module, "probabilities"):
-            figures |= boundaries(pl_module, self.way, *datamodule.load()[0], datamodule.class_names)
-        if self.way and datamodule.shape == (1,) and isinstance(pl_module.loss, nn.MSELoss):
+        two = datamodule.shape == (2,) and len(datamodule.class_names) == 2
+        if self.way and two and hasattr(pl_module, "probabilities"):
+            names, prepare = datamodule.class_names, datamodule.prepare
+            columns = getattr(datamodule, "columns", ("first feature", "second feature"))
+            figures |= boundaries(pl_module, self.way, *datamodule.load()[0], names, prepare, columns)
+        if self.way and hasattr(net, "coefficients") and isinstance(pl_module.loss, nn.MSELoss):
             inputs, targets = datamodule.load()[0]
             path = np.array([[tensor.item() for tensor in state.values()] for state in self.way.values()])  # (n, 2)
             path = np.vstack([path, [parameter.item() for parameter in net.parameters()]])
@@ -363,16 +366,24 @@ def boundaries(
     points: Tensor,
     targets: Tensor,
     names: Sequence[str],
+    prepare: Callable[[Tensor], Tensor],
+    columns: Sequence[str],
 ) -> dict[str, "Figure"]:
-    """The decision boundary with the points ``(N, 2)``, at the end and over the epochs."""
-    low, high = points.amin(0) - 1, points.amax(0) + 1
+    """The decision boundary with the points ``(N, 2)``, at the end and over the epochs.
+
+    Args:
+        pl_module: the trained model; way: epoch -> weights of its net; targets: ``(N,)``; names: of the two classes.
+        prepare: makes what the net sees of points; columns: what the axes are called.
+    """
+    low, high = points.amin(0), points.amax(0)
+    low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
     x, y = (torch.linspace(low[axis], high[axis], 120) for axis in (0, 1))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)
     net, final = pl_module.net, {name: tensor.clone() for name, tensor in pl_module.net.state_dict().items()}
 
     def paint(axes: "Axes", state: dict[str, Tensor], size: float) -> None:
         net.load_state_dict(state)
-        shares = pl_module.probabilities(net(grid.to(next(net.parameters())))).float().cpu()
+        shares = pl_module.probabilities(net(prepare(grid).to(next(net.parameters())))).float().cpu()
         first = shares[:, 0].view(120, 120).numpy()
         axes.contourf(x, y, first, levels=np.linspace(0, 1, 11), colors=_blend(CLASSES[1], CLASSES[0], 10), alpha=0.45)
         if first.min() < 0.5 < first.max():
@@ -382,7 +393,7 @@ def boundaries(
             axes.scatter(*chosen.T, s=size, color=CLASSES[number], edgecolor="white", linewidth=0.3, label=name)
 
     one = new_figure(5.6, 5)
-    axes = plain(one.subplots(), "first feature", "second feature")
+    axes = plain(one.subplots(), *columns)
     paint(axes, final, 16)
     axes.legend(loc="upper left", fontsize=8)
     many = new_figure(9, 6)

@@ -1,5 +1,6 @@
 """LightningDataModules: each says what it feeds (``shape``, ``num_classes``, ``class_names``)."""
 
+from datamodules.csv_table import CSVTable
 from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import BatchLoader, InMemoryDataModule
@@ -10,6 +11,7 @@ __all__ = [
     "MNIST",
     "BatchLoader",
     "Blobs",
+    "CSVTable",
     "FashionMNIST",
     "ImageFolder",
     "InMemoryDataModule",

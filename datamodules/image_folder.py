@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import ImageDataModule
-from datamodules.in_memory import Batch, BatchLoader
+from datamodules.in_memory import Batch, BatchLoader, check_shares
 from datamodules.pictures import read_picture
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,12 @@ class ImageFolder(ImageDataModule):
         **images: Any,
     ) -> None:
         self.name, self.shape, self.root = "image_folder", tuple(image), Path(root)
-        for name, share in (("val_size", val_size), ("test_size", test_size)):
-            if not 0 <= share < 1:
-                raise ValueError(f"data.{name}={share} is a share of the images: at least 0 and below 1")
+        check_shares(val_size=val_size, test_size=test_size)
         self.class_names = tuple(class_names) if class_names else tuple(self._classes())
         self.num_classes = len(self.class_names)
         super().__init__(root=self.root, **images)
         self.num_workers, self.val_share, self.test_share = num_workers, val_size, test_size
+        self._loaders: list[FolderLoader] = []  # whose workers are at work
 
     def _classes(self) -> list[str]:
         training = self.root / "train" if (self.root / "train").is_dir() else self.root
@@ -75,6 +74,9 @@ class ImageFolder(ImageDataModule):
             raise FileNotFoundError(f"{folder} holds no images of {', '.join(self.class_names)}")
         return [path for path, _ in found], torch.tensor([label for _, label in found])
 
+    def found(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names)}
+
     def setup(self, stage: str | None = None) -> None:
         if self._parts:
             return
@@ -88,9 +90,7 @@ class ImageFolder(ImageDataModule):
         if (self.root / "test").is_dir():
             test_files, test_labels = self._files(self.root / "test")
         else:
-            rest = rest[torch.randperm(len(rest), generator=generator)]
-            size = round(self.test_share * len(rest))
-            held_out, rest = rest[:size].sort().values, rest[size:].sort().values
+            held_out, rest = self._draw(rest, self.test_share, generator, validation=False)
             test_files, test_labels = [files[index] for index in held_out], labels[held_out]
         if (self.root / "val").is_dir():
             if self.folds:
@@ -99,9 +99,7 @@ class ImageFolder(ImageDataModule):
             self.val_indices, self.train_indices = torch.arange(len(val_files)) + len(files), rest
             files, labels = [*files, *val_files], torch.cat([labels, val_labels])
         else:
-            rest = rest[torch.randperm(len(rest), generator=generator)]
-            parts = self._hold_out(rest, round(self.val_share * len(rest)))
-            self.val_indices, self.train_indices = (part.sort().values for part in parts)
+            self.val_indices, self.train_indices = self._draw(rest, self.val_share, generator)
         if not len(self.train_indices):
             raise ValueError(f"data.root={self.root} holds too few images to hold any out")
         self._parts = [(files, labels), (test_files, test_labels)]
@@ -109,49 +107,89 @@ class ImageFolder(ImageDataModule):
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         files, labels = self._parts[part]
         dataset = PictureFiles(files, labels, self.shape)
-        return FolderLoader(dataset, indices, batch_size or len(indices), self.num_workers, **self._serving(training))
+        reading = {"batch_size": batch_size or len(indices), "num_workers": self.num_workers, "device": self._device()}
+        self._loaders.append(FolderLoader(dataset, indices, **reading, **self._serving(training)))
+        return self._loaders[-1]
+
+    def teardown(self, stage: str) -> None:
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("exception")
 
 
 class PictureFiles(Dataset):
-    """Files as uint8 images; None for one that is no picture."""
+    """Files as uint8 images ``shape``, read a batch at a time."""
 
     def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, ...]) -> None:
         self.files, self.labels, self.shape = files, labels, shape
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
-        try:
-            picture, _ = read_picture(self.files[index], self.shape, dark_background=False, centre=False)
-        except ValueError:
-            return None
-        return picture, self.labels[index]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+        """The images ``(B, C, H, W)``, their labels ``(B,)``, and the indices of the files that are no pictures."""
+        pictures, whole, broken = torch.empty(len(indices), *self.shape, dtype=torch.uint8), [], []
+        for index in indices:
+            try:
+                pictures[len(whole)], _ = read_picture(self.files[index], self.shape, False, False)
+                whole.append(index)
+            except ValueError:
+                broken.append(index)
+        return pictures[: len(whole)], self.labels[whole], broken
+
+
+def as_it_is(batch: tuple[Tensor, Tensor, list[int]]) -> tuple[Tensor, Tensor, list[int]]:
+    return batch
 
 
 class FolderLoader(BatchLoader):
-    """A :class:`BatchLoader` over files: the order and the place are its own, the reading is a DataLoader's."""
+    """A :class:`BatchLoader` over files: the order and the place are its own, the reading is a DataLoader's.
+
+    A batch without a single picture is empty: all processes of a run have the same number of batches.
+
+    Args:
+        dataset: the files; indices: those to serve.
+        num_workers: processes that read; they stay from epoch to epoch.
+        device: that images go to, as bytes.
+        **serving: see :class:`BatchLoader`.
+    """
 
     def __init__(
-        self, dataset: PictureFiles, indices: Tensor, batch_size: int, num_workers: int, **serving: Any
+        self,
+        dataset: PictureFiles,
+        indices: Tensor,
+        batch_size: int,
+        num_workers: int,
+        device: torch.device,
+        **serving: Any,
     ) -> None:
         super().__init__(indices, dataset.labels, indices, batch_size, **serving)
-        self.files, self.num_workers, self._skipped = dataset, num_workers, set()
+        self.files, self.num_workers, self.device, self._skipped = dataset, num_workers, device, set()
+        self._batches: list[list[int]] = []  # of the epoch, where the reader looks for them
+        self._reader: DataLoader | None = None
 
     def _fetch(self, batches: list[Tensor]) -> Iterator[Batch]:
-        indices = [index.tolist() for index in batches]
-        reader = DataLoader(
-            self.files,
-            batch_sampler=indices,
-            num_workers=self.num_workers,
-            collate_fn=list,
-        )
-        for index, examples in zip(indices, reader, strict=True):
-            whole = [example for example in examples if example is not None]
-            if len(whole) < len(examples):
-                self._say(self.files.files[i] for i, example in zip(index, examples, strict=True) if example is None)
-            if whole:
-                pictures, labels = zip(*whole, strict=True)
-                yield torch.stack(pictures), torch.stack(labels)
+        self._batches[:] = [index.tolist() for index in batches]
+        if self._reader is None:
+            self._reader = DataLoader(
+                self.files,
+                batch_sampler=self._batches,
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,
+                collate_fn=as_it_is,
+                pin_memory=self.device.type == "cuda",  # the card then reads it while the computation goes on
+                generator=torch.Generator(),  # torch draws a number for its workers; the run's are not for that
+            )
+        for pictures, labels, broken in self._reader:
+            self._say(self.files.files[index] for index in broken)
+            yield pictures.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def close(self) -> None:
+        """Ends the workers; left to Python's collector they take five seconds."""
+        self._reader = None
 
     def _say(self, files: Iterator[Path]) -> None:
-        for file in set(files) - self._skipped:
-            self._skipped.add(file)
-            log.warning("skipped: %s is no picture (%d so far)", file, len(self._skipped))
+        for file in files:
+            if file not in self._skipped:
+                self._skipped.add(file)
+                log.warning("skipped: %s is no picture (%d so far)", file, len(self._skipped))

@@ -100,6 +100,13 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+def check_shares(**shares: float) -> None:
+    """Raises ValueError for a ``val_size`` or ``test_size`` that is no share."""
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"data.{name}={share} is a share of the examples: at least 0 and below 1")
+
+
 class InMemoryDataModule(pl.LightningDataModule):
     """Base of the data sets that fit in memory. A subclass fills in :meth:`load` and says what it feeds.
 
@@ -160,6 +167,14 @@ class InMemoryDataModule(pl.LightningDataModule):
         """What the net sees, from a batch of what is stored."""
         return inputs
 
+    def restore(self, predictions: Tensor) -> Tensor:
+        """Predictions, or targets, in the units of the data where others are learnt."""
+        return predictions
+
+    def found(self) -> dict[str, Any]:
+        """Settings that files gave. The config of a run holds them: what asks the run does not need the files."""
+        return {}
+
     def setup(self, stage: str | None = None) -> None:
         if self._parts:
             return
@@ -184,6 +199,15 @@ class InMemoryDataModule(pl.LightningDataModule):
         parts = list(order.tensor_split(self.folds))
         return parts.pop(self.fold), torch.cat(parts)
 
+    def _draw(
+        self, indices: Tensor, share: float, generator: torch.Generator, validation: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """A share of the indices at random, for validation a fold if there are folds, and the rest; both in order."""
+        order = indices[torch.randperm(len(indices), generator=generator)]
+        size = round(share * len(order))
+        held_out, rest = self._hold_out(order, size) if validation else (order[:size], order[size:])
+        return held_out.sort().values, rest.sort().values
+
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)
 
@@ -206,9 +230,12 @@ class InMemoryDataModule(pl.LightningDataModule):
         return loader
 
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        device = self._device()
         inputs, targets = self._parts[part] = tuple(tensor.to(device) for tensor in self._parts[part])
         return BatchLoader(inputs, targets, indices.to(device), batch_size or len(indices), **self._serving(training))
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     def _serving(self, training: bool) -> dict[str, Any]:
         """What all loaders of this data set have in common."""

@@ -84,7 +84,8 @@ class Supervised(pl.LightningModule):
                 learns, has = ("classes", "numbers") if takes_classes else ("numbers", "classes")
                 loss = type(self.loss).__name__
                 raise ValueError(
-                    f"this model learns {learns} (its loss is {loss}), and the targets of the data are {has}"
+                    f"this model learns {learns} (its loss is {loss}), and the targets of the data are {has}; "
+                    f"model={'mlp' if classes else 'mlp_regression'} learns {has}"
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -58,17 +58,26 @@ def test_every_image_model_trains_on_every_image_data_set(model: str, data: str,
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> str:
-    """Three classes of images, for data=image_folder."""
+def files(tmp_path: Path) -> dict[str, list[str]]:
+    """For data=image_folder three classes of images; for data=csv a table, here of one column and two classes."""
     for name in ("a", "b", "c"):
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (40, 30)).save(tmp_path / "images" / name / "1.png")
-    return f"data.root={tmp_path / 'images'}"
+    (tmp_path / "table.csv").write_text("x,y,z\n1,a,3\n2,b,4\n3,a,5\n")
+    table = [f"data.path={tmp_path / 'table.csv'}", "data.columns=[x]"]
+    return {"image_folder": [f"data.root={tmp_path / 'images'}"], "csv": [*table, "data.target=y"]}
 
 
 @pytest.mark.parametrize(("model", "data"), [*itertools.product(options("model"), options("data"))])
-def test_a_model_trains_on_a_data_set_or_says_why_not(model: str, data: str, folders: str) -> None:
-    cfg = command_line.compose(f"model={model}", f"data={data}", *([folders] if data == "image_folder" else []))
+def test_a_model_trains_on_a_data_set_or_says_why_not(model: str, data: str, files: dict[str, list[str]]) -> None:
+    check(model, data, *files.get(data, []))
+    if data == "csv":
+        check(model, data, *files[data], "data.target=z")  # a number
+
+
+def check(model: str, data: str, *settings: str) -> None:
+    """Both, put together, make two steps with every optimizer and scheduler, or say in a line why not."""
+    cfg = command_line.compose(f"model={model}", f"data={data}", *settings)
     try:
         datamodule, module = train.build(cfg)
     except Exception as error:
@@ -116,9 +125,9 @@ def test_every_optimizer_goes_with_every_scheduler(model: str, optimizer: str, s
     assert result["status"] == "finished"
 
 
-@pytest.mark.parametrize("data", [name for name in options("data") if name != "image_folder"])
-def test_every_data_set_says_what_it_feeds(data: str) -> None:
-    datamodule = instantiate(command_line.compose(f"data={data}").data)
+@pytest.mark.parametrize("data", options("data"))
+def test_every_data_set_says_what_it_feeds(data: str, files: dict[str, list[str]]) -> None:
+    datamodule = instantiate(command_line.compose(f"data={data}", *files.get(data, [])).data)
     assert datamodule.shape
     assert len(datamodule.class_names) in (0, datamodule.num_classes)
 

@@ -1,5 +1,10 @@
 """Your own images: splits, files that are none, and runs that resume exactly, with workers and without."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +15,9 @@ import command_line
 import evaluate
 import train
 from datamodules import ImageFolder
+from datamodules.image_folder import FolderLoader, PictureFiles
 from datamodules.images import flip_crop
+from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
 from tests.test_resume import Killed, kill_at
 
@@ -71,6 +78,65 @@ def test_a_file_that_is_no_picture_is_named_and_left_out(caplog: pytest.LogCaptu
     folder.setup()
     assert sum(len(labels) for _, labels in folder.test_dataloader()) == 6
     assert "skipped: pictures/test/red/broken.png is no picture (1 so far)" in caplog.text
+
+
+def break_files(*names: str) -> None:
+    for name in names:
+        Path("pictures/train", name).write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_make_as_many_batches_as_each_other_whatever_is_broken(workers: int) -> None:
+    make_pictures(Path("pictures/train"), 5)
+    break_files("green/0.png", "green/1.png", "green/4.png")  # of green/0 to 4 and red/0 to 4
+    files = sorted(Path("pictures/train").rglob("*.png"))
+    dataset, device = PictureFiles(files, torch.arange(10), (3, 8, 8)), torch.device("cpu")
+    shares = []
+    for rank in (0, 1):
+        loader = FolderLoader(dataset, torch.arange(10), 2, workers, device, rank=rank, world_size=2)
+        shares.append([(tuple(pictures.shape), labels.tolist()) for pictures, labels in loader])
+        assert {(pictures.dtype, labels.dtype) for pictures, labels in loader} == {(torch.uint8, torch.int64)}
+        assert len(loader) == 3
+    assert shares[0] == [((0, 3, 8, 8), []), ((1, 3, 8, 8), [5]), ((1, 3, 8, 8), [8])]
+    assert shares[1] == [((2, 3, 8, 8), [2, 3]), ((2, 3, 8, 8), [6, 7]), ((1, 3, 8, 8), [9])]
+
+
+def test_a_batch_without_a_picture_changes_no_figure() -> None:
+    """Neither in the training nor at the beginning of the test; a resumed run is where it was."""
+    make_pictures(Path("pictures/train"), 8)
+    make_pictures(Path("pictures/test"), 4)
+    break_files(*(f"{name}/{number}.png" for name in ("green", "red") for number in range(7)))
+    for number in range(4):
+        Path(f"pictures/test/green/{number}.png").write_bytes(b"no picture")
+    settings = (*RUN, "data.num_workers=0", "data.val_size=0", "data.batch_size=2", "data.eval_batch_size=4")
+    result = run("whole", *settings)  # two pictures in eight batches
+    assert (result["status"], result["steps"]) == ("finished", 16)
+    assert 0 < result["metrics"]["train/loss"] < 10
+    assert result["metrics"]["test/acc/red"] == result["metrics"]["test/acc"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 13)
+        run("parts", *settings)
+    run("parts", "resume=parts")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers as Linux lists them")
+def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    make_pictures(Path("pictures"))
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *RUN, "trainer.max_epochs=100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not process.stdout.readline().startswith("epoch 2/"):
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [pid for pid in children if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    assert len(workers) == 4  # two for the training and two for the validation stay
+    assert process.returncode == 1
+    assert said.startswith("error: a process that reads images has died")
+    assert len(said.splitlines()) == 1
+    assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "failed"
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

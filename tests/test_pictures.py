@@ -39,6 +39,26 @@ def load(self: datamodules.MNIST) -> Any:
     return (images[:400], labels[:400]), (images[400:], labels[400:])
 
 
+def test_a_photo_read_at_a_fraction_of_its_size_looks_the_same() -> None:
+    """Turned by its EXIF mark as well; the same pixels in a PNG file are read in full."""
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 256, (15, 20, 3), dtype=np.uint8)
+    photo = Image.fromarray(colours).resize((1600, 1200), Image.Resampling.BICUBIC)
+    photo = Image.fromarray((np.array(photo) * 0.8 + generator.integers(0, 50, (1200, 1600, 1))).astype(np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo.save("photo.jpg", quality=90, exif=turned)
+    with Image.open("photo.jpg") as file:
+        ImageOps.exif_transpose(file).save("photo.png")
+    (jpeg, notes), (png, _) = (read_picture(Path(name), **CIFAR10) for name in ("photo.jpg", "photo.png"))
+    assert notes == ["1600 x 1200 resized"]
+    assert jpeg.shape == png.shape == (3, 32, 32)
+    assert (jpeg.int() - png.int()).abs().max() <= 4
+    with Image.open("photo.jpg") as file:
+        file.draft(None, (128, 128))
+        assert file.size == (200, 150)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small CNN that learnt MNIST when it was printed digits."""

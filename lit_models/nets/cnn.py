@@ -11,7 +11,8 @@ def _numbers_out(features: nn.Module, shape: Sequence[int]) -> int:
     """How many numbers ``features`` makes of one image. Raises ValueError for inputs that are none."""
     if len(shape) != 3:
         raise ValueError(
-            f"a convolutional net takes images (channels, height, width), not inputs of shape {tuple(shape)}"
+            f"a convolutional net takes images (channels, height, width), not inputs of shape {tuple(shape)}; "
+            "model=mlp takes any inputs"
         )
     with torch.no_grad():
         return features(torch.zeros(1, *shape)).numel()

@@ -23,7 +23,8 @@ class LeNet(nn.Module):
         channels, *size = shape
         if size not in ([28, 28], [32, 32]):
             raise ValueError(
-                f"LeNet takes images (channels, 28, 28) or (channels, 32, 32), not inputs of shape {tuple(shape)}"
+                f"LeNet takes images (channels, 28, 28) or (channels, 32, 32), not inputs of shape {tuple(shape)}; "
+                "model=mlp takes any inputs"
             )
         self.padding = (32 - size[0]) // 2
         self.conv1 = nn.Conv2d(channels, 6, 5)

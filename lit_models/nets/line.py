@@ -42,4 +42,7 @@ class Line(nn.Linear):
 
 def _check(shape: Sequence[int], num_classes: int) -> None:
     if tuple(shape) != (1,) or num_classes != 1:
-        raise ValueError(f"a line goes from one number to one number, not from shape {tuple(shape)} to {num_classes}")
+        raise ValueError(
+            f"a line goes from one number to one number, not from shape {tuple(shape)} to {num_classes}; "
+            "model=mlp_regression takes more numbers and model=mlp learns classes"
+        )

@@ -46,5 +46,8 @@ class BinaryMLP(MLP):
         self, shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (), activation: str = "Sigmoid"
     ) -> None:
         if num_classes != 2:
-            raise ValueError(f"one number tells two classes apart, not {num_classes}")
+            raise ValueError(
+                f"one number tells two classes apart, not {num_classes}; "
+                "model=mlp learns more classes and model=mlp_regression a number"
+            )
         super().__init__(shape, 1, hidden, activation)

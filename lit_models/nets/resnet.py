@@ -19,7 +19,10 @@ class ResNet18(ResNet):
 
     def __init__(self, shape: Sequence[int], num_classes: int) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3):
-            raise ValueError(f"ResNet18 takes images, grey or in colour, not inputs of shape {tuple(shape)}")
+            raise ValueError(
+                f"ResNet18 takes images, grey or in colour, not inputs of shape {tuple(shape)}; "
+                "model=mlp takes any inputs"
+            )
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 1 or 3, H, W)

@@ -1,0 +1,100 @@
+"""A CSV file as a table of named columns; what is wrong with it is said with its place."""
+
+import csv
+import difflib
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class CSVFile:
+    """The cells of a CSV file, without the blanks around them; lines with nothing in them are skipped.
+
+    Args:
+        path: of the file. Its cells are separated by commas, semicolons or tabs: what the first line has most of.
+        names: of the columns where the file has no header, which is where its first line holds numbers alone.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is no table, or an empty one.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str] | None = None) -> None:
+        self.path = path
+        try:
+            self.content = path.read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: there is no such file") from None
+        try:
+            text = self.content.decode("utf-8-sig")  # spreadsheets begin a file with a mark
+            delimiter = max(",;\t", key=text.partition("\n")[0].count)
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+        lines = [(number, cells) for number, cells in lines if any(cells)]
+        if not lines:
+            raise ValueError(f"{path} is empty")
+        if names and not set(names) & set(lines[0][1]) and all(map(is_number, lines[0][1])):
+            lines.insert(0, (0, list(names)))
+        (_, self.header), *lines = lines
+        self.lines, self.rows = [number for number, _ in lines], [cells for _, cells in lines]
+        self._numbers: dict[str, np.ndarray] = {}
+        self._check()
+
+    def _check(self) -> None:
+        named = [name for name in self.header if name]
+        if twice := {name for name in named if named.count(name) > 1 and not is_number(name)}:
+            raise ValueError(f"{self.path} has more than one column {min(twice)}")
+        check_storable(named, self.path)
+        if not self.rows:
+            raise ValueError(f"{self.path} has no rows, only one line, which names the columns")
+        for number, cells in zip(self.lines, self.rows, strict=True):
+            if len(cells) != len(self.header):
+                raise ValueError(f"{self.path}, line {number}: {len(cells)} cells for {len(self.header)} columns")
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column. Raises ValueError where there is none of that name."""
+        if not name or name not in self.header:
+            if all(map(is_number, self.header)):
+                raise ValueError(f"{self.path} has no header: its first line has to name the columns")
+            close = difflib.get_close_matches(name, self.header, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(f"{self.path} has no column {name}{hint}; it has {', '.join(filter(None, self.header))}")
+        place = self.header.index(name)
+        return [cells[place] for cells in self.rows]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Float64 ``(rows,)``; nan where a cell holds no number."""
+        if name not in self._numbers:
+            cells = self.column(name)
+            self._numbers[name] = np.array([float(cell) if is_number(cell) else math.nan for cell in cells])
+        return self._numbers[name]
+
+    def check_numbers(self, name: str, hint: str = "") -> None:
+        """Raises ValueError, with the hint at its end, for the first cell of a column that holds no number."""
+        wrong = np.flatnonzero(np.isnan(self.numbers(name)))
+        if len(wrong):
+            cell = self.column(name)[wrong[0]]
+            raise self.error(wrong[0], name, (f"{cell!r} is not a number" if cell else "the cell is empty") + hint)
+
+    def error(self, row: int, name: str, what: str) -> ValueError:
+        """``table.csv, line 7, column age: what``."""
+        return ValueError(f"{self.path}, line {self.lines[row]}, column {name}: {what}")
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number that float32 can hold. Python would read ``1_0`` as 10."""
+    try:
+        return abs(float(cell)) < 3.4e38 and "_" not in cell
+    except ValueError:
+        return False
+
+
+def check_storable(names: Sequence[str], path: Path) -> None:
+    """Raises ValueError for names that a stored config would take for something else."""
+    for name in names:
+        if "${" in name or name == "???":
+            raise ValueError(f"{path}: {name!r} cannot be the name of a column or a class here; choose another")

@@ -1,0 +1,331 @@
+"""Your own table: what is learnt from it, what a run knows of it, and what is wrong with it in one line."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import command_line
+import errors
+import evaluate
+import train
+from datamodules import CSVTable
+from tests.kill_and_resume import differences, end
+from tests.test_resume import Killed, kill_at
+from tests.test_scripts import ask, score, trained_net, write
+
+HEADER = ("age", "name", "height", "kind", "price")
+
+
+def make_table(path: str = "table.csv", size: int = 200, seed: int = 0) -> np.ndarray:
+    """A class and a price that depend on columns of very different size; a name beside them. Returns age and height."""
+    generator = np.random.default_rng(seed)
+    age, height = generator.normal(40, 10, size), generator.normal(0.002, 0.001, size)
+    kind = np.where((age - 40) / 10 + (height - 0.002) / 0.001 > 0, "tall and old", "small")
+    price = 5000 * (age - 40) - 3e7 * (height - 0.002) + 250_000
+    with open(path, "w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(HEADER)
+        writer.writerows(zip(age, [f"n{row}" for row in range(size)], height, kind, price, strict=True))
+    return np.stack([age, height], 1)
+
+
+RUN = ("data=csv", "data.path=table.csv", "trainer.accelerator=cpu", "threads=1", "logger=none", "data.batch_size=16")
+KIND = (*RUN, "data.target=kind", "data.columns=[age,height]", "model=mlp", "model.net.hidden=[16]")
+PRICE = (*RUN, "data.target=price", "model=mlp_regression")
+
+
+def run(folder: str, *overrides: str) -> dict[str, Any]:
+    Path(folder).mkdir(exist_ok=True)
+    return train.train(command_line.compose(*overrides), Path(folder))
+
+
+def line_about(*overrides: str) -> str:
+    """The one line that a user reads."""
+    with pytest.raises(Exception) as error:
+        run("refused", *RUN, *overrides)
+    assert list(Path("refused").iterdir()) == []
+    return errors.one_line(error.value)
+
+
+# --- what is learnt ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["logistic", "deep_logistic", "blobs_mlp", "mlp"])
+def test_classes_are_learnt(model: str) -> None:
+    make_table()
+    settings = ("data.target=kind", "data.columns=[age,height]", "trainer.max_epochs=20", "optimizer.lr=0.02")
+    result = run("run", *RUN, f"model={model}", *settings)
+    assert result["metrics"]["test/acc"] >= 0.9
+    assert {"test/acc/small", "test/acc/tall and old"} < result["metrics"].keys()
+
+
+def test_a_number_is_learnt_in_its_own_unit() -> None:
+    """From all other columns of numbers; a loss of 1 is that of always answering the mean."""
+    table = make_table()
+    assert run("run", *PRICE, "trainer.max_epochs=30")["metrics"]["test/loss"] < 0.02
+    with open("rows.csv", "w", newline="") as out:
+        csv.writer(out).writerows(table[:5])
+    prices = 5000 * (table[:5, 0] - 40) - 3e7 * (table[:5, 1] - 0.002) + 250_000
+    predicted = np.array([row["prediction"] for row in ask(Path("run"), csv="rows.csv")])
+    assert np.abs(predicted - prices).max() < 0.3 * 58_000  # of their standard deviation
+    truths = [row["truth"] for row in ask(Path("run"), data="test", n=3)]
+    with open("table.csv", newline="") as lines:
+        prices = [float(row["price"]) for row in csv.DictReader(lines)]
+    assert all(min(abs(truth / price - 1) for price in prices) < 1e-5 for truth in truths)
+
+
+def test_a_line_through_one_column_as_it_is() -> None:
+    x = np.linspace(-1, 1, 50)
+    Path("table.csv").write_text("x,y\n" + "".join(f"{number},{3 * number + 2}\n" for number in x))
+    settings = ("model=line", "data.target=y", "data.standardise=false", "optimizer=sgd", "optimizer.lr=0.2")
+    settings += ("optimizer.momentum=0",)
+    metrics = run("run", *RUN, *settings, "scheduler=none", "trainer.max_epochs=40")["metrics"]
+    assert (metrics["w"], metrics["b"]) == pytest.approx((3, 2), abs=0.01)
+
+
+def test_numbers_are_classes_when_asked() -> None:
+    Path("table.csv").write_text("x,y\n" + "".join(f"{row},{row % 11}\n" for row in range(44)))
+    assert CSVTable("table.csv", "y").class_names == ()
+    table = CSVTable("table.csv", "y", classes=True)
+    assert table.class_names == tuple(map(str, range(11)))  # 10 after 9
+    inputs, targets = table.load()[0]
+    assert torch.equal(targets, inputs[:, 0].long() % 11)
+
+
+# --- what goes where ---------------------------------------------------------------------------------------------
+
+
+def raw(table: CSVTable, part: str) -> set[tuple[float, ...]]:
+    train, test = table.load()
+    rows = {"train": train[0][table.train_indices], "val": train[0][table.val_indices], "test": test[0]}[part]
+    assert len(train[0]) == len(table.train_indices) + len(table.val_indices)
+    return set(map(tuple, rows.tolist()))
+
+
+def test_no_row_is_in_two_parts_and_the_seed_does_not_matter() -> None:
+    make_table()
+    table, again = (CSVTable("table.csv", "kind", ["age", "height"], val_size=0.25, seed=seed) for seed in (1, 2))
+    parts = [raw(table, part) for part in ("train", "val", "test")]
+    assert list(map(len, parts)) == [120, 40, 40]
+    assert len(set.union(*parts)) == 200
+    assert parts == [raw(again, part) for part in ("train", "val", "test")]
+
+
+def test_folds_cover_what_is_not_the_test_set() -> None:
+    make_table()
+    folds = [CSVTable("table.csv", "kind", ["age", "height"], folds=3, fold=fold) for fold in range(3)]
+    assert len(set.union(*(raw(table, "val") for table in folds))) == 160
+    assert len({tuple(table.known["mean"]) for table in folds}) == 3
+
+
+def test_means_are_those_of_the_training_rows() -> None:
+    make_table()
+    table = CSVTable("table.csv", "price", val_size=0.25)
+    assert table.columns == ("age", "height")  # the texts are left out
+    (inputs, targets), (others, _) = table.load()
+    seen = table.prepare(inputs[table.train_indices])
+    torch.testing.assert_close(seen.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std(0, correction=0), torch.ones(2))
+    torch.testing.assert_close(targets[table.train_indices].std(0, correction=0), torch.ones(1))
+    assert table.prepare(others).mean(0).abs().max() > 1e-3
+
+
+def test_means_do_not_look_at_other_rows() -> None:
+    """Whatever stands in the rows held out, the training sees the same."""
+    rows = [f"{row},{row % 2}" for row in range(40)]
+    Path("table.csv").write_text("\n".join(["x,y", *rows]))
+    table = CSVTable("table.csv", "y", val_size=0.25)
+    held_out = {int(row[0]) for part in ("val", "test") for row in raw(table, part)}
+    assert len(held_out) == 16
+    Path("other.csv").write_text("\n".join(["x,y", *("1e6,9" if row in held_out else rows[row] for row in range(40))]))
+    known = CSVTable("other.csv", "y", val_size=0.25).known
+    assert {**known, "md5": ""} == {**table.known, "md5": ""}
+
+
+def test_a_file_for_the_test_and_a_column_that_never_changes() -> None:
+    Path("table.csv").write_text("\ufeffone;x; y\n0.1;1;a\n0.1;2;b\n\n0.1;3;a\n;;\n", encoding="utf-8")
+    Path("test.csv").write_text("y,x,one,more\nb,5,0.1,text\n")
+    table = CSVTable("table.csv", "y", test_path="test.csv", val_size=0)
+    (inputs, targets), (test_inputs, test_targets) = table.load()
+    assert inputs.tolist() == [[pytest.approx(0.1), number] for number in (1, 2, 3)]
+    assert (targets.tolist(), test_inputs[0, 1], test_targets.tolist()) == ([0, 1, 0], 5, [1])
+    assert table.prepare(inputs)[:, 0].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+# --- what a run knows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [KIND, PRICE])
+def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(settings: Sequence[str]) -> None:
+    make_table()
+    settings = (*settings, "trainer.max_epochs=2", "checkpoint.every_n_steps=1")
+    run("whole", *settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 13)  # in the second epoch of nine steps
+        run("parts", *settings)
+    run("parts", "resume=parts")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
+
+
+def test_a_run_answers_about_raw_rows_without_its_table() -> None:
+    table = make_table()
+    run("run", *KIND, "trainer.max_epochs=3")
+    stored = torch.load("run/checkpoints/last.ckpt", weights_only=True)["config"]["data"]
+    assert stored["known"]["class_names"] == ["small", "tall and old"]
+    assert stored["path"] == str(Path("table.csv").resolve())
+    Path("table.csv").unlink()
+
+    rows = table[:8].astype(np.float32)
+    with open("bare.csv", "w", newline="") as out:
+        csv.writer(out).writerows(rows)
+    with open("named.csv", "w", newline="") as out:
+        csv.writer(out).writerows([("kind", "height", "age"), *(("?", height, age) for age, height in rows)])
+    net = trained_net(Path("run"), evaluate.rebuild("run", "last")[2].net)
+    standardised = (rows - np.float32(stored["known"]["mean"])) / np.float32(stored["known"]["std"])
+    with torch.inference_mode():
+        shares = net(torch.from_numpy(standardised)).softmax(1)
+    for name in ("bare", "named"):
+        answers = ask(Path("run"), csv=f"{name}.csv")
+        assert [row["label"] for row in answers] == [stored["known"]["class_names"][k] for k in shares.argmax(1)]
+        assert [row["probability"] for row in answers] == pytest.approx(shares.amax(1).tolist(), abs=2e-6)
+    assert answers[0]["file"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
+
+
+def test_an_evaluation_gives_the_figures_of_the_run() -> None:
+    make_table()
+    metrics = run("run", *PRICE, "trainer.max_epochs=2")["metrics"]
+    assert score("run")["metrics"] == {"test/loss": metrics["test/loss"]}
+    assert score("run", split="val")["metrics"] == {"val/loss": metrics["val/loss"]}
+    with open("table.csv", "a") as out:
+        out.write("1,n,1,small,1\n")
+    with pytest.raises(ValueError, match="has changed since the run began"):
+        score("run")
+    Path("table.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"table\.csv: there is no such file"):
+        score("run")
+
+
+def test_an_export_takes_raw_rows_and_answers_in_the_unit_of_the_target() -> None:
+    table = make_table()
+    run("run", *PRICE, "trainer.max_epochs=1")
+    program = torch.export.load(write(Path("run"), "model.pt2")).module()
+    answers = ask(Path("run"), data="test", n=4)
+    inputs = CSVTable("table.csv", "price").load()[1][0][:4]
+    assert inputs.shape[1] == table.shape[1]
+    assert program(inputs)[:, 0].tolist() == pytest.approx([row["prediction"] for row in answers])
+    assert min(abs(row["prediction"]) for row in answers) > 10_000
+
+
+def test_what_is_learnt_cannot_change_in_the_middle() -> None:
+    make_table()
+    run("run", *PRICE, "trainer.max_epochs=1")
+    with pytest.raises(ValueError, match=r"resume: data\.target belongs to what the checkpoint holds"):
+        patched = command_line.compose("resume=run", "data=csv", "data.path=x", "data.target=age")
+        patched.chosen.overrides = ["resume=run", "data.target=age"]
+        import runs
+
+        runs.resumed(patched, Path("run/checkpoints/last.ckpt"))
+
+
+# --- what is wrong, in one line ----------------------------------------------------------------------------------
+
+SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "line"),
+    [
+        (None, "", "table.csv: there is no such file"),
+        ("", "", "table.csv is empty"),
+        ("x,z,y\n", "", "table.csv has no rows, only one line, which names the columns"),
+        ("1,2,3\n4,5,6\n", "", "table.csv has no header: its first line has to name the columns"),
+        (SMALL, "data.target=yy", "table.csv has no column yy (did you mean y?); it has x, z, y"),
+        (SMALL, "data.columns=[x,zz]", "table.csv has no column zz (did you mean z?); it has x, z, y"),
+        (SMALL, "data.columns=[x,y]", "data.columns has the target y in it; it names the columns to learn from"),
+        (SMALL, "data.columns=[]", "data.columns is empty; it names the columns to learn from"),
+        ("y,w\na,b\nb,c\n", "", "table.csv has no column of numbers to learn y from"),
+        (
+            "x,z,y\n1,5,a\n\n2,six,b\n",
+            "",
+            "table.csv, line 4, column z: 'six' is not a number; data.columns=[x] leaves the column out",
+        ),
+        ("x,z,y\n1,5,a\n2,six,b\n", "data.columns=[z]", "table.csv, line 3, column z: 'six' is not a number"),
+        (
+            "x,z,y\n1,5,a\n2,,b\n",
+            "",
+            "table.csv, line 3, column z: the cell is empty; data.columns=[x] leaves the column out",
+        ),
+        ("x,y\n1,a\nnan,b\n", "", "table.csv, line 3, column x: 'nan' is not a number"),
+        ("x,y\n1,a\n1e39,b\n", "", "table.csv, line 3, column x: '1e39' is not a number"),
+        ("x,y\n1,a\n2,\n", "", "table.csv, line 3, column y: the cell is empty"),
+        (
+            "x,y\n1,5\n2,many\n",
+            "",
+            "table.csv, line 3, column y: 'many' is not a number; "
+            "data.classes=true takes what is in the column for classes",
+        ),
+        ("x,y\n1,a\n2,a\n", "", "table.csv, column y: all rows are 'a', nothing can be learnt"),
+        ("x,y\n1,a\n2,b,c\n", "", "table.csv, line 3: 3 cells for 2 columns"),
+        ("x,x,y\n1,2,a\n", "", "table.csv has more than one column x"),
+        ('x,y\n1,"a\n2,b\n', "", "table.csv is no CSV file in UTF-8: unexpected end of data"),
+        ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be the name of a column or a class here"),
+        (SMALL, "data.val_size=1.0", "data.val_size=1.0 is a share of the examples: at least 0 and below 1"),
+        (SMALL, "data.test_size=-0.1", "data.test_size=-0.1 is a share of the examples: at least 0 and below 1"),
+        (SMALL, "data.val_size=0.9", "table.csv has too few rows (3) to hold any out"),
+        (SMALL, "data.test_path=test.csv", "test.csv, line 2, column y: 'c' is none of the classes a, b"),
+        (SMALL, "model=cnn", "images (channels, height, width), not inputs of shape (2,); model=mlp takes any inputs"),
+        (SMALL, "model=line", "not from shape (2,) to 2; model=mlp_regression takes more numbers and model=mlp learns"),
+        (SMALL, "model=mlp_regression", "the targets of the data are classes; model=mlp learns classes"),
+        (SMALL, "data.target=x data.columns=[z]", "the data are numbers; model=mlp_regression learns numbers"),
+        (SMALL.replace("7,a", "7,c"), "model=logistic", "two classes apart, not 3; model=mlp learns more classes"),
+    ],
+)
+def test_one_line_of_what_is_wrong(content: str | None, settings: str, line: str) -> None:
+    if content is not None:
+        Path("table.csv").write_text(content)
+    Path("test.csv").write_text("x,z,y\n1,2,c\n")
+    assert line in line_about("model=mlp", "data.target=y", *settings.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("age,hight\n1,2\n", "rows.csv has no column height (did you mean hight?); it has age, hight"),
+        ("1,2,3\n", "rows.csv, line 1: 3 cells for 2 columns"),
+        ("1,2\n3,tall\n", "rows.csv, line 2, column height: 'tall' is not a number"),
+        ("", "rows.csv is empty"),
+    ],
+)
+def test_one_line_of_rows_that_are_no_examples(content: str, line: str) -> None:
+    make_table()
+    run("run", *KIND, "trainer.max_epochs=1")
+    Path("rows.csv").write_text(content)
+    with pytest.raises(ValueError) as error:
+        ask(Path("run"), csv="rows.csv")
+    assert errors.one_line(error.value) == line
+    assert not Path("answers").exists()
+
+
+# --- as typed ----------------------------------------------------------------------------------------------------
+
+
+def test_as_typed(shell, tmp_path: Path) -> None:
+    make_table()
+    typed = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")
+    answer = shell(*typed, "trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "not learnt from, for there are no numbers in them: name, kind" in answer.stdout
+    assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "finished"
+    for wrong, line in (
+        ("data=csv model=mlp data.path=table.csv", "say data.target=…: without it nothing can be done"),
+        ("data=csv model=mlp data.path=table.csv data.target=kid", "has no column kid (did you mean kind?)"),
+    ):
+        answer = shell(*wrong.split())
+        assert (answer.returncode, answer.stdout, len(answer.stderr.splitlines())) == (1, "", 1)
+        assert line in answer.stderr
