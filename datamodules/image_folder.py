@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import ImageDataModule
-from datamodules.in_memory import Batch, BatchLoader
+from datamodules.in_memory import BatchLoader
 from datamodules.pictures import read_picture
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class FolderLoader(BatchLoader):
         super().__init__(indices, dataset.labels, indices, batch_size, **serving)
         self.files, self.num_workers, self._skipped = dataset, num_workers, set()
 
-    def _fetch(self, batches: list[Tensor]) -> Iterator[Batch]:
+    def _fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         indices = [index.tolist() for index in batches]
         reader = DataLoader(
             self.files,
@@ -144,12 +144,12 @@ class FolderLoader(BatchLoader):
             collate_fn=list,
         )
         for index, examples in zip(indices, reader, strict=True):
-            whole = [example for example in examples if example is not None]
+            whole = [(i, *example) for i, example in zip(index, examples, strict=True) if example is not None]
             if len(whole) < len(examples):
                 self._say(self.files.files[i] for i, example in zip(index, examples, strict=True) if example is None)
             if whole:
-                pictures, labels = zip(*whole, strict=True)
-                yield torch.stack(pictures), torch.stack(labels)
+                index, pictures, labels = zip(*whole, strict=True)
+                yield torch.tensor(index), torch.stack(pictures), torch.stack(labels)
 
     def _say(self, files: Iterator[Path]) -> None:
         for file in set(files) - self._skipped:
