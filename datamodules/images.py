@@ -100,7 +100,7 @@ def flip_crop(
     if flip is not False:
         mirrored = flip if isinstance(flip, Tensor) else _send(mirrored, images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if reflect:  # torch pads so in floating point only
+    if reflect:  # by index, which works for bytes on every device
         rows, columns = (_reflected(length, pad, images.device) for length in (height, width))
         padded = images.index_select(2, rows).index_select(3, columns)
     else:
