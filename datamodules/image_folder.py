@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import ImageDataModule
-from datamodules.in_memory import Batch, BatchLoader, check_shares
+from datamodules.in_memory import BatchLoader, check_shares
 from datamodules.pictures import read_picture
 
 log = logging.getLogger(__name__)
@@ -126,8 +126,8 @@ class PictureFiles(Dataset):
     def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, ...]) -> None:
         self.files, self.labels, self.shape = files, labels, shape
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[int]]:
-        """The images ``(B, C, H, W)``, their labels ``(B,)``, and the indices of the files that are no pictures."""
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Indices ``(B,)``, images ``(B, C, H, W)`` and labels ``(B,)`` of the pictures, and which files are none."""
         pictures, whole, broken = torch.empty(len(indices), *self.shape, dtype=torch.uint8), [], []
         for index in indices:
             try:
@@ -135,10 +135,10 @@ class PictureFiles(Dataset):
                 whole.append(index)
             except ValueError:
                 broken.append(index)
-        return pictures[: len(whole)], self.labels[whole], broken
+        return torch.tensor(whole, dtype=torch.int64), pictures[: len(whole)], self.labels[whole], broken
 
 
-def as_it_is(batch: tuple[Tensor, Tensor, list[int]]) -> tuple[Tensor, Tensor, list[int]]:
+def as_it_is(batch: tuple[Tensor, Tensor, Tensor, list[int]]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     return batch
 
 
@@ -168,7 +168,7 @@ class FolderLoader(BatchLoader):
         self._batches: list[list[int]] = []  # of the epoch, where the reader looks for them
         self._reader: DataLoader | None = None
 
-    def _fetch(self, batches: list[Tensor]) -> Iterator[Batch]:
+    def _fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self._batches[:] = [index.tolist() for index in batches]
         if self._reader is None:
             self._reader = DataLoader(
@@ -180,9 +180,9 @@ class FolderLoader(BatchLoader):
                 pin_memory=self.device.type == "cuda",  # the card then reads it while the computation goes on
                 generator=torch.Generator(),  # torch draws a number for its workers; the run's are not for that
             )
-        for pictures, labels, broken in self._reader:
+        for *batch, broken in self._reader:
             self._say(self.files.files[index] for index in broken)
-            yield pictures.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            yield tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
 
     def close(self) -> None:
         """Ends the workers; left to Python's collector they take five seconds."""

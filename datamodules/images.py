@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules import sources
-from datamodules.in_memory import Batch, InMemoryDataModule
+from datamodules.in_memory import Batch, InMemoryDataModule, mix
 from datamodules.pictures import read_picture
 
 
@@ -20,8 +20,10 @@ class ImageDataModule(InMemoryDataModule):
     Args:
         root: the folder that holds the data.
         mean, std: of each channel, in units of the full range, for ``(x / 255 - mean) / std``.
-        augment: of training images: ``none``, ``crop`` (shifted by up to 4 pixels, black comes in) or ``flip_crop``
-            (mirrored with even odds as well), as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section 4.2).
+        augment: of training images: ``none``, ``crop`` (shifted by up to 4 pixels, black comes in), ``flip_crop``
+            (mirrored with even odds as well), as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section 4.2),
+            or ``alternate`` (a random half is mirrored in the first epoch, the other half in the next, and so on;
+            shifted by up to 2 pixels, what comes in is reflected; Jordan 2024, arXiv:2404.00498, section 3.6).
         **batches: see :class:`InMemoryDataModule`.
     """
 
@@ -38,9 +40,10 @@ class ImageDataModule(InMemoryDataModule):
         **batches: Any,
     ) -> None:
         super().__init__(**batches)
-        if augment not in ("none", "crop", "flip_crop"):
-            raise ValueError(f"data.augment={augment} must be none, crop or flip_crop")
-        self.augment = None if augment == "none" else functools.partial(flip_crop, flip=augment == "flip_crop")
+        if augment not in ("none", "crop", "flip_crop", "alternate"):
+            raise ValueError(f"data.augment={augment} must be none, crop, flip_crop or alternate")
+        self.augment = None if augment == "none" else functools.partial(self._augment, kind=augment)
+        self._half: Tensor | None = None  # of the images, mirrored in the even epochs
         channels = self.shape[0]
         if len(mean) != channels or len(std) != channels:
             raise ValueError(f"data.mean and data.std need one number for each of the {channels} channels")
@@ -64,21 +67,59 @@ class ImageDataModule(InMemoryDataModule):
             self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
         return inputs.float().div_(255).sub_(self._mean).div_(self._std)
 
+    def _augment(self, images: Tensor, generator: torch.Generator, epoch: int, indices: Tensor, kind: str) -> Tensor:
+        if kind == "alternate":
+            return flip_crop(images, generator, self._mirrored(epoch, indices), pad=2, reflect=True)
+        return flip_crop(images, generator, flip=kind == "flip_crop")
+
+    def _mirrored(self, epoch: int, indices: Tensor) -> Tensor:
+        """Which images are mirrored in an epoch, bool ``(B,)``: those that were not in the one before."""
+        if self._half is None:
+            generator = torch.Generator().manual_seed(mix(self.seed, 0, 0, 0, 1))  # whose draws are nobody else's
+            self._half = torch.rand(len(self._parts[0][1]), generator=generator) < 0.5
+        if self._half.device != indices.device:
+            self._half = self._half.to(indices.device)
+        return self._half[indices] ^ (epoch % 2 == 1)
+
     def pictures(self, inputs: Tensor) -> Tensor:
         """The other way: what the net saw as uint8 ``(B, C, H, W)`` to look at."""
         return inputs.mul(self._std).add_(self._mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def flip_crop(images: Tensor, generator: torch.Generator, flip: bool = True, pad: int = 4) -> Tensor:
-    """Each image ``(B, C, H, W)`` mirrored or not, and shifted by up to ``pad`` pixels each way, in one gather."""
+def flip_crop(
+    images: Tensor, generator: torch.Generator, flip: bool | Tensor = True, pad: int = 4, reflect: bool = False
+) -> Tensor:
+    """Each image ``(B, C, H, W)`` mirrored or not, and shifted by up to ``pad`` pixels each way, in one gather.
+
+    Args:
+        generator: on the CPU.
+        flip: whether with even odds, or which ones, bool ``(B,)``.
+        reflect: what comes in at the border is the image reflected there, and not black.
+    """
     size, _, height, width = images.shape
-    down, right = torch.randint(2 * pad + 1, (2, size), generator=generator).to(images.device)
+    down, right = _send(torch.randint(2 * pad + 1, (2, size), generator=generator), images.device)
     mirrored = torch.rand(size, generator=generator) < 0.5
-    if flip:
-        images = torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
-    padded = torch.nn.functional.pad(images, [pad] * 4)
+    if flip is not False:
+        mirrored = flip if isinstance(flip, Tensor) else _send(mirrored, images.device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if reflect:  # by index, which works for bytes on every device
+        rows, columns = (_reflected(length, pad, images.device) for length in (height, width))
+        padded = images.index_select(2, rows).index_select(3, columns)
+    else:
+        padded = torch.nn.functional.pad(images, [pad] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 pad + 1, 2 pad + 1, H, W), a view
     return windows[torch.arange(size, device=images.device), :, down, right]
+
+
+def _send(numbers: Tensor, device: torch.device) -> Tensor:
+    """To a device, and where that is a CUDA device without waiting until it has done what it is at."""
+    return numbers.to(device, non_blocking=device.type == "cuda")
+
+
+def _reflected(length: int, pad: int, device: torch.device) -> Tensor:
+    """Places of a row with mirrors at its ends: 2 1 0 1 2 3 2 1 of four pixels and two more at each end."""
+    places = torch.arange(-pad, length + pad, device=device).abs()
+    return length - 1 - (length - 1 - places).abs()
 
 
 class MNIST(ImageDataModule):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[[Tensor, torch.Generator, int, Tensor], Tensor]  # inputs, generator, epoch, indices
 
 
 class BatchLoader:
@@ -24,7 +24,8 @@ class BatchLoader:
         indices: the examples to serve, int64 ``(M,)``.
         batch_size: examples per step and process; the last batch holds what is left.
         prepare: applied to each batch of inputs (normalisation).
-        augment: applied before that, with a generator that is a function of (seed, epoch, batch).
+        augment: applied before that, with a generator that is a function of (seed, epoch, batch), the epoch and the
+            indices of the examples.
         seed: shuffles anew in every epoch; None keeps the order of ``indices``.
         rank, world_size: this process's share of each global batch of ``batch_size * world_size`` examples.
     """
@@ -60,17 +61,17 @@ class BatchLoader:
         batches = list(order[start * global_batch :].split(global_batch))
         if self.world_size > 1:
             batches = [index.tensor_split(self.world_size)[self.rank] for index in batches]
-        for number, (inputs, targets) in enumerate(self._fetch(batches), start):
+        for number, (index, inputs, targets) in enumerate(self._fetch(batches), start):
             if self.augment is not None:
                 generator = torch.Generator().manual_seed(mix(self.seed or 0, self.epoch, number, self.rank))
-                inputs = self.augment(inputs, generator)
+                inputs = self.augment(inputs, generator, self.epoch, index)
             self._place = (self.epoch, number + 1)
             yield inputs if self.prepare is None else self.prepare(inputs), targets
 
-    def _fetch(self, batches: list[Tensor]) -> Iterator[Batch]:
-        """The stored inputs and the targets of each batch of indices, in turn."""
+    def _fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Each batch of indices, in turn, with the stored inputs and the targets."""
         for index in batches:
-            yield self.inputs.index_select(0, index), self.targets.index_select(0, index)
+            yield index, self.inputs.index_select(0, index), self.targets.index_select(0, index)
 
     def _order(self) -> Tensor:
         if self.seed is None:
@@ -217,6 +218,10 @@ class InMemoryDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> BatchLoader | list:
         """All of it in every process: what looks at the single predictions has them all, and none is counted twice."""
         return self._evaluation(self.test_on, alone=True)
+
+    def first_inputs(self, size: int) -> Tensor:
+        """The first training inputs as the net sees them, none of them augmented: for what is made from the data."""
+        return next(iter(self._loader(0, self.train_indices[:size], size)))[0]
 
     def _evaluation(self, split: str, alone: bool = False) -> BatchLoader | list:
         """All examples of a split, in their order."""

@@ -4,13 +4,12 @@ import contextlib
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -179,7 +178,7 @@ class Supervised(pl.LightningModule):
             return "several processes (trainer.devices, trainer.num_nodes)"
         if trainer.gradient_clip_val or trainer.accumulate_grad_batches > 1:
             return "trainer.gradient_clip_val and trainer.accumulate_grad_batches"
-        if isinstance(trainer.precision_plugin, MixedPrecision):
+        if getattr(trainer.precision_plugin, "scaler", None):  # of gradients in float16
             return f"trainer.precision={trainer.precision}"
         inside = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
         for callback in trainer.callbacks:
@@ -250,9 +249,16 @@ class Supervised(pl.LightningModule):
         """One step without Lightning's help; returns the loss before it."""
         optimizer.zero_grad()
         loss, _ = self.step(batch, "train")
-        loss.backward()
-        optimizer.step()
+        with self._without_autocast():
+            loss.backward()
+            optimizer.step()
         return loss.detach()
+
+    def _without_autocast(self) -> contextlib.AbstractContextManager:
+        """For what follows the forward pass: Lightning has the whole training_step under autocast."""
+        device = self.device.type
+        on = torch.is_autocast_enabled(device)
+        return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
     def _step_schedulers(self, interval: str) -> None:
         """What Lightning does by itself in automatic optimization."""
@@ -297,8 +303,12 @@ class Supervised(pl.LightningModule):
 
     # --- optimizer and scheduler ----------------------------------------------------------------------------------
 
+    def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
+        """What the optimizer is made for: the parameters, or groups of them with settings of their own."""
+        return self.parameters()
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameter_groups())
         if self.scheduler is None:
             return optimizer
         # A schedule that must know how long training is takes its step after every batch, any other after every epoch.

@@ -44,7 +44,7 @@ def two_steps(*overrides: str) -> dict:
 
 
 IMAGES = ("cifar10", "fashion_mnist", "image_folder", "mnist")
-IMAGE_MODELS = ("cnn", "dropout_cnn", "lenet", "mlp", "quick_cnn", "residual_cnn", "resnet18")
+IMAGE_MODELS = ("cnn", "dropout_cnn", "lenet", "mlp", "quick_cnn", "residual_cnn", "resnet18", "speedrun")
 PARTS = [(group, name) for group in ("optimizer", "scheduler") for name in options(group)]
 
 
@@ -113,7 +113,7 @@ def part(group: str, name: str) -> DictConfig | None:
 
 
 def lengths(scheduler: DictConfig | None) -> dict:
-    known = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
+    known = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max", "LinearDecay": "total_steps"}
     return {name: 2 for kind, name in known.items() if kind in str(scheduler and scheduler.get("_target_"))}
 
 

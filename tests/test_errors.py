@@ -197,7 +197,7 @@ def test_one_line_after_a_moment(command: str, shop: Path, shell: Callable) -> N
         ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
         ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
         ("data=image_folder data.root=nowhere", "data.root=nowhere holds no folders of images"),
-        ("data.augment=flop", "data.augment=flop must be none, crop or flip_crop"),
+        ("data.augment=flop", "data.augment=flop must be none, crop, flip_crop or alternate"),
         ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
     ],
 )

@@ -7,7 +7,7 @@ from torch import nn
 from lit_models import nets
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
-IMAGE_NETS = [nets.MLP, nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet]
+IMAGE_NETS = [nets.MLP, nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet, nets.SpeedrunNet]
 
 
 def parameters(net: nn.Module) -> int:
@@ -23,6 +23,8 @@ def parameters(net: nn.Module) -> int:
         (nets.Line((1,), 1), 2),
         (nets.CNN(GREY, 10), 8_490),
         (nets.ResNet18((3, 64, 64), 1000), 11_689_512),
+        (nets.ResNet18(COLOUR, 10, small_images=True), 11_173_962),
+        (nets.SpeedrunNet(COLOUR, 10), 1_972_792),
         (nets.DropoutCNN(GREY, 10), 21_840),
         (nets.LeNet(GREY, 10), 61_706),
         (nets.LeNet(COLOUR, 10), 62_006),
@@ -63,7 +65,7 @@ def test_lenet_pads_28_to_32() -> None:
     torch.testing.assert_close(small(image), large(nn.functional.pad(image, (2, 2, 2, 2))))
 
 
-@pytest.mark.parametrize("net", [nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet, nets.ResNet18])
+@pytest.mark.parametrize("net", [*IMAGE_NETS[1:], nets.ResNet18])
 def test_image_nets_refuse_points(net: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match="takes images"):
         net((2,), 2)

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 import command_line
 import train
@@ -105,6 +106,21 @@ def test_a_run_may_go_on_with_another_batch_size(
         torch.testing.assert_close(weight, ends[1]["state_dict"][name], atol=1e-6, rtol=1e-4)
 
 
+def test_autocast_is_the_same_with_help_and_without_it() -> None:
+    settings = (*BLOBS, "scheduler=onecycle", "trainer.max_epochs=2", "trainer.precision=bf16-mixed")
+    _, own = run("own", *settings)
+    _, helped = run("helped", *settings, "+callbacks.listener._target_=tests.test_steps.Listener")
+    assert_same(own, helped)
+
+
+def test_gradients_that_are_scaled_need_help() -> None:
+    _, model = train.build(command_line.compose(*BLOBS))
+    for precision, reason in (("16-mixed", "trainer.precision=16-mixed"), ("bf16-mixed", None)):
+        # As a plugin, because Lightning by itself takes bfloat16 for float16 on a CPU.
+        model.trainer = pl.Trainer(accelerator="cpu", plugins=[MixedPrecision(precision, "cpu")], logger=False)
+        assert model._needs_help() == reason
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_other_precisions_train(precision: str) -> None:
     result, checkpoint = run("run", *BLOBS, "trainer.max_epochs=1", f"trainer.precision={precision}")
@@ -119,7 +135,6 @@ def test_other_precisions_train(precision: str) -> None:
     [
         ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val"),
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches"),
-        ("trainer.precision=bf16-mixed", "trainer.precision=bf16-mixed"),
     ],
 )
 @pytest.mark.parametrize("steps", [("experiment=line_slow", "model=line_by_hand"), ("experiment=blobs",)])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 
@@ -13,17 +13,23 @@ class ResNet18(ResNet):
     Args:
         shape: ``(1, H, W)`` or ``(3, H, W)``; a grey image is repeated on the three input channels.
         num_classes: number of logits.
+        small_images: begins with a 3 x 3 convolution on every pixel and no pooling, for images as small as those of
+            CIFAR-10 (11,173,962 parameters with 10 classes).
     """
 
     head = "fc"
 
-    def __init__(self, shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, shape: Sequence[int], num_classes: int, small_images: bool = False) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(
                 f"ResNet18 takes images, grey or in colour, not inputs of shape {tuple(shape)}; "
                 "model=mlp takes any inputs"
             )
         super().__init__(BasicBlock, [2, 2, 2, 2], num_classes)
+        if small_images:
+            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.maxpool = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 1 or 3, H, W)
         return super().forward(x.expand(-1, 3, -1, -1))  # (B, num_classes)

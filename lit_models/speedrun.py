@@ -1,0 +1,45 @@
+"""Classification in as few seconds as possible."""
+
+from typing import Any
+
+from lit_models.supervised import Batch, Classifier
+
+
+class Speedrun(Classifier):
+    """Classification by a net whose first layer is whitened before training, as in the CIFAR-10 speedruns.
+
+    The net is :class:`lit_models.nets.SpeedrunNet`. Its parameters come in groups that
+    :class:`lit_models.muon.Muon` treats in different ways.
+
+    Args:
+        whitening_images: how many of the training images the whitening is made from.
+        whitening_until: the share of the training in which the bias of the whitening learns.
+        **kwargs: see :class:`Supervised`.
+    """
+
+    def __init__(self, whitening_images: int = 5000, whitening_until: float = 0.375, **kwargs: Any) -> None:
+        if not 0 < whitening_until <= 1:
+            raise ValueError(f"model.whitening_until={whitening_until} must be above 0 and at most 1")
+        super().__init__(**kwargs)
+        self.whitening_images, self.whitening_until = whitening_images, whitening_until
+
+    def setup(self, stage: str) -> None:
+        # Before the weights of a checkpoint are read: a run that goes on keeps its own, and so does one that is tested.
+        if stage == "fit":
+            self.net.whiten(self.trainer.datamodule.first_inputs(self.whitening_images))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        net, groups = self.net, self.net.groups
+        return [
+            {"kind": "filters", "params": [weight for weight in groups.parameters() if weight.dim() == 4]},
+            {"kind": "biases", "params": [bias for name, bias in groups.named_parameters() if name.endswith("bias")]},
+            {"kind": "head", "params": [net.head.weight]},
+            {"kind": "biases", "params": [net.whitening.bias], "until": self.whitening_until},
+        ]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if not self.automatic_optimization:  # with several processes each of them waits for every gradient
+            # Without this gradient the way back ends before the costly convolution on the whole image.
+            learns = self.optimizers(use_pl_optimizer=False).param_groups[-1]["lr"] > 0
+            self.net.whitening.bias.requires_grad_(learns)

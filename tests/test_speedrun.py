@@ -1,0 +1,307 @@
+"""The CIFAR-10 speedrun: whitening, views, Muon, alternating mirror images, and a run that goes on as it would have."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import command_line
+import evaluate
+import train
+from datamodules import CIFAR10
+from datamodules.images import flip_crop
+from lit_models import nets
+from lit_models.muon import LinearDecay, Muon, orthogonal
+from tests.kill_and_resume import differences, end
+from tests.test_resume import Killed, kill_at
+
+NARROW = ("experiment=cifar10_94", "model.net.widths=[8,16,16]", "data.batch_size=50", "trainer.accelerator=cpu")
+NARROW += ("trainer.precision=32-true", "trainer.benchmark=false", "threads=1", "logger=none")
+# SGD's rates are those of 2,000 examples.
+NARROW += ("optimizer.bias_lr=5", "optimizer.head_lr=0.5")
+
+
+def stripes(size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two classes, of stripes across and of stripes down, in ten widths and colours, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (size,), generator=generator)
+    waves = (torch.arange(32) * torch.empty(size, 1).uniform_(0.5, 1.5, generator=generator)).sin()  # (size, 32)
+    images = waves[:, None, :, None].expand(-1, 3, -1, 32) * torch.rand(size, 3, 1, 1, generator=generator)
+    images = torch.where(labels[:, None, None, None] == 1, images, images.mT)
+    images = images + 0.5 * torch.randn(images.shape, generator=generator)
+    return (127 + 40 * images).clamp(0, 255).to(torch.uint8), labels
+
+
+@pytest.fixture
+def striped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.images.ImageDataModule.load", lambda _: (stripes(300, 0), stripes(100, 1)))
+
+
+def run(folder: str, *overrides: str) -> dict:
+    Path(folder).mkdir(exist_ok=True)
+    return train.train(command_line.compose(*overrides), Path(folder))
+
+
+def state(folder: str) -> dict[str, Tensor]:
+    return torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+# --- the net -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitened_patches_are_uncorrelated_with_both_signs(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = F.avg_pool2d(torch.randn(600, channels, 14, 14, generator=generator), 3, stride=1)  # neighbours are alike
+    net = nets.SpeedrunNet(images.shape[1:], 10)
+    net.whiten(images)
+    answers = F.conv2d(images, net.whitening.weight)  # (600, 8 C, 11, 11)
+    size = 4 * channels
+    torch.testing.assert_close(answers[:, :size], -answers[:, size:])
+    answers = answers[:, :size].transpose(0, 1).flatten(1)
+    moments = answers @ answers.T / answers.shape[1]
+    patches = F.unfold(images, 2).transpose(0, 1).flatten(1)
+    values = torch.linalg.eigvalsh(patches @ patches.T / patches.shape[1])
+    torch.testing.assert_close(moments, torch.diag(values / (values + 5e-4)), atol=1e-3, rtol=0)
+    assert values.min() > 5e-4  # so that they are about 1
+
+
+def test_convolutions_hand_on_what_comes_in_and_batch_norm_has_no_scale() -> None:
+    net = nets.SpeedrunNet((3, 32, 32), 10)
+    inputs = torch.randn(2, 24, 8, 8)
+    torch.testing.assert_close(net.groups[0].conv1(inputs)[:, :24], inputs)
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    norms = {f"groups.{group}.norm{number}.weight" for group, number in itertools.product(range(3), (1, 2))}
+    assert frozen == {"whitening.weight", *norms}
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
+def test_evaluation_is_the_weighted_mean_over_six_views(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(5, *shape)
+    net = nets.SpeedrunNet(shape, 10, widths=[8, 16, 16])
+    for _ in range(20):  # so that batch norm has seen something
+        net(images)
+    plain = nets.SpeedrunNet(shape, 10, widths=[8, 16, 16], views=False)
+    plain.load_state_dict(net.state_dict())
+    net.eval(), plain.eval()
+    padded = F.pad(images, [1] * 4, mode="reflect")
+    up, down = padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]
+    by_hand = 0
+    for weight, view in ((0.5, images), (0.25, up), (0.25, down)):
+        by_hand = by_hand + weight * (plain(view) + plain(view.flip(3))) / 2
+    torch.testing.assert_close(net(images), by_hand)
+    assert not torch.allclose(plain(images), by_hand, atol=1e-3)
+
+
+# --- Muon --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (24, 24 * 9)])
+def test_the_update_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonal(matrix)
+    values = torch.linalg.svdvals(result)
+    assert 0.5 < values.min() <= values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert F.cosine_similarity(result.flatten(), (u @ v).flatten(), dim=0) > 0.97
+    torch.testing.assert_close(orthogonal(1e-3 * matrix), result, atol=0.01, rtol=0)
+
+
+SETTINGS = {"lr": 0.24, "momentum": 0.6, "bias_lr": 0.5, "head_lr": 0.1, "sgd_momentum": 0.85, "weight_decay": 0.01}
+
+
+def test_a_filter_gets_one_size_and_then_a_nearly_orthogonal_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 4, 3, 3, generator=generator).requires_grad_()
+    start, gradients = weight.detach().clone(), torch.randn(2, *weight.shape, generator=generator)
+    optimizer = Muon([weight], **SETTINGS)
+    weight.grad = gradients[0]
+    optimizer.step()
+    step = (1 + 0.6) * gradients[0]
+    expected = start * 8**0.5 / start.norm() - 0.24 * orthogonal(step.flatten(1)).view_as(step)
+    torch.testing.assert_close(weight.detach(), expected)
+    weight.grad = gradients[1]
+    optimizer.step()
+    step = gradients[1] + 0.6 * (0.6 * gradients[0] + gradients[1])
+    expected = expected * 8**0.5 / expected.norm() - 0.24 * orthogonal(step.flatten(1)).view_as(step)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_biases_and_the_head_take_the_steps_of_sgd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(5, generator=generator), torch.randn(3, 4, generator=generator)]
+    ours, theirs = ([part.clone().requires_grad_() for part in start] for _ in range(2))
+    muon = Muon([{"kind": "biases", "params": ours[:1]}, {"kind": "head", "params": ours[1:]}], **SETTINGS)
+    groups = [
+        {"params": part, "lr": rate, "weight_decay": 0.01 / rate} for part, rate in zip(theirs, (0.5, 0.1), strict=True)
+    ]
+    sgd = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = other.grad = torch.randn(one.shape, generator=generator)
+        muon.step()
+        sgd.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rates_go_down_in_a_line_and_follow_a_new_one() -> None:
+    parts = [torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)]
+    optimizer = torch.optim.SGD([{"params": parts[0]}, {"params": parts[1], "until": 0.375, "lr": 4.0}], lr=1.0)
+
+    def rates() -> list[float]:
+        return [group["lr"] for group in optimizer.param_groups]
+
+    def steps(scheduler: LinearDecay, count: int) -> None:
+        for _ in range(count):
+            optimizer.step()
+            scheduler.step()
+
+    scheduler = LinearDecay(optimizer, total_steps=8)
+    seen = []
+    for _ in range(8):
+        seen.append(rates())
+        steps(scheduler, 1)
+    assert [first for first, _ in seen] == pytest.approx([1 - step / 8 for step in range(8)])
+    assert [second for _, second in seen] == pytest.approx([4, 8 / 3, 4 / 3, 0, 0, 0, 0, 0])
+    assert rates() == [0, 0]
+    longer = LinearDecay(optimizer, total_steps=16)
+    longer.load_state_dict({name: value for name, value in scheduler.state_dict().items() if name != "total_steps"})
+    steps(longer, 1)
+    assert rates() == pytest.approx([1 - 9 / 16, 0])
+
+
+# --- the data ----------------------------------------------------------------------------------------------------
+
+
+def halves(size: int, **settings) -> CIFAR10:
+    """Images that are black at the left and white at the right, whose class is their number."""
+    datamodule = CIFAR10(root="unused", mean=[0.5] * 3, std=[0.5] * 3, augment="alternate", **settings)
+    images = torch.zeros(size, 3, 32, 32, dtype=torch.uint8)
+    images[..., 16:] = 255
+    datamodule.load = lambda: ((images, torch.arange(size)), (images[:4], torch.arange(4)))
+    datamodule.setup()
+    return datamodule
+
+
+def mirrored(datamodule: CIFAR10, epoch: int) -> dict[int, bool]:
+    loader = datamodule.train_dataloader()
+    loader.set_epoch(epoch)
+    return {
+        number: bool(image[:, :, 0].mean() > 0)
+        for images, numbers in loader
+        for image, number in zip(images, numbers.tolist(), strict=True)
+    }
+
+
+def test_mirror_images_alternate_for_each_example() -> None:
+    datamodule = halves(200, batch_size=32, val_size=20)
+    epochs = [mirrored(datamodule, epoch) for epoch in range(4)]
+    assert len(epochs[0]) == 180
+    assert 60 < sum(epochs[0].values()) < 120
+    for number, first in epochs[0].items():
+        assert [epoch[number] for epoch in epochs] == [first, not first, first, not first]
+    again = mirrored(halves(200, batch_size=7, val_size=0), 2)  # whatever the batches
+    assert epochs[2].items() <= again.items()
+    assert mirrored(halves(200, batch_size=200, seed=2), 0) != again
+
+
+def test_a_shifted_image_is_a_window_of_the_reflected_one() -> None:
+    images = torch.randint(256, (60, 3, 10, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mirror = torch.arange(60) % 2 == 0
+    changed = flip_crop(images, torch.Generator().manual_seed(1), mirror, pad=2, reflect=True)
+    padded = F.pad(torch.where(mirror[:, None, None, None], images.flip(3), images).float(), [2] * 4, mode="reflect")
+    places = set()
+    for image, result in zip(padded.byte(), changed, strict=True):
+        windows = {(y, x): image[:, y : y + 10, x : x + 9] for y in range(5) for x in range(5)}
+        places.add(next(place for place, window in windows.items() if torch.equal(window, result)))
+    assert len(places) > 15
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_what_is_frozen_stays_and_an_evaluation_gives_its_figures(
+    striped: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run("run", *NARROW, "trainer.max_epochs=4")
+    assert result["metrics"]["test/acc"] >= 0.95
+    weights, (images, _) = state("run"), stripes(300, 0)
+    assert all((weight == 1).all() for name, weight in weights.items() if "norm" in name and name.endswith("weight"))
+    _, datamodule, model = evaluate.rebuild("run", "last")
+    net = nets.SpeedrunNet((3, 32, 32), 10, widths=[8, 16, 16])
+    net.whiten(datamodule.prepare(images))
+    assert torch.equal(net.whitening.weight, weights["net.whitening.weight"])
+    # With other training images at hand the run's own whitening stays.
+    monkeypatch.setattr("datamodules.images.ImageDataModule.load", lambda _: (stripes(300, 7), stripes(100, 1)))
+    cfg = command_line.OmegaConf.create(
+        {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
+    )
+    again = evaluate.evaluate(cfg, Path("run"))
+    assert again["metrics"] == {name: value for name, value in result["metrics"].items() if name.startswith("test/")}
+    with torch.inference_mode():  # what predict.py asks for
+        tested, labels = stripes(100, 1)
+        right = (model(datamodule.prepare(tested)).argmax(1) == labels).float().mean().item()
+    assert right == pytest.approx(result["metrics"]["test/acc"])
+
+
+@pytest.mark.parametrize("step", [4, 9, 13])  # before, at and after the end of the whitening's bias
+def test_it_goes_on_in_the_middle_of_an_epoch_as_it_would_have(step: int, striped: None) -> None:
+    settings = (*NARROW, "trainer.max_epochs=4", "checkpoint.every_n_steps=1")
+    run("whole", *settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, step)
+        run("parts", *settings)
+    assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == step
+    run("parts", "resume=parts")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
+
+
+def test_the_bias_of_the_whitening_learns_for_three_eighths(striped: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_models import Speedrun
+
+    biases: list[Tensor] = []
+    training_step = Speedrun.training_step
+
+    def watched(self, batch, batch_idx):
+        biases.append(self.net.whitening.bias.detach().clone())
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Speedrun, "training_step", watched)
+    run("run", *NARROW, "data.batch_size=100", "trainer.max_epochs=8")  # 24 steps
+    changes = [not torch.equal(one, other) for one, other in itertools.pairwise(biases)]
+    assert changes == [True] * 9 + [False] * 14
+
+
+def test_a_longer_training_follows_its_new_line(striped: None) -> None:
+    run("run", *NARROW, "trainer.max_epochs=1")
+    run("run", "resume=run", "trainer.max_epochs=2")
+    (scheduler,) = torch.load("run/checkpoints/last.ckpt", weights_only=True)["lr_schedulers"]
+    assert (scheduler["total_steps"], scheduler["last_epoch"]) == (12, 12)
+
+
+def test_with_lightnings_help_it_learns_the_same(striped: None) -> None:
+    run("own", *NARROW, "trainer.max_epochs=2")
+    run("helped", *NARROW, "trainer.max_epochs=2", "trainer.gradient_clip_val=1e9")
+    assert differences(state("own"), state("helped")) == []
+
+
+def test_other_optimizers_take_its_groups(striped: None) -> None:
+    parts = ("model=speedrun", "data=cifar10", "data.val_size=0", "model.net.widths=[8,16,16]", "optimizer=adamw")
+    assert run("run", *parts, "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.whitening_until=0"], r"model\.whitening_until=0"),
+        (["data=blobs"], "at least 9 x 9 pixels"),
+    ],
+)
+def test_what_cannot_be(overrides: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        train.build(command_line.compose("model=speedrun", "data=cifar10", *overrides))
