@@ -1,0 +1,102 @@
+"""The commands of the README run, in a copy of the project and in their order; the Chinese README holds the same ones."""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import PROJECT
+
+README = (PROJECT / "README.md").read_text()
+LINES = re.findall(r"^    ((?:python|torchrun|tensorboard) .*)$", README, re.MULTILINE)
+BRIEF = ["trainer.max_epochs=1", *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, real_root: Path) -> Path:
+    """A copy of the project with the files that the README tells to write, some digits and a table."""
+    copy = tmp_path_factory.mktemp("readme") / "lit-classics"
+    shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns("outputs", "data", ".git", "__pycache__"))
+    for name, text in re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", README, re.DOTALL):
+        (copy / name).write_text(text)
+    for number in range(20):
+        folder = copy / "digits" / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, copy / "digits"):
+            Image.new("L", (28, 28), 40 + 10 * number).save(place / f"{number}.png")
+    with open(copy / "rows.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("size", "age", "price"), *((n, 40 - n, 3 * n + 1) for n in range(40))])
+    return copy
+
+
+def shortened(command: str) -> list[str]:
+    """A command as the test runs it: two batches of everything."""
+    words = shlex.split(command)
+    trains = "train.py" in words and not {"--help", "--cfg", "debug=overfit"} & set(words)
+    brief = [word for word in BRIEF if "debug=fast" not in words] if trains else []
+    if "resume=last" in words:
+        brief[0] = "trainer.max_epochs=2"
+    if "trainer=ddp" in words:
+        brief.append("trainer.accelerator=cpu")
+    if "sweep=mnist_lr" in words:
+        brief.append("hydra.sweeper.n_trials=2")
+    program = {"python": [sys.executable]}.get(words[0], [str(Path(sys.executable).with_name(words[0]))])
+    return [*program, *words[1:], *brief]
+
+
+def test_there_are_commands() -> None:
+    assert len(LINES) > 25
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in LINES if not line.startswith("tensorboard")])
+def test_it_runs(command: str, project: Path) -> None:
+    environment = {**os.environ, "DATA_ROOT": os.environ.get("DATA_ROOT") or str(PROJECT / "data")}
+    answer = subprocess.run(shortened(command), cwd=project, env=environment, capture_output=True, text=True)
+    if "gpu" in command and not torch.cuda.is_available():
+        assert answer.stderr.startswith("error: there is no GPU here that torch can use")
+        return
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout
+    assert "Traceback" not in answer.stdout + answer.stderr
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_tensorboard_starts(project: Path) -> None:
+    (line,) = (line for line in LINES if line.startswith("tensorboard"))
+    (project / "outputs").mkdir(exist_ok=True)
+    command = [str(Path(sys.executable).with_name("tensorboard")), *shlex.split(line)[1:], "--port=0"]
+    process = subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any("http://localhost:" in line for line in process.stderr)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("file", re.findall(r"\]\((?!https?:)(.*?)\)", README))
+def test_links_lead_somewhere(file: str) -> None:
+    assert (PROJECT / file).exists()
+
+
+def code_and_figures(text: str) -> tuple[list[str], list[str]]:
+    """The indented and fenced code, and the numbers in the tables."""
+    code = re.findall(r"^    .*$", text, re.MULTILINE) + re.findall(r"```.*?```", text, re.DOTALL)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return code, [number for row in rows for number in re.findall(r"\d[\d.,]*", row)]
+
+
+def test_the_chinese_readme_holds_the_same() -> None:
+    ours, theirs = (code_and_figures(text) for text in (README, (PROJECT / "README.zh-CN.md").read_text()))
+    assert ours == theirs
