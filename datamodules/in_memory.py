@@ -221,7 +221,9 @@ class InMemoryDataModule(pl.LightningDataModule):
 
     def first_inputs(self, size: int) -> Tensor:
         """The first training inputs as the net sees them, none of them augmented: for what is made from the data."""
-        return next(iter(self._loader(0, self.train_indices[:size], size)))[0]
+        loader = self._loader(0, self.train_indices[:size], size)
+        loader.rank, loader.world_size = 0, 1  # the same in every process
+        return next(iter(loader))[0]
 
     def _evaluation(self, split: str, alone: bool = False) -> BatchLoader | list:
         """All examples of a split, in their order."""

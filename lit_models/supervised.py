@@ -1,6 +1,7 @@
 """Supervised learning: one step function for regression and classification, training, validation and test."""
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import math
@@ -10,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -72,6 +74,7 @@ class Supervised(pl.LightningModule):
         # Convolutions take a third less time in this memory format; other layers do not notice it.
         self.net, self.loss = net.to(memory_format=torch.channels_last), loss
         self._tiny_batches = self._several = False
+        self._outside_autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.steps_per_batch, self.allow_divergence = seed, steps_per_batch, allow_divergence
         self._sums: dict[str, dict[str, Any]] = {}  # stage -> name -> sum over the examples seen in this epoch
@@ -166,6 +169,10 @@ class Supervised(pl.LightningModule):
         # Lightning asks this first. Its own work around a gradient step takes as long as the step of a small net does:
         # it is for those who need it. The others get the three lines of `gradient_step`.
         self._several = self.trainer.world_size > 1
+        self._outside_autocast = contextlib.nullcontext
+        if isinstance(plugin := self.trainer.precision_plugin, MixedPrecision):
+            # Lightning has all of training_step under autocast, which is for the forward pass.
+            self._outside_autocast = functools.partial(torch.autocast, plugin.device, enabled=False)
         self.automatic_optimization = bool(reason := self._needs_help())
         if reason and (self.by_hand or self.steps_per_batch > 1):
             raise ValueError(f"{type(self).__name__} makes its gradient steps itself, which does not go with {reason}")
@@ -249,16 +256,10 @@ class Supervised(pl.LightningModule):
         """One step without Lightning's help; returns the loss before it."""
         optimizer.zero_grad()
         loss, _ = self.step(batch, "train")
-        with self._without_autocast():
+        with self._outside_autocast():
             loss.backward()
             optimizer.step()
         return loss.detach()
-
-    def _without_autocast(self) -> contextlib.AbstractContextManager:
-        """For what follows the forward pass: Lightning has the whole training_step under autocast."""
-        device = self.device.type
-        on = torch.is_autocast_enabled(device)
-        return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
     def _step_schedulers(self, interval: str) -> None:
         """What Lightning does by itself in automatic optimization."""

@@ -18,7 +18,7 @@ QUICK = {
     # names
     "model=lenett": "there is no model=lenett (did you mean lenet?); there are blobs_mlp, cnn, ",
     "data=mnits": "did you mean mnist?",
-    "optimizer=agd": "there is no optimizer=agd (did you mean sgd?); there are adam, adamw, by_hand, sgd",
+    "optimizer=agd": "there is no optimizer=agd (did you mean sgd?); there are adam, adamw, by_hand, muon, sgd",
     "trainer=defalt": "there is no trainer=defalt (did you mean default?)",
     "debug=fasst": "there is no debug=fasst (did you mean fast?)",
     "sweep=mnist": "there is no sweep=mnist (did you mean mnist_lr?)",

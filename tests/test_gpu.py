@@ -35,12 +35,13 @@ class NoWaiting(pl.Callback):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("model", ["cnn", "dropout_cnn", "lenet", "resnet18"])
+@pytest.mark.parametrize("model", ["cnn", "dropout_cnn", "lenet", "resnet18", "speedrun"])
 def test_no_step_waits_for_the_card(model: str, precision: str, random_images: Callable[[int, int], None]) -> None:
     random_images(400, 100)
     watched = "+callbacks.watch._target_=tests.test_gpu.NoWaiting"
     settings = ("trainer=gpu", f"trainer.precision={precision}", "trainer.log_every_n_steps=1000", watched)
-    result = run("run", f"model={model}", *IMAGES, *settings, "trainer.max_epochs=2")
+    parts = ("optimizer=muon", "scheduler=linear", "data.augment=alternate") if model == "speedrun" else ()
+    result = run("run", f"model={model}", *IMAGES, *settings, *parts, "trainer.max_epochs=2")
     assert result["status"] == "finished"
     assert result["device"] == torch.cuda.get_device_name()
 

@@ -24,7 +24,8 @@ class SpeedrunNet(nn.Module):
         least = 2 ** len(widths) + 1  # each group halves what the whitening leaves
         if len(shape) != 3 or min(shape[1:]) < least:
             raise ValueError(
-                f"SpeedrunNet takes images of at least {least} x {least} pixels, not inputs of shape {tuple(shape)}"
+                f"SpeedrunNet takes images of at least {least} x {least} pixels, not inputs of shape {tuple(shape)}; "
+                "model=mlp takes any inputs"
             )
         super().__init__()
         self.views = views
