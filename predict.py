@@ -129,16 +129,25 @@ def _is_number(text: str) -> bool:
 
 
 def _read_test_set(split: str, n: int, datamodule: Any) -> tuple[list[str], Any, list[Any]]:
+    import torch
+
     if split != "test":
         raise ValueError(f"data={split} must be test")
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n} must be a whole number of at least 1")
-    _, (inputs, targets) = datamodule.load()
-    return (
-        [f"test[{number}]" for number in range(min(n, len(inputs)))],
-        inputs[:n],
-        [target.squeeze().tolist() for target in datamodule.restore(targets[:n])],
-    )
+    datamodule.setup()
+    loader, batches, seen = datamodule.test_dataloader(), [], 0
+    if not len(loader):
+        raise ValueError("data=test: this run has no test set")
+    loader.prepare = None  # as they are stored
+    for inputs, targets in loader:  # of a folder of images no more are read than are asked for
+        batches.append((inputs, targets))
+        seen += len(targets)
+        if seen >= n:
+            break
+    inputs, targets = (torch.cat(part)[:n] for part in zip(*batches, strict=True))
+    names = [f"test[{number}]" for number in range(len(inputs))]
+    return names, inputs, [target.squeeze().tolist() for target in datamodule.restore(targets)]
 
 
 def _rows(

@@ -20,6 +20,7 @@ from datamodules.images import flip_crop
 from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
 from tests.test_resume import Killed, kill_at
+from tests.test_scripts import ask
 
 
 def make_pictures(root: Path, per_class: int = 30) -> None:
@@ -155,6 +156,9 @@ def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
     settings = [setting for setting in RUN if "max_epochs" not in setting]
     result = run("run", *settings, "data.num_workers=0", "trainer.max_epochs=4")
     assert result["metrics"]["test/acc"] == 1
+    answers = ask(Path("run"), data="test", n=7)
+    truths = [row["truth"] for row in answers]
+    assert truths == [row["label"] for row in answers] == ["green"] * 6 + ["red"]
     Path("pictures").rename("elsewhere")
     _, datamodule, _ = evaluate.rebuild("run", "last")
     assert datamodule.class_names == ("green", "red")

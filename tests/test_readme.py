@@ -1,4 +1,4 @@
-"""The commands of the README run, in a copy of the project and in their order; the Chinese README holds the same ones."""
+"""The commands of the README run, in a copy of the project and in their order. The Chinese one holds the same ones."""
 
 import csv
 import os
