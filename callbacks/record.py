@@ -49,7 +49,7 @@ class Record(Checkpoint):
         self._batches += 1
         every = self.every_n_batches or trainer.log_every_n_steps  # 0 is never
         if every and (batch_idx + 1) % every == 0:
-            loss = float(trainer.strategy.reduce(torch.as_tensor(self._loss / self._batches), reduce_op="mean"))
+            loss = _over_processes(trainer, self._loss / self._batches)
             self._loss, self._batches = 0.0, 0
             _tell(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
             total, seen = len(trainer.datamodule.train_indices), _examples(trainer, batch_idx + 1)
@@ -102,10 +102,21 @@ class Record(Checkpoint):
             "elapsed": elapsed,
         }
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # The state is the first process's, and all of them will go on with it.
+        checkpoint["callbacks"][self.state_key]["loss"] = _over_processes(trainer, self._loss)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self._loss, self._batches = state["rows"], state["loss"], state["batches"]
         self.curve = state["curve"]
         self._before = state["elapsed"]
+
+
+def _over_processes(trainer: pl.Trainer, number: float | torch.Tensor) -> float:
+    """The mean of what the processes have."""
+    return float(trainer.strategy.reduce(torch.as_tensor(number).clone(), reduce_op="mean"))
 
 
 def _examples(trainer: pl.Trainer, batches: int) -> int:

@@ -206,7 +206,10 @@ def test_a_signal_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
     again = torch.load(tmp_path / "outputs/last/checkpoints/last.ckpt", weights_only=True)
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, again["state_dict"][name])
-    assert figures(tmp_path / "outputs/last") == figures(tmp_path / "whole/outputs/last")
+    ours, theirs = (figures(folder / "outputs/last") for folder in (tmp_path, tmp_path / "whole"))
+    assert ours[1] == theirs[1]
+    for row, other in zip(ours[0], theirs[0], strict=True):
+        assert row == pytest.approx(other, rel=1e-6)  # the sums between two points of the curve are rounded
 
 
 def test_a_process_that_is_killed_ends_the_run_with_a_line(tmp_path: Path) -> None:
