@@ -70,7 +70,7 @@ def await_end(group: int, seconds: float = 30) -> None:
 def finished(*processes: subprocess.Popen) -> list[tuple[str, str]]:
     """What they wrote."""
     with ended(*processes):
-        answers = [process.communicate(timeout=120) for process in processes]
+        answers = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), answers
     return answers
 
