@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 
@@ -23,10 +24,11 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-class Interrupts(pl.Callback):
+class Interrupts(Checkpoint):
     """While it trains, the first signal ends the run after the running step, with ``last.ckpt`` as it was then; in the
     validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once.
-    Several processes stop together, whichever of them heard it.
+    Several processes stop together, whichever of them heard it. This is a Checkpoint to Lightning, because those come
+    after all others, who have this step's figures in what is saved then.
 
     Args:
         file: ``last.ckpt``.

@@ -19,6 +19,7 @@ import command_line
 import evaluate
 import runs
 import train
+from callbacks.interrupts import Interrupted
 from tests.conftest import DATA_ROOT, PROJECT
 from tests.kill_and_resume import differences, end, kill_and_resume
 
@@ -37,22 +38,29 @@ def run(folder: str, *overrides: str) -> dict:
     return train.train(command_line.compose(*overrides), path)
 
 
+def at_step(patch: pytest.MonkeyPatch, step: int, happens: Callable[[], None]) -> None:
+    """Something happens when the run is about to make the step after this one."""
+    from lit_models import Supervised
+
+    training_step = Supervised.training_step
+
+    def patched(self, batch, batch_idx):
+        if self.global_step == step:
+            happens()
+        return training_step(self, batch, batch_idx)
+
+    patch.setattr(Supervised, "training_step", patched)
+
+
 class Killed(BaseException):
     """Ends a run as abruptly as a test in one process can."""
 
 
 def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    """The run ends when it is about to make the step after this one."""
-    from lit_models import Supervised
+    def die() -> None:
+        raise Killed
 
-    training_step = Supervised.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.global_step == step:
-            raise Killed
-        return training_step(self, batch, batch_idx)
-
-    patch.setattr(Supervised, "training_step", killed)
+    at_step(patch, step, die)
 
 
 @pytest.mark.parametrize("scheduler", ["none", "step", "cosine", "onecycle"])
@@ -79,6 +87,17 @@ def test_from_the_middle_of_an_epoch(step: int, tiny: None) -> None:
     assert differences(end(Path("rhythm")), end(Path("parts"))) == []
     whole, parts = (torch.load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("whole", "parts"))
     assert differences(whole, parts) == []
+
+
+def test_from_a_signal_in_the_middle_of_an_epoch(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = (*RUN, "trainer.max_epochs=3", "logger=none", "record.every_n_batches=3")
+    run("whole", *settings)
+    at_step(monkeypatch, 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run("parts", *settings)
+    assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 15  # the step was finished
+    run("parts", "resume=parts", "logger=none")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
 
 
 def test_three_epochs_and_five_more_are_eight(tiny: None) -> None:
@@ -166,8 +185,8 @@ def test_a_run_killed_before_its_test_is_tested(tiny: None) -> None:
 
 @pytest.mark.parametrize("model", sorted(path.stem for path in (PROJECT / "conf/model").glob("*.yaml")))
 def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
-    data = {"blobs_mlp": "blobs", "logistic": "separable", "deep_logistic": "tabular"}.get(model)
-    data = data or ("readings" if model.startswith("line") else "mnist")
+    data = {"blobs_mlp": "blobs", "logistic": "separable", "deep_logistic": "tabular", "mlp_regression": "readings"}
+    data = data.get(model, "readings" if model.startswith("line") else "mnist")
     small = ["data.val_size=8", "data.batch_size=16"] if data == "mnist" else ["data.batch_size=200"]
     limits = ("trainer.limit_train_batches=1", "trainer.max_epochs=1", "logger=none", "trainer.accelerator=cpu")
     run("run", f"model={model}", f"data={data}", *small, *limits)
