@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is loaded: the threads of several processes on the same cores wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 PROJECT = Path(__file__).parent.parent

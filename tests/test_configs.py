@@ -1,5 +1,6 @@
 """Every option of every group composes, builds what it names and trains, or says in a line why it does not."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -108,6 +109,7 @@ def check(model: str, data: str, *settings: str) -> None:
         assert any(not torch.equal(weight, start[name]) for name, weight in module.state_dict().items())
 
 
+@functools.cache
 def part(group: str, name: str) -> DictConfig | None:
     return command_line.compose(f"{group}={name}")[group]
 

@@ -315,6 +315,7 @@ def test_one_line_of_rows_that_are_no_examples(content: str, line: str) -> None:
 # --- as typed ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_as_typed(shell, tmp_path: Path) -> None:
     make_table()
     typed = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")

@@ -233,6 +233,7 @@ def test_an_option_that_does_not_exist(shell, tmp_path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_no_network_and_no_data(shell, tmp_path) -> None:
     """Nothing can be reached: every attempt is named, and what needs no download; the root stays clean."""
     nowhere = "http://127.0.0.1:9"
@@ -264,6 +265,7 @@ def test_a_folder_for_runs_that_cannot_be_written(shell, tmp_path) -> None:
     assert "outputs" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_failing_job_of_a_sweep_does_not_stop_the_others(shell, tmp_path) -> None:
     tiny = ("data=blobs", "model.steps_per_batch=2", "trainer.max_epochs=1", "logger=none")
     answer = shell("-m", "model=blobs_mlp", "data.batch_size=0,null,7", *tiny)

@@ -124,6 +124,7 @@ def test_resnet18_one_step_starts_from_a_file_of_weights_and_says_what_it_cannot
         assert message in errors.one_line(error.value)
 
 
+@pytest.mark.slow
 def test_imagenet_weights_that_cannot_be_fetched(shell, tmp_path: Path) -> None:
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
     answer = shell("experiment=resnet18_one_step", "model.weights=DEFAULT", **offline)
@@ -273,6 +274,7 @@ def test_has_diverged() -> None:
     assert has_diverged([*rows, {"train/loss": float("nan")}])
 
 
+@pytest.mark.slow
 def test_a_missed_expectation_has_its_own_exit_code(shell) -> None:
     missed = shell("experiment=line_slow", "check=true", "expect.w.published=5", "logger=none")
     assert missed.returncode == 3

@@ -1,4 +1,4 @@
-"""A refactoring changes no figure: losses of every experiment after three batches, as they were written down.
+"""A refactoring changes no figure: losses of every experiment after two batches, as they were written down.
 
 python -m tests.test_golden        writes them down anew, after a change that is meant to change them
 """
@@ -16,8 +16,9 @@ from tests.conftest import PROJECT, put_random_images
 
 FILE = Path(__file__).with_suffix(".json")
 EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
-SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.accelerator=cpu", "callbacks.pictures=null")
-SHORT += ("trainer.precision=32-true",)  # half precision is another one on every processor
+SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", "callbacks.pictures=null")
+# Half precision is another one on every processor, and threads add in another order.
+SHORT += ("trainer.precision=32-true", "threads=1")
 
 
 def losses(experiment: str, folder: Path) -> dict[str, float]:
@@ -35,9 +36,8 @@ def test_losses_are_those_written_down(
 ) -> None:
     random_images(300, 60)
     expected = json.loads(FILE.read_text())[experiment]
-    assert losses(experiment, tmp_path / "run") == pytest.approx(
-        expected, rel=1e-4
-    )  # processors differ in the last bits
+    # Processors differ in the last bits, which batch normalisation at a high learning rate makes larger.
+    assert losses(experiment, tmp_path / "run") == pytest.approx(expected, rel=1e-3)
 
 
 if __name__ == "__main__":

@@ -356,6 +356,7 @@ def test_a_failing_export_leaves_what_was_there(made: Path, monkeypatch) -> None
 # --- as typed ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluate_as_typed_from_another_directory(made: Path, tmp_path: Path, shell) -> None:
     run = shutil.copytree(made / "blobs", tmp_path / "elsewhere/run")
     answer = shell(f"run={run}", "split=train", "trainer.accelerator=cpu", script="evaluate.py")
@@ -365,6 +366,7 @@ def test_evaluate_as_typed_from_another_directory(made: Path, tmp_path: Path, sh
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
+@pytest.mark.slow
 def test_predict_as_typed(made: Path, tmp_path: Path, shell) -> None:
     run = shutil.copytree(made / "blobs", tmp_path / "outputs/blobs/first")
     Path("outputs/last").symlink_to(run)

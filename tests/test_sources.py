@@ -576,6 +576,7 @@ def start(count: int, server: Server, root: Path) -> Iterator[tuple[list[subproc
         yield processes, lines
 
 
+@pytest.mark.slow
 def test_four_processes_download_once(server: Server, root: Path, no_npm) -> None:
     """One of them is held in the middle of the download until the other three say that they wait for it."""
     server.serve(MNIST_GZ)

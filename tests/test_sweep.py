@@ -194,6 +194,7 @@ def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
         assert not list(tmp_path.glob("outputs/*"))
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_in_one_folder(shell: Shell, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert shell(*POINTS, f"hydra.run.dir={run}").returncode == 0
