@@ -17,6 +17,8 @@ from evaluate import rebuild
 
 log = logging.getLogger(__name__)
 
+MOST = 48  # in one picture
+
 
 class SomeSkipped(Exception):
     """Some of the files could not be read; the others were predicted."""
@@ -57,8 +59,13 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
         )
     written = to / "predictions.csv"
     if hasattr(datamodule, "read_picture"):
-        _draw(examples, rows, to / "predictions.png")
+        from callbacks import charts
+
         written = to / "predictions.png"
+        shares, targets = model.probabilities(outputs[:MOST]), torch.tensor(truths[:MOST]) if truths else None
+        captions = [Path(name).name for name in names[:MOST]]
+        figure = charts.predictions(examples[:MOST], shares, targets, datamodule.class_names, captions=captions)
+        charts.save(figure, written)
     log.info("written to %s", written)
     if skipped:
         raise SomeSkipped(f"{len(skipped)} of {len(files)} files skipped: {', '.join(skipped)}")
@@ -172,24 +179,6 @@ def _rows(
             row["truth"] = classes[truths[number]]
         rows.append(row)
     return rows
-
-
-def _draw(pictures: Any, rows: list[dict[str, Any]], path: Path, most: int = 48) -> None:
-    from callbacks.pictures import WRONG, new_figure, save
-
-    columns = min(6, len(rows))
-    lines = -(-min(most, len(rows)) // columns)
-    figure = new_figure(1.7 * columns, 2.0 * lines + 0.2)
-    for number, (picture, row) in enumerate(zip(pictures[:most], rows[:most], strict=True), 1):
-        axes = figure.add_subplot(lines, columns, number)
-        axes.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-        wrong = "truth" in row and row["truth"] != row["label"]
-        title = f"{row['label']}  {100 * row['probability']:.0f} %" + (f"\nis {row['truth']}" if wrong else "")
-        axes.set_title(title, fontsize=9, color=WRONG if wrong else "black")
-        axes.set_xlabel(Path(row["file"]).name[-20:], fontsize=7, parse_math=False)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    save(figure, path)
 
 
 if __name__ == "__main__":

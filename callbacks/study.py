@@ -40,7 +40,7 @@ def draw(folder: Path, metric: str, path: Path) -> None:
     """The trials in their order with the best so far, the importances, and the metric over each parameter."""
     import optuna
 
-    from callbacks.pictures import TRAIN, VAL, WRONG, new_figure, plain, save
+    from callbacks.charts import TRAIN, VAL, WRONG, new_figure, plain, save
 
     study = open_study(folder)
     trials = study.get_trials(deepcopy=False)

@@ -186,7 +186,7 @@ class Summary:
         groups = {values: scores for values, results in self.groups.items() if (scores := self.scores(results))}
         if not groups:
             return
-        from callbacks.pictures import TRAIN, VAL, WRONG, new_figure, plain, save  # slow to import
+        from callbacks.charts import TRAIN, VAL, WRONG, new_figure, plain, save  # slow to import
 
         numbers = [_numbers([values[place] for values in groups]) for place in range(len(self.keys))]
         if len(self.keys) == 2 and len(groups) > 3:
@@ -223,7 +223,7 @@ class Summary:
         save(figure, self.folder / "summary.png")
 
     def _heat_map(self, groups: dict[tuple[str, ...], list[float]]) -> Any:
-        from callbacks.pictures import new_figure
+        from callbacks.charts import new_figure
 
         sides = []
         for place in range(2):
