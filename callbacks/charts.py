@@ -164,7 +164,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> "Figure":
             dark = mistakes[row, column] > 0.6 * mistakes.max() > 0
             weight = "bold" if row == column else "normal"
             colour = "white" if dark else "black"
-            axes.text(column, row, counts[row, column], color=colour, weight=weight, **middle)
+            axes.text(column, row, str(counts[row, column]), color=colour, weight=weight, **middle)
     return figure
 
 

@@ -1,5 +1,6 @@
 """A gradient step is the same with Lightning's help (clipping, accumulation …) and without it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch._dynamo.utils import counters
 
 import command_line
 import train
@@ -104,6 +106,23 @@ def test_a_run_may_go_on_with_another_batch_size(
         ends.append(checkpoint)
     for name, weight in ends[0]["state_dict"].items():
         torch.testing.assert_close(weight, ends[1]["state_dict"][name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_a_compiled_net_learns_the_same(random_images: Callable[[int, int], None]) -> None:
+    random_images(40, 10)
+    settings = (*LENET, "data.val_size=8", "data.batch_size=8")
+    run("plain", *settings, "trainer.max_epochs=1")
+    _, plain = run("plain", "resume=plain", "trainer.max_epochs=2")
+    torch._dynamo.reset()
+    counters.clear()
+    run("compiled", *settings, "trainer.max_epochs=1", "compile=true")
+    assert counters["stats"]["unique_graphs"] > 0
+    _, compiled = run("compiled", "resume=compiled", "trainer.max_epochs=2")
+    assert plain["state_dict"].keys() == compiled["state_dict"].keys()
+    for name, weight in compiled["state_dict"].items():
+        torch.testing.assert_close(weight, plain["state_dict"][name], atol=1e-6, rtol=1e-4)
 
 
 def test_autocast_is_the_same_with_help_and_without_it() -> None:
