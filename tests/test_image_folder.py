@@ -14,7 +14,7 @@ from PIL import Image
 import command_line
 import evaluate
 import train
-from datamodules import ImageFolder
+from datamodules import CIFAR10, ImageFolder
 from datamodules.image_folder import FolderLoader, PictureFiles
 from datamodules.images import flip_crop
 from tests.conftest import PROJECT
@@ -69,6 +69,30 @@ def test_folders_for_train_val_and_test_are_taken_as_they_are() -> None:
     ]
     assert counts == [20, 8]
     assert sum(len(labels) for _, labels in folder.test_dataloader()) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cifar10_as_files_is_cifar10_in_memory(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same order: the same weights and figures, to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(60) // 6
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for part in ("train", "test"):
+            path = Path("cifar10", part, str(label.item()), f"{number:02}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    monkeypatch.setattr(CIFAR10, "load", lambda _: ((images, labels), (images, labels)))
+    settings = ("model=lenet", "data.batch_size=8", "data.val_size=0", "data.augment=flip_crop", "logger=none")
+    settings += ("trainer.accelerator=cpu", "threads=1", "trainer.max_epochs=2")
+    normalised = ("data.mean=[0.4,0.5,0.6]", "data.std=[0.2,0.3,0.2]")
+    files = ("data=image_folder", "data.root=cifar10", f"data.num_workers={workers}")
+    ours = run("files", *settings, *files, *normalised)
+    theirs = run("memory", *settings, "data=cifar10", *normalised)
+    for name in ("train/loss", "train/acc", "test/loss", "test/acc"):
+        assert ours["metrics"][name] == theirs["metrics"][name]
+    ends = [torch.load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("files", "memory")]
+    assert differences(*ends) == []
 
 
 def test_a_file_that_is_no_picture_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
