@@ -109,9 +109,7 @@ def _run(task: Callable[[DictConfig, Path], object], config: str) -> None:
                     say(error, whole_traceback)
                 return result
             folders.discard_if_unused(folder)
-            if in_sweep():
-                error.again = again()
-            leave(error, whole_traceback)
+            leave(error, whole_traceback, again() if in_sweep() else None)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -230,8 +228,9 @@ def as_one_command(folder: Path, resume: str | None) -> Iterator[None]:
     arguments, environment = sys.argv, dict(os.environ)
     go_on = [f"resume={resume}"] if resume else []
     sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *go_on]
-    with read_write(HydraConfig.get()):
-        HydraConfig.get().run.dir = str(folder)
+    hydra_cfg: Any = HydraConfig.get()
+    with read_write(hydra_cfg):
+        hydra_cfg.run.dir = str(folder)
     try:
         yield
     finally:
@@ -257,8 +256,8 @@ def _as_in_conf(groups: tuple[str, ...]) -> DictConfig:
 
 
 # What is said before torch is loaded. The parts that take these settings refuse the same, and say it later.
-AT_LEAST_ONE = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads", "trainer.num_nodes")
-AT_LEAST_ONE += ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
+AT_LEAST_ONE: tuple[str, ...] = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads")
+AT_LEAST_ONE += ("trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
 AT_LEAST_ONE += ("checkpoint.every_n_steps", "record.every_n_batches", "callbacks.pictures.every_n_epochs")
 ONE_OF = {
     "data.validate_on": ("val", "test", "train"),
@@ -326,9 +325,9 @@ def _expected(value: Any, default: Any) -> str | None:
 
 
 # Settings that do not change what an experiment measures.
-HARMLESS = ("experiment", "seed", "check", "expect", "resume", "threads", "name", "logger", "checkpoint", "record")
-HARMLESS += ("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures")
-HARMLESS += ("compile", "data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps")
+HARMLESS: tuple[str, ...] = ("experiment", "seed", "check", "expect", "resume", "threads", "compile", "name", "logger")
+HARMLESS += ("record", "callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures")
+HARMLESS += ("checkpoint", "data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps")
 
 
 def changed(overrides: list[str], may_change: list[str]) -> list[str]:
@@ -339,7 +338,7 @@ def changed(overrides: list[str], may_change: list[str]) -> list[str]:
 
 def run_title(name: str, overrides: list[str], seed: int) -> str:
     """``mnist_cnn/lr=0.1 seed=2``: what sets a run apart, as a path."""
-    in_name = ("experiment", "seed")
+    in_name: tuple[str, ...] = ("experiment", "seed")
     if not any(override.startswith("experiment=") for override in overrides):
         in_name += ("model", "data")
     settings = [override.lstrip("+").partition("=") for override in changed(list(overrides), [])]
@@ -351,7 +350,7 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
-def leave(error: BaseException, whole_traceback: bool) -> NoReturn:
+def leave(error: BaseException, whole_traceback: bool, command: str | None = None) -> NoReturn:
     """Says what went wrong in one line and ends the process. The exit codes are those of the README."""
     if isinstance(error, SystemExit):
         raise error
@@ -360,8 +359,8 @@ def leave(error: BaseException, whole_traceback: bool) -> NoReturn:
         sys.exit(0)  # the first process says so, and Lightning would kill it for another exit code of this one
     say(error, whole_traceback)
     if isinstance(error, KeyboardInterrupt) and SweepSummary.folder:
-        error.again = again()
-    if command := getattr(error, "again", None):
+        command = again()
+    if command := command or getattr(error, "again", None):
         print(f"go on with: {command}", file=sys.stderr)
     codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
     sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))

@@ -5,6 +5,8 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -27,10 +29,10 @@ def say(error: BaseException, whole_traceback: bool) -> None:
 
 def one_line(error: BaseException) -> str:
     """What went wrong in one line, with the nearest name for one that does not exist."""
-    while isinstance(error, (HydraException, OmegaConfBaseException)) and (error.__cause__ or error.__context__):
-        if isinstance(error, OverrideParseException):
+    while isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, OverrideParseException):
+        if not (inner := error.__cause__ or error.__context__):
             break
-        error = error.__cause__ or error.__context__
+        error = inner
     if isinstance(error, KeyboardInterrupt):
         return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -80,7 +82,7 @@ MEANINGS = {
 LAUNCHERS = ("joblib", "submitit", "ray")
 
 
-def nearest(name: str, options: list[str], prefix: str = "") -> str:
+def nearest(name: str, options: Sequence[str], prefix: str = "") -> str:
     """`` (did you mean X?)``, or nothing when no option is close."""
     match = difflib.get_close_matches(name, options, n=1)
     return f" (did you mean {prefix}{match[0]}?)" if match else ""
@@ -88,7 +90,8 @@ def nearest(name: str, options: list[str], prefix: str = "") -> str:
 
 def _elsewhere(key: str, node: DictConfig) -> str:
     """The same for a key that another part of the config has."""
-    for group, part in node._get_root().items_ex(resolve=False):
+    root: Any = node._get_root()
+    for group, part in root.items_ex(resolve=False):
         if group not in ("hydra", "chosen") and isinstance(part, DictConfig) and key in part:
             return f" (did you mean {group}.{key}?)"
     return ""

@@ -27,7 +27,7 @@ def rebuild(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
     return cfg, datamodule, model.eval()
 
 
-def evaluate(cfg: DictConfig, folder: Path) -> dict:
+def evaluate(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Scores ``cfg.checkpoint`` of ``cfg.run`` on ``cfg.split``; writes ``evaluations/SPLIT_CHECKPOINT.json`` there."""
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")

@@ -46,12 +46,13 @@ def commented(text: str, choices: dict[str, str | None]) -> str:
 
 def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]]:
     """Of each key the comment lines above it and the comment beside it."""
-    found, above = {}, []
+    found: dict[str, tuple[list[str], str | None]] = {}
+    above: list[str] = []
     for path, line in _paths(file.read_text()):
-        if path is None:
+        if not path or not (match := LINE.match(line)):
             above = [*above, line.strip()] if line.lstrip().startswith("# ") else []
             continue
-        beside = LINE.match(line)["comment"]
+        beside = match["comment"]
         if above or beside:
             found[prefix + path] = (above, beside)
         above = []
@@ -62,13 +63,14 @@ def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]
     return found
 
 
-def _paths(text: str) -> list[tuple[str | None, str]]:
-    """Each line of a yaml file with the path of its key: ``data.batch_size``; None where there is none."""
-    result, parents = [], []
+def _paths(text: str) -> list[tuple[str, str]]:
+    """Each line of a yaml file with the path of its key: ``data.batch_size``; nothing where there is none."""
+    result: list[tuple[str, str]] = []
+    parents: list[tuple[int, str]] = []
     for line in text.splitlines():
         match = LINE.match(line)
         if not match or line.lstrip().startswith(("#", "-")):
-            result.append((None, line))
+            result.append(("", line))
             continue
         indent = len(match["indent"])
         while parents and parents[-1][0] >= indent:

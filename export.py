@@ -86,7 +86,7 @@ def _onnx(datamodule: Any, model: Any, path: Path) -> None:
     for name in ("onnxscript", "onnx_ir"):  # they tell each pass they make
         logging.getLogger(name).setLevel(logging.WARNING)
     whole, example = _whole(datamodule, model)
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         whole, (example,), dynamo=True, verbose=False, input_names=["inputs"], output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip

@@ -85,7 +85,7 @@ def alone_in(folder: Path, wait: bool) -> Iterator[None]:
         raise ValueError(f"another process is training in {folder}") from None
 
 
-def take_up(folder: Path, cfg: DictConfig) -> dict | None:
+def take_up(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
     """What a job of a sweep gave that was done before; lets one that was interrupted go on."""
     result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
     if result.get("status") in ("finished", "diverged", "pruned"):

@@ -35,7 +35,7 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
 
     import torch
 
-    skipped = []
+    skipped: list[str] = []
     truths: list[Any] = []
     if cfg.images:
         names, examples, skipped = _read_pictures(files, datamodule)

@@ -32,7 +32,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
     return datamodule, model
 
 
-def train(cfg: DictConfig, folder: Path) -> dict:
+def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Trains and tests what ``cfg`` describes, writes everything to ``folder`` and returns its result.json."""
     from hydra.utils import instantiate
 
@@ -51,7 +51,7 @@ def train(cfg: DictConfig, folder: Path) -> dict:
     if cfg.get("compile"):
         model.net.compile()  # in place, so the names of its weights stay
     cfg.data.update(datamodule.found())  # so that the run knows it without the files
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     report = Report(folder, config, getattr(datamodule, "md5", None), command_line.changed(cfg.chosen.overrides, []))
     record = Record(folder, cfg.record.every_n_batches)
     checkpoints = Checkpoints(folder / "checkpoints", config, cfg.checkpoint.every_n_steps)

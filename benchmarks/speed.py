@@ -50,7 +50,7 @@ import torch.nn.functional as F
 import torchvision
 from hydra.utils import instantiate
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 import command_line
@@ -90,9 +90,9 @@ class Workload:
         self.train_set, self.test_set = parts
         type(self.datamodule).load = lambda _: parts  # for the project
 
-    def ways(self) -> dict[str, Callable[[], None]]:
+    def ways(self) -> dict[str, Callable[[], Any]]:
         """What a round times."""
-        ways = {"project": self.project, "bare": self.bare}
+        ways: dict[str, Callable[[], Any]] = {"project": self.project, "bare": self.bare}
         if hasattr(self.datamodule, "mean"):  # images
             ways |= {
                 "tutorial": self.tutorial,
@@ -156,10 +156,10 @@ class Workload:
             test(net, [(prepare(x), y) for x, y in zip(*(part.split(1000) for part in self.test_set), strict=True)])
         return [tensor.detach() for tensor in net.state_dict().values()]
 
-    def loaders(self, workers: int = 0, share: float = 1 / SLOW) -> tuple[DataLoader, DataLoader]:
+    def loaders(self, workers: int = 0, share: float = 1 / SLOW) -> tuple[DataLoader[Any], DataLoader[Any]]:
         transform = Compose([ToTensor(), Normalize(tuple(self.cfg.data.mean), tuple(self.cfg.data.std))])
         parts = [[tensor[: int(share * len(tensor))] for tensor in part] for part in (self.train_set, self.test_set)]
-        sets = [torchvision_set(*part, transform) for part in parts]
+        sets = [torchvision_set(inputs, targets, transform) for inputs, targets in parts]
         return (
             DataLoader(sets[0], self.cfg.data.batch_size, shuffle=True, num_workers=workers),
             DataLoader(sets[1], self.cfg.data.batch_size, num_workers=workers),
@@ -218,7 +218,7 @@ def seed_of_step(seed: int, step: int) -> int:
     return int.from_bytes(digest) + step
 
 
-def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable) -> torch.utils.data.Dataset:
+def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable[[Any], Any]) -> Dataset[Any]:
     """torchvision's own data set class over tensors that are here already."""
     kind = torchvision.datasets.MNIST if inputs.shape[1] == 1 else torchvision.datasets.CIFAR10
     dataset = kind.__new__(kind)
@@ -231,7 +231,7 @@ def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable) -> tor
 
 
 @torch.no_grad()
-def test(net: torch.nn.Module, batches: Iterable) -> float:
+def test(net: torch.nn.Module, batches: Iterable[Any]) -> float:
     """The share that is right."""
     net.eval()
     correct = count = 0
@@ -276,7 +276,7 @@ def whole_process(rounds: int) -> dict[str, Any]:
             "tutorial, 2 workers": [*script, "--workers", "2"],
         }
 
-        def start(command: list[str]) -> Callable[[], None]:
+        def start(command: list[str]) -> Callable[[], object]:
             return lambda: subprocess.run(
                 command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )

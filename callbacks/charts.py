@@ -3,9 +3,8 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
@@ -111,7 +110,7 @@ def images(
         extent = (left, left + 1.4, top + 1.4, top)
         axes.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
         colour = colours[number] if colours else "black"
-        middle = {"ha": "center", "parse_math": False}  # a name may have dollars in it
+        middle: dict[str, Any] = {"ha": "center", "parse_math": False}  # a name may have dollars in it
         axes.text(left + 0.7, top - 0.05, titles[number], va="bottom", fontsize=10, color=colour, **middle)
         if captions:
             axes.text(left + 0.7, top + 1.43, captions[number][-22:], va="top", fontsize=7, **middle)
@@ -158,7 +157,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> "Figure":
     axes.set_xlabel("taken for")
     axes.set_ylabel("is")
     axes.tick_params(length=0)
-    middle = {"ha": "center", "va": "center", "fontsize": 8}
+    middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
     for row, column in np.ndindex(size, size) if size <= 20 else ():
         if counts[row, column]:
             dark = mistakes[row, column] > 0.6 * mistakes.max() > 0
@@ -211,7 +210,7 @@ def filters(weight: Tensor) -> "Figure":
 
 @torch.no_grad()
 def boundaries(
-    pl_module: pl.LightningModule,
+    pl_module: Any,
     way: dict[int, dict[str, Tensor]],
     points: Tensor,
     targets: Tensor,
@@ -239,8 +238,8 @@ def boundaries(
         if first.min() < 0.5 < first.max():
             axes.contour(x, y, first, levels=[0.5], colors="black", linewidths=1.2)
         for number, name in enumerate(names):
-            chosen = points[targets == number]
-            axes.scatter(*chosen.T, s=size, color=CLASSES[number], edgecolor="white", linewidth=0.3, label=name)
+            across, up = points[targets == number].T
+            axes.scatter(across, up, s=size, color=CLASSES[number], edgecolor="white", linewidth=0.3, label=name)
 
     one = new_figure(5.6, 5)
     axes = plain(one.subplots(), *columns)

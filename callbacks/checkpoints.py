@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from callbacks.files import replacing
+from callbacks.record import data_of
 
 # What "best" means: the first of these that the run measures.
 MONITORS = (("val/acc", max), ("val/loss", min), ("train/loss", min))
@@ -70,7 +71,7 @@ class Checkpoints(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # With a validation nothing else says which epoch is best, not even in epochs that are not validated.
-        validated = trainer.limit_val_batches and len(trainer.datamodule.val_dataloader())
+        validated = trainer.limit_val_batches and len(data_of(trainer).val_dataloader())
         self._monitors = MONITORS[:2] if validated else MONITORS[2:]
         for folder in (self.folder, self.folder.parent):
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote

@@ -7,6 +7,8 @@ import lightning.pytorch as pl
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
+from callbacks.record import data_of
+
 log = logging.getLogger(__name__)
 
 
@@ -14,21 +16,19 @@ class PerClassAccuracy(pl.Callback):
     """Logs ``test/acc/CLASS``, the share of each class of the test set that is right."""
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._names = trainer.datamodule.class_names if hasattr(pl_module, "classes") else ()
+        self._names = data_of(trainer).class_names if hasattr(pl_module, "classes") else ()
         if self._names:
             self._accuracy = MulticlassAccuracy(len(self._names), average=None).to(pl_module.device)
 
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         if self._names and len(batch[1]):  # none where all files of a batch are broken
             self._accuracy.update(pl_module.classes(outputs), batch[1])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._names:
             shares = self._accuracy.compute()
-            shares = {f"test/acc/{name}": share for name, share in zip(self._names, shares, strict=True)}
-            pl_module.log_dict(shares, logger=False)  # the loggers hear it from callbacks.record
+            named = {f"test/acc/{name}": share for name, share in zip(self._names, shares, strict=True)}
+            pl_module.log_dict(named, logger=False)  # the loggers hear it from callbacks.record
 
 
 class PredictedLabels(pl.Callback):
@@ -40,9 +40,7 @@ class PredictedLabels(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._labels = []
 
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         self._labels.append(pl_module.classes(outputs))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

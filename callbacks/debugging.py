@@ -1,9 +1,12 @@
 """Looks at a model for mistakes that a training would not show."""
 
 import logging
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+
+from callbacks.record import data_of
 
 log = logging.getLogger(__name__)
 
@@ -14,8 +17,8 @@ class Mixing(pl.Callback):
     The net is asked as in evaluation, where batch normalisation mixes nothing.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        inputs = next(iter(trainer.datamodule.train_dataloader()))[0][:8].to(pl_module.device)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        inputs = next(iter(data_of(trainer).train_dataloader()))[0][:8].to(pl_module.device)
         if len(inputs) < 2 or not inputs.is_floating_point():
             return
         training = pl_module.net.training

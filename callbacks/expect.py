@@ -48,7 +48,7 @@ def compare(
     for metric, how in expect.items():
         if how.get("epochs", epochs) != epochs:
             continue
-        published = how.get("published")
+        published: Any = how.get("published")
         exact = "rtol" in how or "atol" in how
         within = f"± {how['rtol']:g} of it" if "rtol" in how else f"± {how.get('atol', 0):g}"
         if isinstance(published, list):

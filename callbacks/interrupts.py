@@ -64,7 +64,7 @@ class Interrupts(Checkpoint):
         self._training = True
         self._first = trainer.is_global_zero
         if trainer.world_size > 1:
-            self._group = torch.distributed.new_group(backend="gloo")  # it answers without the GPU
+            self._group: Any = torch.distributed.new_group(backend="gloo")  # it answers without the GPU
         self._install()  # Lightning has put its own handler of SIGTERM there, which ends in exit code 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:

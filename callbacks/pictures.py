@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from callbacks import charts
-from callbacks.record import Record
+from callbacks.record import Record, data_of
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ class Pictures(pl.Callback):
     # --- what has to be remembered ----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._follow = trainer.datamodule.shape in ((1,), (2,)) and sum(p.numel() for p in pl_module.parameters()) < 1e4
+        self._follow = data_of(trainer).shape in ((1,), (2,)) and sum(p.numel() for p in pl_module.parameters()) < 1e4
         if not self.way:
             self._remember(0, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remember(trainer.current_epoch + 1, pl_module)
 
-    def _remember(self, epoch: int, pl_module: pl.LightningModule) -> None:
+    def _remember(self, epoch: int, pl_module: Any) -> None:
         if self._follow and epoch % self._stride == 0:
             state = pl_module.net.state_dict()
             self.way[epoch] = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
@@ -67,15 +67,13 @@ class Pictures(pl.Callback):
         self.way, self._stride = state["way"], state["stride"]
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._classifies = bool(trainer.datamodule.class_names) and hasattr(pl_module, "probabilities")
+        self._classifies = bool(data_of(trainer).class_names) and hasattr(pl_module, "probabilities")
         self._shares: list[Tensor] = []  # (B, classes)
         self._targets: list[Tensor] = []  # (B,)
         self._worst: list[tuple[Tensor, ...]] = []  # images (B, C, H, W), shares (B, classes), targets (B,)
         self._first: tuple[Tensor, ...] | None = None
 
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         if not self._classifies:
             return
         inputs, targets = batch
@@ -83,7 +81,7 @@ class Pictures(pl.Callback):
         self._shares.append(shares.cpu())
         self._targets.append(targets.cpu())
         if inputs.dim() == 4:
-            pictures = trainer.datamodule.pictures
+            pictures = data_of(trainer).pictures
             confidence, label = shares.max(1)
             order = torch.where(label == targets, -1.0, confidence).argsort(descending=True)[:MOST]
             worst = order[(label != targets)[order]]
@@ -105,9 +103,9 @@ class Pictures(pl.Callback):
         if self._classifies and self._targets:
             self._draw(trainer, self._of_test(trainer))
 
-    def _of_training(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, "Figure"]:
-        record = next(callback for callback in trainer.callbacks if isinstance(callback, Record))
-        datamodule, net = trainer.datamodule, pl_module.net
+    def _of_training(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, "Figure"]:
+        record = next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Record))
+        datamodule, net = data_of(trainer), pl_module.net
         checked_on = {"val": "validation", "train": "training set, after the epoch"}.get(
             datamodule.validate_on, datamodule.validate_on
         )
@@ -123,7 +121,8 @@ class Pictures(pl.Callback):
         if self.way and two and hasattr(pl_module, "probabilities"):
             names, prepare = datamodule.class_names, datamodule.prepare
             columns = getattr(datamodule, "columns", ("first feature", "second feature"))
-            figures |= charts.boundaries(pl_module, self.way, *datamodule.load()[0], names, prepare, columns)
+            points, targets = datamodule.load()[0]
+            figures |= charts.boundaries(pl_module, self.way, points, targets, names, prepare, columns)
         if self.way and hasattr(net, "coefficients") and isinstance(pl_module.loss, nn.MSELoss):
             inputs, targets = datamodule.load()[0]
             path = np.array([[tensor.item() for tensor in state.values()] for state in self.way.values()])  # (n, 2)
@@ -134,10 +133,10 @@ class Pictures(pl.Callback):
         return figures
 
     def _of_test(self, trainer: pl.Trainer) -> dict[str, "Figure"]:
-        names = trainer.datamodule.class_names
+        names = data_of(trainer).class_names
         shares, targets = torch.cat(self._shares), torch.cat(self._targets)
-        counts = torch.bincount(targets * len(names) + shares.argmax(1), minlength=len(names) ** 2)
-        counts = counts.view(len(names), len(names)).numpy()
+        pairs = torch.bincount(targets * len(names) + shares.argmax(1), minlength=len(names) ** 2)
+        counts = pairs.view(len(names), len(names)).numpy()
         figures = {"confusion": charts.confusion(counts, names), "classes": charts.classes(counts, names)}
         if self._first is not None:
             pictures, first_shares, first_targets = self._first
@@ -147,7 +146,8 @@ class Pictures(pl.Callback):
             if len(worst[0]):
                 order = worst[1].max(1).values.argsort(descending=True)[:MOST]
                 title = f"the surest of {int((shares.argmax(1) != targets).sum()):,} mistakes"
-                figures["mistakes"] = charts.predictions(*(part[order] for part in worst), names, title)
+                pictures, worst_shares, worst_targets = (part[order] for part in worst)
+                figures["mistakes"] = charts.predictions(pictures, worst_shares, worst_targets, names, title)
         return figures
 
     @staticmethod

@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
+from callbacks.record import data_of
+
 log = logging.getLogger(__name__)
 
 REFRESH = 0.2  # seconds: at a human rate, since a write costs more than a step of a small net
@@ -43,12 +45,10 @@ class ProgressLine(ProgressBar):
         self._at_the_beginning = trainer.global_step == 0
         log.info(about(trainer, pl_module))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._at_the_beginning:
             self._at_the_beginning = False
-            _question_the_first_loss(pl_module, trainer.datamodule.num_classes, float(outputs["loss"]))
+            _question_the_first_loss(pl_module, data_of(trainer).num_classes, float(outputs["loss"]))
         if (now := time.monotonic()) < self._next:
             return
         self._next = now + REFRESH if self._live else math.inf
@@ -77,7 +77,10 @@ class ProgressLine(ProgressBar):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write("")  # so that the epoch's line in the log starts at the left edge
 
-    on_train_epoch_end = on_train_end = on_exception = lambda self, *args: self._write("")
+    def on_train_epoch_end(self, *_: Any, **__: Any) -> None:
+        self._write("")
+
+    on_train_end = on_exception = on_train_epoch_end
 
     def _write(self, text: str) -> None:
         if self._live:
@@ -87,7 +90,7 @@ class ProgressLine(ProgressBar):
 
 def about(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     """What is trained on what, in a line."""
-    data = trainer.datamodule
+    data = data_of(trainer)
     parts = [f"{type(pl_module.net).__name__}, {sum(p.numel() for p in pl_module.parameters()):,} parameters"]
     parts.append(
         f"{type(data).__name__}, {len(data.train_indices):,} examples in {trainer.num_training_batches:,} batches"

@@ -47,12 +47,12 @@ class Record(Checkpoint):
     ) -> None:
         self._loss += outputs["loss"]
         self._batches += 1
-        every = self.every_n_batches or trainer.log_every_n_steps  # 0 is never
+        every = self.every_n_batches or trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 is never
         if every and (batch_idx + 1) % every == 0:
             loss = _over_processes(trainer, self._loss / self._batches)
             self._loss, self._batches = 0.0, 0
             _tell(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
-            total, seen = len(trainer.datamodule.train_indices), _examples(trainer, batch_idx + 1)
+            total, seen = len(data_of(trainer).train_indices), _examples(trainer, batch_idx + 1)
             self.curve.append((trainer.current_epoch * total + seen, loss))
             if self.every_n_batches:
                 epoch = trainer.current_epoch + 1
@@ -65,7 +65,7 @@ class Record(Checkpoint):
             self._close_row(trainer, {"epoch": 0, "step": 0})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= metrics_of(trainer, "train/")
         self._close_row(trainer, row)
         self._loss, self._batches = 0.0, 0
@@ -121,8 +121,14 @@ def _over_processes(trainer: pl.Trainer, number: float | torch.Tensor) -> float:
 
 def _examples(trainer: pl.Trainer, batches: int) -> int:
     """Training examples in the first batches of an epoch, those of all processes."""
-    total = len(trainer.datamodule.train_indices)
-    return min(batches * (trainer.datamodule.batch_size or total) * trainer.world_size, total)
+    data = data_of(trainer)
+    total = len(data.train_indices)
+    return min(batches * (data.batch_size or total) * trainer.world_size, total)
+
+
+def data_of(trainer: pl.Trainer) -> Any:
+    """The datamodule, which Lightning's Trainer does not declare."""
+    return trainer.datamodule  # type: ignore[attr-defined]
 
 
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

@@ -78,7 +78,7 @@ class Report(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close_fit(trainer)
         # A run that was killed after its last epoch has its figures from there.
-        rows = next((callback.rows for callback in trainer.callbacks if isinstance(callback, Record)), [])
+        rows = next((callback.rows for callback in trainer.checkpoint_callbacks if isinstance(callback, Record)), [])
         before = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}
         self.result["metrics"] |= before | metrics_of(trainer, "train/")
         # The few numbers that a net has a name for are a result too.
@@ -180,7 +180,7 @@ def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], c
     return "\n".join(lines)
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

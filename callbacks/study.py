@@ -62,10 +62,11 @@ def draw(folder: Path, metric: str, path: Path) -> None:
 
     axes = plain(next(places), "trial", metric)
     best_so_far = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
-    course = [best_so_far(t.value for t in ended[: end + 1]) for end in range(len(ended))]
+    values: list[Any] = [t.value for t in ended]
+    course = [best_so_far(values[: end + 1]) for end in range(len(values))]
     axes.step([t.number for t in ended], course, where="post", color=VAL, linewidth=1.2, label="best so far")
     show(axes, lambda trial: trial.number)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     axes.legend(frameon=False, fontsize=8)
     if shares:
         axes = plain(next(places), "importance", "")

@@ -39,7 +39,7 @@ class SweepSummary(Callback):
         if config.hydra.mode.name == "MULTIRUN":
             point(Path("outputs", "last_sweep"), Path(config.hydra.sweep.dir))
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
             summary = Summary(Path(config.hydra.sweep.dir))
             if summary.results:
@@ -202,9 +202,9 @@ class Summary:
             else:
                 axes.plot(x, means, color=TRAIN, marker="o", markersize=4, linewidth=1.2)
             best = next(iter(groups))
-            place = (numbers[0][0], statistics.mean(groups[best]))
+            mark = (numbers[0][0], statistics.mean(groups[best]))
             label = f"best: {self.keys[0]} = {best[0]}"
-            axes.plot(*place, marker="o", markersize=9, linestyle="none", color=WRONG, label=label)
+            axes.plot(*mark, marker="o", markersize=9, linestyle="none", color=WRONG, label=label)
             if min(x) > 0 and max(x) >= 30 * min(x):
                 axes.set_xscale("log")
             axes.legend(frameon=False)
@@ -237,7 +237,7 @@ class Summary:
         ]
         figure = new_figure(2.5 + 0.75 * len(columns), 1.6 + 0.5 * len(rows))
         axes = figure.subplots()
-        shown = axes.imshow(table, cmap="Blues" if self._sign < 0 else "Blues_r", aspect="auto")
+        shown: Any = axes.imshow(table, cmap="Blues" if self._sign < 0 else "Blues_r", aspect="auto")
         figure.colorbar(shown, label=self.monitor)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)

@@ -15,6 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from callbacks.record import data_of
+
 log = logging.getLogger(__name__)
 
 # The tab CUSTOM SCALARS: training and validation in one chart.
@@ -66,7 +68,7 @@ class TensorBoard(TensorBoardLogger):
         self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     @rank_zero_only
-    def log_graph(self, model: pl.LightningModule, input_array: Any = None) -> None:
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
         """Lightning calls this at the start; what else belongs to the start is written here too."""
         if model.trainer.state.fn == "fit" and not self.goes_on:
             example = torch.zeros(1, *model.trainer.datamodule.shape).to(next(model.parameters()))  # device and type
@@ -89,8 +91,12 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
         """A row of the tab HPARAMS."""
-        for part in hparams(settings, metrics):
-            self._guard(lambda part=part: self.experiment._get_file_writer().add_summary(part))
+
+        def write() -> None:
+            for part in hparams(settings, metrics):
+                self.experiment._get_file_writer().add_summary(part)
+
+        self._guard(write)
 
     def save(self) -> None:
         self._guard(lambda: self.experiment.flush())  # and no hparams.yaml: config.yaml holds more
@@ -121,9 +127,9 @@ class Details(pl.Callback):
     def __init__(self, examples: int = 1000) -> None:
         self.examples = examples
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         self._layers = [layer for layer in pl_module.net.modules() if isinstance(layer, torch.nn.Linear)]
-        if not (self._layers and trainer.datamodule.class_names and hasattr(pl_module, "probabilities")):
+        if not (self._layers and data_of(trainer).class_names and hasattr(pl_module, "probabilities")):
             raise ValueError("callbacks=details is for classifiers that end in a linear layer")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -133,16 +139,14 @@ class Details(pl.Callback):
             lambda _, inputs: self._features.append(inputs[0].detach().flatten(1).cpu())
         )
 
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        images = trainer.datamodule.pictures(batch[0]) if len(batch[0].shape) == 4 else batch[0][:, :0]
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        images = data_of(trainer).pictures(batch[0]) if len(batch[0].shape) == 4 else batch[0][:, :0]
         self._batches.append((pl_module.probabilities(outputs).cpu(), batch[1].cpu(), images.cpu()))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._hook.remove()
         shares, targets, images = map(torch.cat, zip(*self._batches, strict=True))
-        names = trainer.datamodule.class_names
+        names = data_of(trainer).class_names
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
                 writer, step = logger.experiment, trainer.global_step

@@ -43,12 +43,12 @@ class CSVTable(InMemoryDataModule):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         target: str,
         columns: Sequence[str] | None = None,
         classes: bool = False,
         standardise: bool = True,
-        test_path: str | os.PathLike | None = None,
+        test_path: str | os.PathLike[str] | None = None,
         val_size: float = 0.1,
         test_size: float = 0.2,
         known: Mapping[str, Any] | None = None,
@@ -108,7 +108,7 @@ class CSVTable(InMemoryDataModule):
 
     def load(self) -> tuple[Batch, Batch]:
         self.setup()
-        train, test = (tuple(tensor.cpu() for tensor in part) for part in self._parts)
+        train, test = ((inputs.cpu(), targets.cpu()) for inputs, targets in self._parts)
         return train, test
 
     def _columns_of(self, table: CSVFile) -> Sequence[str]:
@@ -158,9 +158,10 @@ class CSVTable(InMemoryDataModule):
         return inputs, torch.tensor([label[cell] for cell in cells])
 
     def _inputs(self, table: CSVFile) -> Tensor:
-        for name in self.columns:
+        columns = self.known["columns"]
+        for name in columns:
             table.check_numbers(name)
-        return torch.from_numpy(np.stack([table.numbers(name) for name in self.columns], 1))
+        return torch.from_numpy(np.stack([table.numbers(name) for name in columns], 1))
 
     def _statistics(self, inputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Mean and standard deviation, of what never changes 1, of each column and of a target of numbers."""
@@ -169,9 +170,9 @@ class CSVTable(InMemoryDataModule):
         std[numbers.amin(0) == numbers.amax(0)] = 1
         if not self.standardise:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        mean, std, size = mean.tolist(), std.tolist(), len(self.columns)
-        of_target = {} if self.class_names else {"target_mean": mean[size], "target_std": std[size]}
-        return {"mean": mean[:size], "std": std[:size], **of_target}
+        means, stds, size = mean.tolist(), std.tolist(), inputs.shape[1]
+        of_target = {} if self.class_names else {"target_mean": means[size], "target_std": stds[size]}
+        return {"mean": means[:size], "std": stds[:size], **of_target}
 
     def _stored(self, inputs: Tensor, targets: Tensor) -> Batch:
         if self.class_names:

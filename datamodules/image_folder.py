@@ -36,9 +36,11 @@ class ImageFolder(ImageDataModule):
         FileNotFoundError, ValueError: there are no such folders, too few images, or other classes.
     """
 
+    root: Path
+
     def __init__(
         self,
-        root: str | os.PathLike,
+        root: str | os.PathLike[str],
         image: Sequence[int],
         class_names: Sequence[str] | None = None,
         num_workers: int = 2,
@@ -106,10 +108,10 @@ class ImageFolder(ImageDataModule):
 
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         files, labels = self._parts[part]
-        dataset = PictureFiles(files, labels, self.shape)
-        reading = {"batch_size": batch_size or len(indices), "num_workers": self.num_workers, "device": self._device()}
-        self._loaders.append(FolderLoader(dataset, indices, **reading, **self._serving(training)))
-        return self._loaders[-1]
+        dataset, size = PictureFiles(files, labels, self.shape), batch_size or len(indices)
+        loader = FolderLoader(dataset, indices, size, self.num_workers, self._device(), **self._serving(training))
+        self._loaders.append(loader)
+        return loader
 
     def teardown(self, stage: str) -> None:
         for loader in self._loaders:
@@ -120,7 +122,7 @@ class ImageFolder(ImageDataModule):
         self.teardown("exception")
 
 
-class PictureFiles(Dataset):
+class PictureFiles(Dataset[Any]):
     """Files as uint8 images ``shape``, read a batch at a time."""
 
     def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, ...]) -> None:
@@ -128,7 +130,9 @@ class PictureFiles(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Indices ``(B,)``, images ``(B, C, H, W)`` and labels ``(B,)`` of the pictures, and which files are none."""
-        pictures, whole, broken = torch.empty(len(indices), *self.shape, dtype=torch.uint8), [], []
+        pictures = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+        whole: list[int] = []
+        broken: list[int] = []
         for index in indices:
             try:
                 pictures[len(whole)], _ = read_picture(self.files[index], self.shape, False, False)
@@ -138,7 +142,7 @@ class PictureFiles(Dataset):
         return torch.tensor(whole, dtype=torch.int64), pictures[: len(whole)], self.labels[whole], broken
 
 
-def as_it_is(batch: tuple[Tensor, Tensor, Tensor, list[int]]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+def as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -164,9 +168,10 @@ class FolderLoader(BatchLoader):
         **serving: Any,
     ) -> None:
         super().__init__(indices, dataset.labels, indices, batch_size, **serving)
-        self.files, self.num_workers, self.device, self._skipped = dataset, num_workers, device, set()
+        self.files, self.num_workers, self.device = dataset, num_workers, device
+        self._skipped: set[Path] = set()
         self._batches: list[list[int]] = []  # of the epoch, where the reader looks for them
-        self._reader: DataLoader | None = None
+        self._reader: DataLoader[Any] | None = None
 
     def _fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         self._batches[:] = [index.tolist() for index in batches]

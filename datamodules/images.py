@@ -33,7 +33,7 @@ class ImageDataModule(InMemoryDataModule):
 
     def __init__(
         self,
-        root: str | os.PathLike,
+        root: str | os.PathLike[str],
         mean: Sequence[float],
         std: Sequence[float],
         augment: str = "none",

@@ -158,7 +158,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle
         self.test_on = "test"  # what test_dataloader serves; evaluate.py may ask for val or train
-        self._parts: list[Batch] = []  # training set, test set
+        self._parts: list[tuple[Any, Tensor]] = []  # training set, test set: inputs or files, and targets
 
     def load(self) -> tuple[Batch, Batch]:
         """The examples for training and for the test: ``((inputs, targets), (inputs, targets))``."""
@@ -212,10 +212,10 @@ class InMemoryDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)
 
-    def val_dataloader(self) -> BatchLoader | list:
+    def val_dataloader(self) -> BatchLoader | list[Batch]:
         return self._evaluation(self.validate_on)
 
-    def test_dataloader(self) -> BatchLoader | list:
+    def test_dataloader(self) -> BatchLoader | list[Batch]:
         """All of it in every process: what looks at the single predictions has them all, and none is counted twice."""
         return self._evaluation(self.test_on, alone=True)
 
@@ -225,7 +225,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         loader.rank, loader.world_size = 0, 1  # the same in every process
         return next(iter(loader))[0]
 
-    def _evaluation(self, split: str, alone: bool = False) -> BatchLoader | list:
+    def _evaluation(self, split: str, alone: bool = False) -> BatchLoader | list[Batch]:
         """All examples of a split, in their order."""
         test_indices = torch.arange(len(self._parts[1][1]))
         indices = {"train": self.train_indices, "val": self.val_indices, "test": test_indices}[split]
@@ -238,7 +238,8 @@ class InMemoryDataModule(pl.LightningDataModule):
 
     def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         device = self._device()
-        inputs, targets = self._parts[part] = tuple(tensor.to(device) for tensor in self._parts[part])
+        inputs, targets = self._parts[part]
+        inputs, targets = self._parts[part] = inputs.to(device), targets.to(device)
         return BatchLoader(inputs, targets, indices.to(device), batch_size or len(indices), **self._serving(training))
 
     def _device(self) -> torch.device:

@@ -29,7 +29,7 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
             if not centre:  # a JPEG can be read at a half to an eighth of its size: a photo in a seventh of the time
                 opened.draft(None, (4 * max(height, width),) * 2)
             ImageOps.exif_transpose(opened, in_place=True)
-            picture = opened
+            picture: Image.Image = opened
             if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
                 picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
             plain = picture.mode in ("L", "RGB") and "transparency" not in picture.info
@@ -37,7 +37,7 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
     except Exception as error:  # whatever the libraries behind PIL raise for a file that is none
         raise ValueError(f"{path} is no picture: {error}") from error
     notes = []
-    if picture.mode == "RGBA" and picture.getextrema()[3][0] < 255:
+    if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255:
         notes.append("transparent parts made white")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     grey_or_colour = picture.convert("L" if channels == 1 else "RGB")

@@ -53,7 +53,7 @@ class DataUnavailable(RuntimeError):
     """No source could deliver a data set; the message names every attempt."""
 
 
-def load(name: str, root: str | os.PathLike) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def load(name: str, root: str | os.PathLike[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The checked images and labels of a data set, as published: ``(train, test)``.
 
     Images are uint8 ``(N, C, H, W)``, labels int64 ``(N,)``. Fetches what is missing, repairs what is damaged. Any
@@ -160,7 +160,7 @@ def _remove_leftovers(root: Path, name: str) -> None:
 
 
 def _from_folders(dataset: Published, root: Path) -> tuple[Files | None, list[str]]:
-    tried = []
+    tried: list[str] = []
     for folder in (root / name for name in dataset.folders):
         try:
             if folder.is_dir():

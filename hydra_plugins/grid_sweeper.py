@@ -33,7 +33,8 @@ class _ComposedOnce:
     MOST = 200  # configs that it keeps: each takes some hundred kilobytes
 
     def __init__(self, loader: Any) -> None:
-        self._loader, self._kept = loader, {}
+        self._loader = loader
+        self._kept: dict[tuple[str, ...], DictConfig] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

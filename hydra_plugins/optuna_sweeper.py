@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -41,6 +42,10 @@ class OptunaSweeper(Sweeper):
         startup_trials: drawn at random, before the search learns from them.
         seed: of the search.
     """
+
+    config: DictConfig
+    launcher: Launcher
+    space: dict[str, Any]  # what is searched: setting -> distribution
 
     def __init__(
         self,
@@ -152,9 +157,9 @@ class OptunaSweeper(Sweeper):
                 study.sampler = TPESampler(
                     n_startup_trials=self.startup_trials, seed=(1000 * self.seed + len(begun)) % 2**32
                 )
-                trial = study.ask(self.space)
-                trial.set_user_attr("worker", worker)
-                left.append(study._storage.get_trial(trial._trial_id))
+                new = study.ask(self.space)
+                new.set_user_attr("worker", worker)
+                left.append(study._storage.get_trial(new._trial_id))
         return sorted(left, key=lambda trial: trial.number)
 
     def _launch(self, trials: list["FrozenTrial"]) -> Iterator[Any]:
@@ -186,14 +191,16 @@ def _distribution(override: Override) -> "BaseDistribution":
 
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
-        kind = IntDistribution if isinstance(sweep.start, int) and isinstance(sweep.end, int) else FloatDistribution
+        bounds: tuple[Any, Any] = sweep.start, sweep.end  # of int(interval(1, 9)) they are whole numbers
+        kind = IntDistribution if all(isinstance(bound, int) for bound in bounds) else FloatDistribution
         try:
-            return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+            return kind(*bounds, log="log" in sweep.tags)
         except ValueError as error:
             raise ValueError(f"{override.input_line}: {error}") from error
-    numbers = list(sweep.range()) if isinstance(sweep, RangeSweep) else []
-    if numbers and all(isinstance(number, int) for number in numbers):
-        return IntDistribution(numbers[0], numbers[-1], step=sweep.step)
+    if isinstance(sweep, RangeSweep):
+        numbers: list[Any] = list(sweep.range())
+        if numbers and all(isinstance(number, int) for number in numbers):
+            return IntDistribution(numbers[0], numbers[-1], step=int(sweep.step))
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 

@@ -34,7 +34,7 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         iterations: int = 3,
     ) -> None:
-        groups = list(params)
+        groups: list[Any] = list(params)
         if isinstance(groups[0], Tensor):
             filters = [weight for weight in groups if weight.dim() > 1]
             biases = [weight for weight in groups if weight.dim() < 2]
@@ -47,7 +47,7 @@ class Muon(Optimizer):
         super().__init__(groups, {"lr": lr, "iterations": iterations})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -56,7 +56,7 @@ class Muon(Optimizer):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
-            gradients = [weight.grad for weight in weights]
+            gradients = tuple(weight.grad for weight in weights)
             if group["weight_decay"]:
                 gradients = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
             for weight in weights:
@@ -67,7 +67,8 @@ class Muon(Optimizer):
             torch._foreach_add_(momenta, gradients)
             updates = torch._foreach_add(gradients, momenta, alpha=group["momentum"])  # Nesterov's
             if group["kind"] == "filters":
-                updates = [orthogonal(update.flatten(1), group["iterations"]).view_as(update) for update in updates]
+                iterations = group["iterations"]
+                updates = tuple(orthogonal(update.flatten(1), iterations).view_as(update) for update in updates)
                 for weight in weights:
                     weight.mul_(len(weight) ** 0.5 / weight.norm())
             torch._foreach_add_(weights, updates, alpha=-group["lr"] * group["ratio"])
@@ -103,7 +104,7 @@ class LinearDecay(LRScheduler):
         self.total_steps = total_steps
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         # From the start and not from the rate before: a training that is made longer follows its new line.
         ends = [self.total_steps * group.get("until", 1.0) for group in self.optimizer.param_groups]
         return [rate * max(0.0, 1 - self.last_epoch / end) for rate, end in zip(self.base_lrs, ends, strict=True)]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lit_models.nets import SpeedrunNet
 from lit_models.supervised import Batch, Classifier
 
 
@@ -17,6 +18,8 @@ class Speedrun(Classifier):
         **kwargs: see :class:`Supervised`.
     """
 
+    net: SpeedrunNet
+
     def __init__(self, whitening_images: int = 5000, whitening_until: float = 0.375, **kwargs: Any) -> None:
         if not 0 < whitening_until <= 1:
             raise ValueError(f"model.whitening_until={whitening_until} must be above 0 and at most 1")
@@ -26,7 +29,8 @@ class Speedrun(Classifier):
     def setup(self, stage: str) -> None:
         # Before the weights of a checkpoint are read: a run that goes on keeps its own, and so does one that is tested.
         if stage == "fit":
-            self.net.whiten(self.trainer.datamodule.first_inputs(self.whitening_images))
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.net.whiten(data.first_inputs(self.whitening_images))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         net, groups = self.net, self.net.groups
@@ -41,5 +45,5 @@ class Speedrun(Classifier):
         super().on_train_batch_start(batch, batch_idx)
         if not self.automatic_optimization:  # with several processes each of them waits for every gradient
             # Without this gradient the way back ends before the costly convolution on the whole image.
-            learns = self.optimizers(use_pl_optimizer=False).param_groups[-1]["lr"] > 0
-            self.net.whitening.bias.requires_grad_(learns)
+            learns = self.trainer.optimizers[0].param_groups[-1]["lr"] > 0
+            self.net.get_parameter("whitening.bias").requires_grad_(learns)

@@ -31,11 +31,11 @@ LOSSES_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
 
 @contextlib.contextmanager
 def _without_onednn() -> Iterator[None]:
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a descriptor
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = True
+        torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
 
 class Supervised(pl.LightningModule):
@@ -74,7 +74,7 @@ class Supervised(pl.LightningModule):
         # Convolutions take a third less time in this memory format; other layers do not notice it.
         self.net, self.loss = net.to(memory_format=torch.channels_last), loss
         self._tiny_batches = self._several = False
-        self._outside_autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+        self._outside_autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
         self.optimizer, self.scheduler = optimizer, scheduler
         self.seed, self.steps_per_batch, self.allow_divergence = seed, steps_per_batch, allow_divergence
         self._sums: dict[str, dict[str, Any]] = {}  # stage -> name -> sum over the examples seen in this epoch
@@ -188,7 +188,7 @@ class Supervised(pl.LightningModule):
         if getattr(trainer.precision_plugin, "scaler", None):  # of gradients in float16
             return f"trainer.precision={trainer.precision}"
         inside = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
             if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)) or any(
                 is_overridden(hook, callback) for hook in inside
             ):
@@ -199,7 +199,8 @@ class Supervised(pl.LightningModule):
         # Asked before the weights and the optimizer's state are read from a checkpoint.
         trainer = self.trainer
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        size = trainer.datamodule.batch_size if trainer.training and trainer.datamodule else None
+        data = trainer.datamodule if trainer.training else None  # type: ignore[attr-defined]
+        size = data.batch_size if data else None
         self._tiny_batches = on_cpu and not self.automatic_optimization and (size or math.inf) <= TINY_BATCH
         self.net.to(memory_format=self._memory_format())
 
@@ -231,7 +232,7 @@ class Supervised(pl.LightningModule):
         if self.automatic_optimization:
             loss, _ = self.step(batch, "train")
             return loss * self._share(len(batch[1]), batch_idx) if self._several else loss
-        optimizer = self.optimizers(use_pl_optimizer=False)
+        (optimizer,) = self.trainer.optimizers
         with _without_onednn() if self._tiny_batches else contextlib.nullcontext():
             for _ in range(self.steps_per_batch):
                 loss = self.gradient_step(batch, optimizer)
@@ -243,13 +244,14 @@ class Supervised(pl.LightningModule):
         return loss
 
     # Lightning looks at the signature before every step, and Python works it out anew each time unless it is here.
-    training_step.__signature__ = inspect.signature(training_step)
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def _share(self, examples: int, batch_idx: int) -> float:
         """What makes DistributedDataParallel's mean over the processes one over the examples, of which they may have
         unequal numbers in the last batch."""
-        processes, total = self.trainer.world_size, len(self.trainer.datamodule.train_indices)
-        size = (self.trainer.datamodule.batch_size or total) * processes
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        processes, total = self.trainer.world_size, len(data.train_indices)
+        size = (data.batch_size or total) * processes
         return processes * examples / min(size, total - batch_idx * size)
 
     def gradient_step(self, batch: Batch, optimizer: Optimizer) -> Tensor:
@@ -265,12 +267,14 @@ class Supervised(pl.LightningModule):
         """What Lightning does by itself in automatic optimization."""
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == interval:
-                config.scheduler.step()
+                scheduler: LRScheduler = config.scheduler
+                scheduler.step()
 
     def _watch(self, loss: Tensor) -> None:
         # On a GPU a look at the loss waits for the card; several processes, who have to stop together, wait for each
         # other: it is had once in a while.
-        if (self._several or loss.device.type != "cpu") and self.global_step % (self.trainer.log_every_n_steps or 50):
+        every = self.trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
+        if (self._several or loss.device.type != "cpu") and self.global_step % every:
             return
         if self._several:
             loss = self._total(loss.detach())

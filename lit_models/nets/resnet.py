@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 
-class ResNet18(ResNet):
+class ResNet18(ResNet):  # type: ignore[misc]  # torchvision has no types
     """ResNet-18 for images of any size (He et al. 2015, arXiv:1512.03385, table 1); 11,689,512 parameters with 1000
     classes. Returns logits. Its weights have torchvision's names; ``head`` names the last layer.
 

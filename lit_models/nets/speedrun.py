@@ -1,5 +1,6 @@
 """The net of the CIFAR-10 speedruns."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -48,13 +49,14 @@ class SpeedrunNet(nn.Module):
         padded = F.pad(x, [1] * 4, mode="reflect")
         up_left, down_right = padded[..., :height, :width], padded[..., 2:, 2:]
         views = ((0.25, x), (0.125, up_left), (0.125, down_right))
-        return sum(weight * (self.features(view) + self.features(view.flip(3))) for weight, view in views)  # (B, 256)
+        parts = (weight * (self.features(view) + self.features(view.flip(3))) for weight, view in views)
+        return functools.reduce(torch.add, parts)  # (B, 256)
 
     @torch.no_grad()
     def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
         """Makes the first layer's answers to the 2 x 2 patches of ``images`` ``(N, C, H, W)`` uncorrelated, of mean
         square 1: each filter is an eigenvector of the patches' second moments over the root of its eigenvalue."""
-        moments = 0.0
+        moments = torch.zeros(())
         for part in images.split(500):
             patches = F.unfold(part.float(), 2)  # (500, 4 C, places)
             moments = moments + (patches @ patches.mT).sum(0) / (len(images) * patches.shape[2])
