@@ -273,9 +273,10 @@ class Supervised(pl.LightningModule):
     def _watch(self, loss: Tensor) -> None:
         # On a GPU a look at the loss waits for the card; several processes, who have to stop together, wait for each
         # other: it is had once in a while.
-        every = self.trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
-        if (self._several or loss.device.type != "cpu") and self.global_step % every:
-            return
+        if self._several or loss.device.type != "cpu":
+            every = self.trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
+            if self.global_step % every:
+                return
         if self._several:
             loss = self._total(loss.detach())
         self._stop_if_not_finite(loss.item())
