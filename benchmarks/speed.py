@@ -3,6 +3,7 @@
     python benchmarks/speed.py                           all of it, 5 rounds after a warm-up: long
     python benchmarks/speed.py --rounds 7 mnist_cnn      the rows whose names begin so, more often
     python benchmarks/speed.py --whole-rounds 1 whole    a command against a script, from start to end
+    python benchmarks/speed.py --accelerator gpu         the rows of a GPU, in batches of 64 and 2,048
 
 Every round times each way once, one after the other; reported are the median of the rounds' ratios and their range.
 
@@ -12,7 +13,8 @@ somebody would write who keeps the data in memory: the same net, channels-last, 
 torch's default optimizer and convolutions. With those of the project it must end with the same weights, to the bit: the
 warm-up checks that. *tutorial*: torchvision's data set with transforms for each image and a DataLoader with 0 or 2
 workers. *plain Lightning*: that DataLoader under a Trainer with its defaults and ``self.log`` in every step. These
-three are timed on a fifth of an epoch, so their set-up counts five times. All with the test that ends an epoch.
+three are timed on a fifth of an epoch, so their set-up counts five times. All with the test that ends an epoch. On a
+GPU the bare loop keeps the data there as bytes, and its weights are not compared: sums are in another order each time.
 
 Two rows are other comparisons: ``whole process`` is a command against a script, from its start to its end and with the
 pictures, and ``mnist_99`` the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %.
@@ -71,6 +73,11 @@ WORKLOADS = {
     "blobs": (["experiment=blobs", "validate_first=false"], 10, 1.0),
     "mnist_99": (["experiment=mnist_99"], 1, 1.0),
 }
+GPU_WORKLOADS = {
+    f"{name}, batch {size}": ([f"experiment={name}", f"data.batch_size={size}"], epochs, 1.0)
+    for name in ("mnist_cnn", "mnist_mlp", "cifar10_lenet")
+    for size, epochs in ((64, 2), (2048, 20))
+} | {"mnist_99": WORKLOADS["mnist_99"]}
 WHOLE = "whole process, mnist_cnn, 10 epochs"
 WAYS = ("project", "bare", "tutorial", "tutorial, 2 workers", "plain Lightning")
 
@@ -78,9 +85,10 @@ WAYS = ("project", "bare", "tutorial", "tutorial, 2 workers", "plain Lightning")
 class Workload:
     """One experiment, trained in several ways."""
 
-    def __init__(self, settings: list[str], epochs: int, share: float) -> None:
-        self.epochs = epochs
-        overrides = [*settings, f"trainer.max_epochs={epochs}", "trainer.accelerator=cpu"]
+    def __init__(self, accelerator: str, settings: list[str], epochs: int, share: float) -> None:
+        self.epochs, self.accelerator = epochs, accelerator
+        self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
+        overrides = [*settings, f"trainer.max_epochs={epochs}", f"trainer.accelerator={accelerator}"]
         # Validation is the test of the epoch; one more after the training would be one too many.
         overrides += ["data.validate_on=test", "trainer.limit_test_batches=0", "callbacks.pictures=null"]
         self.cfg = command_line.compose(*overrides)
@@ -103,7 +111,8 @@ class Workload:
 
     def net(self) -> torch.nn.Module:
         torch.manual_seed(self.cfg.seed)
-        return instantiate(self.cfg.model.net, shape=self.datamodule.shape, num_classes=self.datamodule.num_classes)
+        shape, num_classes = self.datamodule.shape, self.datamodule.num_classes
+        return instantiate(self.cfg.model.net, shape=shape, num_classes=num_classes).to(self.device)
 
     def optimizer(self, net: torch.nn.Module, **settings: Any) -> torch.optim.Optimizer:
         return instantiate(self.cfg.optimizer, **settings)(net.parameters())
@@ -126,7 +135,8 @@ class Workload:
         net = self.net().to(memory_format=memory_format)
         optimizer = self.optimizer(net, fused=fused)
         loss_of = instantiate(cfg.model.loss)
-        inputs, targets = self.train_set
+        inputs, targets = (tensor.to(self.device) for tensor in self.train_set)
+        tests = [tensor.to(self.device).split(1000) for tensor in self.test_set]
         size = len(targets)
         batch_size = self.datamodule.batch_size or size
         scheduler = None
@@ -140,7 +150,7 @@ class Workload:
             order = torch.arange(size)
             if self.datamodule.shuffle:
                 order = torch.randperm(size, generator=torch.Generator().manual_seed(mix(cfg.seed, epoch)))
-            for index in order.split(batch_size):
+            for index in order.to(self.device).split(batch_size):
                 batch, labels = prepare(inputs[index]), targets[index]
                 if batch.dim() == 4:
                     batch = batch.contiguous(memory_format=memory_format)
@@ -153,7 +163,7 @@ class Workload:
                 if scheduler:
                     scheduler.step()
                 step += 1
-            test(net, [(prepare(x), y) for x, y in zip(*(part.split(1000) for part in self.test_set), strict=True)])
+            test(net, [(prepare(x), y) for x, y in zip(*tests, strict=True)])
         return [tensor.detach() for tensor in net.state_dict().values()]
 
     def loaders(self, workers: int = 0, share: float = 1 / SLOW) -> tuple[DataLoader[Any], DataLoader[Any]]:
@@ -175,7 +185,7 @@ class Workload:
             running = 0.0
             for batch, labels in train_loader:
                 optimizer.zero_grad()
-                loss = F.cross_entropy(net(batch), labels)
+                loss = F.cross_entropy(net(batch.to(self.device)), labels.to(self.device))
                 loss.backward()
                 optimizer.step()
                 running += loss.item()
@@ -208,7 +218,7 @@ class Workload:
                 return optimizer
 
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            trainer = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=folder)
+            trainer = pl.Trainer(max_epochs=1, accelerator=self.accelerator, default_root_dir=folder)
             trainer.fit(Plain(), *self.loaders())
 
 
@@ -234,9 +244,10 @@ def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable[[Any], 
 def test(net: torch.nn.Module, batches: Iterable[Any]) -> float:
     """The share that is right."""
     net.eval()
+    device = next(net.parameters()).device
     correct = count = 0
     for batch, labels in batches:
-        correct += (net(batch).argmax(1) == labels).sum().item()
+        correct += (net(batch.to(device)).argmax(1) == labels.to(device)).sum().item()
         count += len(labels)
     return correct / count
 
@@ -244,15 +255,16 @@ def test(net: torch.nn.Module, batches: Iterable[Any]) -> float:
 # --- rows of the table -------------------------------------------------------------------------------------------
 
 
-def epochs(name: str, rounds: int) -> dict[str, Any]:
+def epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
     """Seconds per epoch of all ways of a workload."""
-    workload = Workload(*WORKLOADS[name])
+    workload = Workload(accelerator, *workloads(accelerator)[name])
     ways = workload.ways()
-    same = all(map(torch.equal, ways["project"](), workload.same_as_project()))
-    assert same, f"{name}: the project and the bare loop end with different weights"
+    if accelerator == "cpu":
+        same = all(map(torch.equal, ways["project"](), workload.same_as_project()))
+        assert same, f"{name}: the project and the bare loop end with different weights"
     tutorials_epochs = 1
     if name == "mnist_99":
-        cnn = Workload(*WORKLOADS["mnist_cnn"])
+        cnn = Workload(accelerator, *WORKLOADS["mnist_cnn"])
         ways |= {"tutorial": cnn.tutorial, "tutorial, 2 workers": lambda: cnn.tutorial(workers=2)}
         del ways["plain Lightning"]
         tutorials_epochs = cnn.tutorial(until=0.98)
@@ -260,7 +272,11 @@ def epochs(name: str, rounds: int) -> dict[str, Any]:
     for way, times in seconds.items():
         factor = 1 / workload.epochs if way in ("project", "bare") else SLOW * tutorials_epochs
         seconds[way] = [factor * time for time in times]
-    return figures(seconds) | {"peak_mb": {way: peak_of(name, way) for way in ways}}
+    return figures(seconds) | {"peak_mb": {way: peak_of(name, accelerator, way) for way in ways}}
+
+
+def workloads(accelerator: str) -> dict[str, Any]:
+    return GPU_WORKLOADS if accelerator == "gpu" else WORKLOADS
 
 
 def whole_process(rounds: int) -> dict[str, Any]:
@@ -324,9 +340,10 @@ def ratio(above: list[float], below: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def peak_of(name: str, way: str) -> float:
+def peak_of(name: str, accelerator: str, way: str) -> float:
     """Peak resident size, in MB, of a process that does nothing but one way of a workload (and of no worker)."""
-    answer = subprocess.run([sys.executable, __file__, "--peak", way, name], capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, "--accelerator", accelerator, "--peak", way, name]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(answer.stdout.split()[-1])
 
 
@@ -367,6 +384,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="beginnings of names (default: all)")
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole-rounds", type=int, default=2, help="of the row whose rounds take five minutes each")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of speed.json, speed.png")
@@ -375,24 +393,34 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     if arguments.peak:
-        Workload(WORKLOADS[arguments.rows[0]][0], 1, 1.0).ways()[arguments.peak]()
+        settings = workloads(arguments.accelerator)[arguments.rows[0]][0]
+        Workload(arguments.accelerator, settings, 1, 1.0).ways()[arguments.peak]()
         # Not getrusage: its figure begins with that of the parent.
         status = Path("/proc/self/status").read_text().splitlines()
         print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))
         return
-    names = [name for name in (*WORKLOADS, WHOLE) if name.startswith(tuple(arguments.rows or [""]))]
+    if arguments.accelerator == "gpu" and not torch.cuda.is_available():
+        parser.error("there is no GPU here that torch can use")
+    rows = [*workloads(arguments.accelerator), *([WHOLE] if arguments.accelerator == "cpu" else [])]
+    names = [name for name in rows if name.startswith(tuple(arguments.rows or [""]))]
     if not names or arguments.rounds < 1:
-        parser.error(f"there is nothing to do; the rows are {', '.join((*WORKLOADS, WHOLE))}")
+        parser.error(f"there is nothing to do; the rows are {'; '.join(rows)}")
 
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {pl.__version__}"
     about = f"{machine()}, {torch.get_num_threads()} threads; {versions}"
+    if arguments.accelerator == "gpu":
+        about = f"{torch.cuda.get_device_name()}, {about}"
     print(f"{about}\nmedians and ranges of {arguments.rounds} rounds\n")
     keys = ("tutorial / project", "plain Lightning / project", "project / bare")
     print(f"| workload | project, s per epoch | {' | '.join(keys)} | peak MB: {', '.join(WAYS[:3])}, {WAYS[4]} |")
     print("|---" * 6 + "|", flush=True)
     result: dict[str, Any] = {"machine": about, "rounds": arguments.rounds, "rows": {}}
     for name in names:
-        row = whole_process(arguments.whole_rounds) if name == WHOLE else epochs(name, arguments.rounds)
+        row = (
+            whole_process(arguments.whole_rounds)
+            if name == WHOLE
+            else epochs(name, arguments.accelerator, arguments.rounds)
+        )
         result["rows"][name] = row
         cells = [f"{row['seconds']['project']:.2f}"]
         for key in keys:
