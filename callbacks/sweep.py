@@ -158,12 +158,16 @@ class Summary:
     def __str__(self) -> str:
         rows = self.means() if self.sampled else self.jobs()
         rows = [{key: value for key, value in row.items() if key != "reason"} for row in rows]
-        lines = _columns(rows[:12])
+        lines = _columns(rows[:12]) if self.scores(self.results) else []
         if len(rows) > 12:
             lines.append(f"  … and {len(rows) - 12} more in {self.folder / 'summary.csv'}")
+        reasons: dict[str, list[str]] = {}
         for result in self.failed():
             settings = [f"{key}={self.settings[id(result)].get(key, '')}" for key in (*self.keys, *self.sampled)]
-            lines.append(f"  failed: {': '.join(filter(None, (' '.join(settings), result.get('reason', 'killed'))))}")
+            reasons.setdefault(result.get("reason", "killed"), []).append(" ".join(settings))
+        for reason, (first, *others) in reasons.items():
+            which = f"{first} and {len(others)} more" if others else first
+            lines.append(f"  failed: {': '.join(filter(None, (which, reason)))}")
         pruned = [result for result in self.results if result["status"] == "pruned"]
         counts = {"failed": len(self.failed()), "pruned": len(pruned)}
         number = f"{len(self.results)} run" + "s" * (len(self.results) > 1)
