@@ -71,12 +71,15 @@ class Report(pl.Callback):
         if trainer.state.fn == "fit":
             self._close_fit(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close_fit(trainer)  # before pictures are drawn
+
     def _close_fit(self, trainer: pl.Trainer) -> None:
         self._seconds["fit"] = time.monotonic() - self._fit_start
         self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close_fit(trainer)
+        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         # A run that was killed after its last epoch has its figures from there.
         rows = next((callback.rows for callback in trainer.checkpoint_callbacks if isinstance(callback, Record)), [])
         before = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}
