@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
         config: the main file in ``conf/``.
     """
     code: int | str | None = 1
+    logging.raiseExceptions = False  # a run goes on when nobody reads what it says
 
     def end() -> None:
         logging.shutdown()
@@ -159,8 +161,11 @@ def compose(*overrides: str) -> DictConfig:
     return cfg
 
 
-def settle(seed: int, threads: int | None) -> None:
-    """What is of the whole process: the seed, the threads, and a Lightning that speaks up for warnings only."""
+def settle(seed: int, threads: int | None, readers: int = 0) -> None:
+    """What is of the whole process: the seed, the threads, and a Lightning that speaks up for warnings only.
+
+    Processes that read images have cores of their own: threads that share theirs would wait for each other.
+    """
     import lightning.pytorch as pl
     import torch
 
@@ -171,7 +176,7 @@ def settle(seed: int, threads: int | None) -> None:
     default = _default_threads()
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads={threads} must be a whole number of at least 1")
-    torch.set_num_threads(threads or default)
+    torch.set_num_threads(threads or max(1, default - readers))
     pl.seed_everything(seed, workers=True, verbose=False)
 
 
@@ -354,6 +359,8 @@ def leave(error: BaseException, whole_traceback: bool, command: str | None = Non
     """Says what went wrong in one line and ends the process. The exit codes are those of the README."""
     if isinstance(error, SystemExit):
         raise error
+    if isinstance(error, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)  # as other programs do; nobody reads any more
     together = (KeyboardInterrupt, FloatingPointError)
     if helps() and (isinstance(error, together) or hasattr(error, "status") or LOST in one_line(error)):
         sys.exit(0)  # the first process says so, and Lightning would kill it for another exit code of this one

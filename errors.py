@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 import explain
 from callbacks.sweep import SweepSummary
 from folders import helps, in_sweep
+
+PROJECT = Path(__file__).parent
 
 
 def say(error: BaseException, whole_traceback: bool) -> None:
@@ -45,13 +48,16 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
         parent, _, key = str(error.full_key).rpartition(".")
         keys = [str(name) for name in error.parent_node if str(name)[0] != "_" and name not in ("hydra", "chosen")]
+        key = OTHER_NAMES.get(key, key)
         close = nearest(key, keys, f"{parent}." if parent else "") or _elsewhere(key, error.parent_node)
-        return f"there is no {error.full_key}{close}; {parent or 'the config'} has {', '.join(keys)}"
+        more = f"; +{error.full_key}=… hands it on all the same" if parent and not close else ""
+        known = f"{parent or 'the config'} has {', '.join(keys) or 'no settings'}"
+        return f"there is no {error.full_key}{close}; {known}{more}"
     if isinstance(error, OverrideParseException) or "override must be a string or a list" in str(error):
         odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
         override = getattr(error, "override", odd[0] if odd else "=")
         return f"{override!r} is no NAME=VALUE and no GROUP=OPTION, which --help lists{_meant(override)}"
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     for part, meaning in MEANINGS.items():
@@ -61,9 +67,22 @@ def one_line(error: BaseException) -> str:
         return f"{unknown[1]} takes no argument {unknown[2]}"
     if isinstance(error, InstantiationException):
         return text
-    known = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
-    speaks = isinstance(error, known) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
-    return text if text and speaks else f"{type(error).__name__}: {text}"
+    clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
+    speaks = isinstance(error, clear) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
+    # What Python and torch raise does not say where; ours, and Lightning's, need no place.
+    place = _place(error) if type(error) is RuntimeError or not speaks else ""
+    return f"{text if speaks else f'{type(error).__name__}: {text}'}{place}"
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the project that was reached."""
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    # In a folder: what the scripts themselves do is to pass on.
+    inside = [(file, line) for file, line in frames if PROJECT in file.parent.parents]
+    if not inside:
+        return ""
+    file, line = inside[-1]
+    return f" ({file.relative_to(PROJECT)}, line {line}; debug=traceback shows the way there)"
 
 
 LOST = "another process of this run has ended; its own line says why"
@@ -82,23 +101,33 @@ MEANINGS = {
 LAUNCHERS = ("joblib", "submitit", "ray")
 
 
+# What others call a setting.
+OTHER_NAMES = {"learning_rate": "lr", "wd": "weight_decay", "num_epochs": "max_epochs", "gpus": "devices"}
+
+
 def nearest(name: str, options: Sequence[str], prefix: str = "") -> str:
     """`` (did you mean X?)``, or nothing when no option is close."""
-    match = difflib.get_close_matches(name, options, n=1)
-    return f" (did you mean {prefix}{match[0]}?)" if match else ""
+    lower = {option.lower(): option for option in options}
+    match = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f" (did you mean {prefix}{lower[match[0]]}?)" if match else ""
 
 
 def _elsewhere(key: str, node: DictConfig) -> str:
-    """The same for a key that another part of the config has."""
+    """The same for a key that another part of the config has, or whose name it is a part of."""
     root: Any = node._get_root()
-    for group, part in root.items_ex(resolve=False):
-        if group not in ("hydra", "chosen") and isinstance(part, DictConfig) and key in part:
-            return f" (did you mean {group}.{key}?)"
-    return ""
+    parts = [(group, part) for group, part in root.items_ex(resolve=False) if group not in ("hydra", "chosen")]
+    names = [(group, str(name)) for group, part in parts if isinstance(part, DictConfig) for name in part]
+    places = {name: f"{group}.{name}" for group, name in names}
+    match = key if key in places else next((name for name in places if len(key) > 3 and key in name), "")
+    return f" (did you mean {places[match]}?)" if match else ""
 
 
 def _meant(word: str) -> str:
-    """The same for the name of a group or of an option alone."""
+    """The same for the name of a group, of an option or of a file alone."""
+    if any(argument.startswith("=") for argument in sys.argv):
+        return "; there is no space on either side of ="
+    if sys.argv[0].endswith("predict.py") and Path(word).exists():
+        return f" (did you mean images={word}?)"
     if word in explain.GROUPS:
         return f" (did you mean {word}=…?)"
     group = next((group for group in explain.GROUPS if (explain.CONF / group / f"{word}.yaml").is_file()), None)

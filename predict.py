@@ -7,6 +7,7 @@ import csv
 import glob
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +55,17 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
-        log.info(
-            "  %s", "  ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
-        )
-    written = to / "predictions.csv"
+        log.info("  %s", _line(row))
+    written = [to / "predictions.csv"]
     if hasattr(datamodule, "read_picture"):
         from callbacks import charts
 
-        written = to / "predictions.png"
+        written.append(to / "predictions.png")
         shares, targets = model.probabilities(outputs[:MOST]), torch.tensor(truths[:MOST]) if truths else None
         captions = [Path(name).name for name in names[:MOST]]
         figure = charts.predictions(examples[:MOST], shares, targets, datamodule.class_names, captions=captions)
-        charts.save(figure, written)
-    log.info("written to %s", written)
+        charts.save(figure, written[-1])
+    log.info("written to %s", " and ".join(os.path.relpath(path) for path in written))
     if skipped:
         raise SomeSkipped(f"{len(skipped)} of {len(files)} files skipped: {', '.join(skipped)}")
     return rows
@@ -179,6 +178,15 @@ def _rows(
             row["truth"] = classes[truths[number]]
         rows.append(row)
     return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    """What is printed of a row of the CSV file."""
+    truth = f"  is {row['truth']}" if "truth" in row else ""
+    if "top 3" in row:
+        return f"{row['file']}  {row['top 3']}{truth}"
+    numbers = row["prediction"] if isinstance(row["prediction"], list) else [row["prediction"]]
+    return f"{row['input']}  {' '.join(f'{number:.4g}' for number in numbers)}{truth}"
 
 
 if __name__ == "__main__":

@@ -29,3 +29,5 @@ class Mixing(pl.Callback):
         pl_module.zero_grad()
         if inputs.grad[1:].any():
             log.warning("the answer for one example depends on others of its batch: is there a wrong view or reshape?")
+        else:
+            log.info("the answer for one example depends on that example alone, as it should")

@@ -11,10 +11,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
-from callbacks.record import data_of
+from callbacks.record import counted, data_of
 
 log = logging.getLogger(__name__)
 
+FEW = 50  # gradient steps, with which a net has hardly begun to learn
 REFRESH = 0.2  # seconds: at a human rate, since a write costs more than a step of a small net
 
 
@@ -44,6 +45,11 @@ class ProgressLine(ProgressBar):
         self._next = 0.0 if self._live else self._start + 5
         self._at_the_beginning = trainer.global_step == 0
         log.info(about(trainer, pl_module))
+        steps = trainer.num_training_batches * max(trainer.max_epochs or 1, 1)
+        all_of_them = isinstance(trainer.limit_train_batches, float)  # and not one batch, for debug=fast
+        if steps < FEW and all_of_them and data_of(trainer).batch_size:
+            words = "a smaller data.batch_size or a larger trainer.max_epochs makes more"
+            log.info("that is %s in all: %s", counted(int(steps), "gradient step"), words)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._at_the_beginning:
@@ -92,9 +98,8 @@ def about(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     """What is trained on what, in a line."""
     data = data_of(trainer)
     parts = [f"{type(pl_module.net).__name__}, {sum(p.numel() for p in pl_module.parameters()):,} parameters"]
-    parts.append(
-        f"{type(data).__name__}, {len(data.train_indices):,} examples in {trainer.num_training_batches:,} batches"
-    )
+    batches = counted(int(trainer.num_training_batches), "batch", "batches")
+    parts.append(f"{type(data).__name__}, {len(data.train_indices):,} examples in {batches}")
     validation = {"val": f"{len(data.val_indices):,} others", "test": "the test set", "train": "the same"}
     if any(trainer.num_val_batches):
         parts.append(f"validated on {validation[data.validate_on]}")

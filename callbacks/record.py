@@ -152,6 +152,11 @@ def readable(metrics: dict[str, float]) -> str:
     return "  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """``1 step``, ``2,000 steps``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def shown(name: str, value: float) -> str:
     """A metric as a person reads it: accuracies in percent, the rest with four digits that say something."""
     if "/acc" in name:

@@ -19,7 +19,7 @@ from callbacks.checkpoints import commit
 from callbacks.expect import Comparison
 from callbacks.files import point, replacing
 from callbacks.pictures import MAIN
-from callbacks.record import Record, metrics_of, readable
+from callbacks.record import Record, counted, metrics_of, readable
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +160,9 @@ def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], c
     if metrics.get("test/loss") is not None:
         rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
     rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
+    length = f"{counted(result['epochs'], 'epoch')}, {counted(result['steps'], 'step')}"
     rows += [
-        ("training", f"{result['epochs']} epochs, {result['steps']:,} steps, {seconds['fit']:.1f} s"),
+        ("training", f"{length}, {seconds['fit']:.1f} s"),
         ("whole run", f"{seconds['total']:.1f} s"),
     ]
     if result["status"] != "finished":
@@ -193,7 +194,7 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} cpu, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} cpu, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def _versions() -> dict[str, str]:

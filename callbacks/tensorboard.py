@@ -1,5 +1,6 @@
 """TensorBoard's event files."""
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -75,7 +76,9 @@ class TensorBoard(TensorBoardLogger):
             self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))
             if model.trainer.world_size > 1:  # the other processes do not take part in the trace
                 return
-            with warnings.catch_warnings():  # it traces in a way that torch would like to be rid of
+            # It traces in a way that torch would like to be rid of, and prints what goes wrong. A net that cannot run
+            # says so in the training.
+            with warnings.catch_warnings(), contextlib.redirect_stdout(None), contextlib.suppress(RuntimeError):
                 warnings.simplefilter("ignore")
                 self._guard(lambda: self.experiment.add_graph(model.net, example))
 

@@ -58,7 +58,9 @@ class ImageFolder(ImageDataModule):
 
     def _classes(self) -> list[str]:
         training = self.root / "train" if (self.root / "train").is_dir() else self.root
-        names = sorted(path.name for path in training.iterdir() if path.is_dir()) if training.is_dir() else []
+        if not training.is_dir():
+            raise FileNotFoundError(f"data.root={self.root}: there is no such folder")
+        names = sorted(folder.name for folder in training.iterdir() if any(_images_in(folder)))
         if len(names) < 2:
             raise FileNotFoundError(
                 f"data.root={self.root} holds no folders of images, one for each of two or more classes"
@@ -67,10 +69,7 @@ class ImageFolder(ImageDataModule):
 
     def _files(self, folder: Path) -> tuple[list[Path], Tensor]:
         found = [
-            (path, label)
-            for label, name in enumerate(self.class_names)
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in ENDINGS
+            (path, label) for label, name in enumerate(self.class_names) for path in sorted(_images_in(folder / name))
         ]
         if not found:
             raise FileNotFoundError(f"{folder} holds no images of {', '.join(self.class_names)}")
@@ -120,6 +119,10 @@ class ImageFolder(ImageDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         self.teardown("exception")
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
 
 
 class PictureFiles(Dataset[Any]):

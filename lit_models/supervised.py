@@ -174,8 +174,11 @@ class Supervised(pl.LightningModule):
             # Lightning has all of training_step under autocast, which is for the forward pass.
             self._outside_autocast = functools.partial(torch.autocast, plugin.device, enabled=False)
         self.automatic_optimization = bool(reason := self._needs_help())
-        if reason and (self.by_hand or self.steps_per_batch > 1):
+        if reason and self.by_hand:
             raise ValueError(f"{type(self).__name__} makes its gradient steps itself, which does not go with {reason}")
+        if reason and self.steps_per_batch > 1:
+            steps = f"model.steps_per_batch={self.steps_per_batch}"
+            raise ValueError(f"{steps} does not go with {reason}; model.steps_per_batch=1 does")
         return []
 
     def _needs_help(self) -> str | None:

@@ -31,6 +31,13 @@ def test_fast_is_one_batch_of_everything(noise: None) -> None:
     assert Path("run/checkpoints/last.ckpt").exists()
 
 
+def test_the_last_run_is_not_one_of_these(noise: None) -> None:
+    short = ("model=mlp", "data.val_size=100", *IMAGES, "trainer.limit_train_batches=1", "trainer.max_epochs=1")
+    for folder, more in (("first", ()), ("second", ("debug=fast",)), ("third", ())):
+        train.train(command_line.compose(*short, *more), Path(folder))
+        assert Path("outputs/last").resolve().name == ("third" if folder == "third" else "first")
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn", "dropout_cnn", "lenet", "quick_cnn"])
 def test_one_batch_can_be_learnt_by_heart(model: str, noise: None) -> None:
     result = run(f"model={model}", "debug=overfit", "data.batch_size=32")

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +15,18 @@ import torch
 import command_line
 import errors
 import train
+from tests.conftest import PROJECT
 
 # What is typed, and what its line says. All of these are answered before torch is loaded.
 QUICK = {
     # names
     "model=lenett": "there is no model=lenett (did you mean lenet?); there are blobs_mlp, cnn, ",
     "data=mnits": "did you mean mnist?",
+    "data=MNIST": "there is no data=MNIST (did you mean mnist?)",
+    "epochs=3": "there is no epochs (did you mean trainer.max_epochs?)",
+    "optimizer.learning_rate=0.1": "there is no optimizer.learning_rate (did you mean optimizer.lr?)",
+    "gpus=2": "there is no gpus (did you mean trainer.devices?)",
+    "model.net.act=tanh": "model.net has no settings; +model.net.act=… hands it on all the same",
     "optimizer=agd": "there is no optimizer=agd (did you mean sgd?); there are adam, adamw, by_hand, muon, sgd",
     "trainer=defalt": "there is no trainer=defalt (did you mean default?)",
     "debug=fasst": "there is no debug=fasst (did you mean fast?)",
@@ -42,6 +51,8 @@ QUICK = {
     "model": "'model' is no NAME=VALUE and no GROUP=OPTION, which --help lists (did you mean model=…?)",
     "lenet": "'lenet' is no NAME=VALUE and no GROUP=OPTION, which --help lists (did you mean model=lenet?)",
     "train.py model=mlp": "'train.py' is no NAME=VALUE",
+    "optimizer.lr = 0.1": "'optimizer.lr' is no NAME=VALUE and no GROUP=OPTION, which --help lists; there is no space",
+    "predict.py run=run notes/mine.txt": "(did you mean images=notes/mine.txt?)",
     "=5": "'=5' is no NAME=VALUE",
     "++model.net": "'++model.net' is no NAME=VALUE",
     "optimizer.lr=[0.1": "'optimizer.lr=[0.1' is no NAME=VALUE",
@@ -120,7 +131,8 @@ SLOWER = {
     "data=blobs model=cnn": "a convolutional net takes images (channels, height, width), not inputs of shape (2,)",
     "data=readings model=mlp": "this model learns classes (its loss is CrossEntropyLoss), and the targets of the",
     "data=mnist model=line": "a line goes from one number to one number, not from shape (1, 28, 28) to 10",
-    "data=image_folder data.root=nowhere": "data.root=nowhere holds no folders of images, one for each of two or more",
+    "data=image_folder data.root=nowhere": "data.root=nowhere: there is no such folder",
+    "data=image_folder data.root=notes": "data.root=notes holds no folders of images, one for each of two or more",
     "model=resnet18 model.weights=nowhere.pt": "model.weights=nowhere.pt is no file; null and DEFAULT are the other",
     "trainer.devices=many": "`devices` selected with `CPUAccelerator` should be an int > 0",
     "trainer.strategy=ddpp": "You selected an invalid strategy name: `strategy='ddpp'`",
@@ -196,7 +208,7 @@ def test_one_line_after_a_moment(command: str, shop: Path, shell: Callable) -> N
     [
         ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
         ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
-        ("data=image_folder data.root=nowhere", "data.root=nowhere holds no folders of images"),
+        ("data=image_folder data.root=nowhere", "data.root=nowhere: there is no such folder"),
         ("data.augment=flop", "data.augment=flop must be none, crop, flip_crop or alternate"),
         ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
     ],
@@ -206,6 +218,23 @@ def test_one_line_of_what_the_parts_refuse(arguments: str, hint: str, tmp_path) 
         train.train(command_line.compose(*arguments.split(), "logger=none"), tmp_path)
     assert hint in errors.one_line(error.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
+    with pytest.raises(Exception) as error:
+        train.train(command_line.compose("model=mlp", "model.net.hidden=[[5]]", "logger=none"), tmp_path)
+    line = errors.one_line(error.value)
+    assert re.search(r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; debug=traceback shows the way there\)$", line)
+
+
+def test_nobody_reads(tmp_path: Path) -> None:
+    """``python train.py … | head -1``: the run goes on, and says nothing about it."""
+    settings = "model=blobs_mlp data=blobs logger=none trainer.max_epochs=20"
+    command = f"{sys.executable} -u {PROJECT / 'train.py'} {settings} | head -1"
+    answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert len(answer.stdout.splitlines()) == 1
+    assert answer.stderr == ""
+    assert json.loads((tmp_path / "outputs/last/result.json").read_text())["status"] == "finished"
 
 
 def test_wrong_values_are_answered_before_torch_is_loaded(shell, tmp_path: Path) -> None:

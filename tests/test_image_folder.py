@@ -203,9 +203,17 @@ def test_settings_that_cannot_be(settings: dict, message: str) -> None:
 
 
 def test_a_root_without_folders_of_images() -> None:
-    for root in ("nowhere", "."):
-        with pytest.raises(FileNotFoundError, match="holds no folders of images"):
+    for root, words in (("nowhere", "there is no such folder"), (".", "holds no folders of images")):
+        with pytest.raises(FileNotFoundError, match=words):
             ImageFolder(root, **SETTINGS)
+
+
+def test_a_folder_without_images_is_no_class() -> None:
+    make_pictures(Path("pictures"))
+    for name in ("blue", ".cache"):
+        Path("pictures", name).mkdir()
+        Path("pictures", name, "notes.txt").touch()
+    assert ImageFolder("pictures", **SETTINGS).class_names == ("green", "red")
 
 
 def test_flip_and_crop_are_windows_of_the_padded_image_or_its_mirror() -> None:

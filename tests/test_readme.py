@@ -30,9 +30,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, real_root: Path) -> Path:
     for name, text in re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", README, re.DOTALL):
         (copy / name).write_text(text)
     for number in range(20):
-        folder = copy / "digits" / str(number % 2)
-        folder.mkdir(parents=True, exist_ok=True)
-        for place in (folder, copy / "digits"):
+        for place in (copy / "digits" / str(number % 2), copy / "drawn"):
+            place.mkdir(parents=True, exist_ok=True)
             Image.new("L", (28, 28), 40 + 10 * number).save(place / f"{number}.png")
     with open(copy / "rows.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -49,7 +48,7 @@ def shortened(command: str) -> list[str]:
         brief[0] = "trainer.max_epochs=2"
     if "trainer=ddp" in words:
         brief.append("trainer.accelerator=cpu")
-    if "sweep=mnist_lr" in words:
+    if {"sweep=mnist_lr", "hydra/sweeper=optuna"} & set(words):
         brief.append("hydra.sweeper.n_trials=2")
     program = {"python": [sys.executable]}.get(words[0], [str(Path(sys.executable).with_name(words[0]))])
     return [*program, *words[1:], *brief]

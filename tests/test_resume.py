@@ -491,6 +491,8 @@ def test_threads_are_not_inherited() -> None:
     assert torch.get_num_threads() == 1
     command_line.settle(1, threads=None)
     assert torch.get_num_threads() == command_line._default_threads() >= before
+    command_line.settle(1, threads=None, readers=1)
+    assert torch.get_num_threads() == max(1, command_line._default_threads() - 1)
 
 
 def test_ctrl_c_before_there_is_anything_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
