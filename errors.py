@@ -103,6 +103,7 @@ LAUNCHERS = ("joblib", "submitit", "ray")
 
 # What others call a setting.
 OTHER_NAMES = {"learning_rate": "lr", "wd": "weight_decay", "num_epochs": "max_epochs", "gpus": "devices"}
+OTHER_NAMES |= {"batch": "batch_size", "device": "accelerator"}
 
 
 def nearest(name: str, options: Sequence[str], prefix: str = "") -> str:
