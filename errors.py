@@ -48,9 +48,12 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
         parent, _, key = str(error.full_key).rpartition(".")
         keys = [str(name) for name in error.parent_node if str(name)[0] != "_" and name not in ("hydra", "chosen")]
-        key = OTHER_NAMES.get(key, key)
-        close = nearest(key, keys, f"{parent}." if parent else "") or _elsewhere(key, error.parent_node)
-        more = f"; +{error.full_key}=… hands it on all the same" if parent and not close else ""
+        names, prefix = (key, OTHER_NAMES.get(key, key)), f"{parent}." if parent else ""
+        close = nearest(names[0], keys, prefix) or nearest(names[1], keys, prefix)
+        close = close or _elsewhere(names[1], error.parent_node)
+        more = (
+            f"; +{error.full_key}=… hands it on all the same" if "_target_" in error.parent_node and not close else ""
+        )
         known = f"{parent or 'the config'} has {', '.join(keys) or 'no settings'}"
         return f"there is no {error.full_key}{close}; {known}{more}"
     if isinstance(error, OverrideParseException) or "override must be a string or a list" in str(error):
@@ -69,20 +72,28 @@ def one_line(error: BaseException) -> str:
         return text
     clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
     speaks = isinstance(error, clear) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
-    # What Python and torch raise does not say where; ours, and Lightning's, need no place.
-    place = _place(error) if type(error) is RuntimeError or not speaks else ""
-    return f"{text if speaks else f'{type(error).__name__}: {text}'}{place}"
+    name = type(error).__name__
+    return f"{text if speaks or text == name else f'{name}: {text}'}{_place(error, speaks)}"
 
 
-def _place(error: BaseException) -> str:
-    """The last line of the project that was reached."""
-    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    # In a folder: what the scripts themselves do is to pass on.
-    inside = [(file, line) for file, line in frames if PROJECT in file.parent.parents]
+def _place(error: BaseException, speaks: bool) -> str:
+    """The last line of the project that was reached, for an error that nobody here has raised on purpose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if _is_ours(Path(frame.filename))]
     if not inside:
         return ""
-    file, line = inside[-1]
-    return f" ({file.relative_to(PROJECT)}, line {line}; debug=traceback shows the way there)"
+    last = inside[-1]
+    if last is frames[-1]:
+        known = (last.line or "").startswith("raise") or isinstance(error, OSError)
+    else:  # somewhere in a library
+        known = speaks and type(error) is not RuntimeError
+    place = Path(last.filename).relative_to(PROJECT)
+    return "" if known else f" ({place}, line {last.lineno}; HYDRA_FULL_ERROR=1 shows the way there)"
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether it is in a folder of the project: what the scripts themselves do is to pass on."""
+    return PROJECT in file.parent.parents and "site-packages" not in file.parts
 
 
 LOST = "another process of this run has ended; its own line says why"
@@ -118,17 +129,19 @@ def _elsewhere(key: str, node: DictConfig) -> str:
     root: Any = node._get_root()
     parts = [(group, part) for group, part in root.items_ex(resolve=False) if group not in ("hydra", "chosen")]
     names = [(group, str(name)) for group, part in parts if isinstance(part, DictConfig) for name in part]
-    places = {name: f"{group}.{name}" for group, name in names}
+    places = {name: f"{group}.{name}" for group, name in reversed(names) if name[0] != "_"}
+    # Three letters are a part of too many names.
     match = key if key in places else next((name for name in places if len(key) > 3 and key in name), "")
     return f" (did you mean {places[match]}?)" if match else ""
 
 
 def _meant(word: str) -> str:
     """The same for the name of a group, of an option or of a file alone."""
-    if any(argument.startswith("=") for argument in sys.argv):
+    if any(argument.startswith("=") or argument.endswith("=") for argument in sys.argv):
         return "; there is no space on either side of ="
-    if sys.argv[0].endswith("predict.py") and Path(word).exists():
-        return f" (did you mean images={word}?)"
+    if not sys.argv[0].endswith("train.py") and (path := Path(word)).exists():
+        key = "run" if (path / "config.yaml").exists() or path.suffix == ".ckpt" else "images"
+        return f" (did you mean {'csv' if path.suffix == '.csv' else key}={word}?)"
     if word in explain.GROUPS:
         return f" (did you mean {word}=…?)"
     group = next((group for group in explain.GROUPS if (explain.CONF / group / f"{word}.yaml").is_file()), None)

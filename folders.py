@@ -27,7 +27,8 @@ def helps() -> bool:
 
 
 def typed() -> list[str]:
-    """The overrides that were typed for this run, or that make it as a job of a sweep. What makes the sweep is none."""
+    """The overrides that were typed for this run, or that make it as a job of a sweep; not those that are about the
+    sweep as a whole."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return [override for override in overrides if not override.startswith(("sweep=", "sweep_resume="))]
 

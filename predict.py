@@ -1,6 +1,6 @@
 """Ask a finished run: rebuild → read → predict → write a CSV file and a picture.
 
-python predict.py run=last images='digits/*.png'
+python predict.py run=last images='drawn/*.png'
 """
 
 import csv
@@ -182,11 +182,16 @@ def _rows(
 
 def _line(row: dict[str, Any]) -> str:
     """What is printed of a row of the CSV file."""
-    truth = f"  is {row['truth']}" if "truth" in row else ""
+    truth = f"  is {_readable(row['truth'])}" if "truth" in row else ""
     if "top 3" in row:
         return f"{row['file']}  {row['top 3']}{truth}"
-    numbers = row["prediction"] if isinstance(row["prediction"], list) else [row["prediction"]]
-    return f"{row['input']}  {' '.join(f'{number:.4g}' for number in numbers)}{truth}"
+    return f"{row['input']}  {_readable(row['prediction'])}{truth}"
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_readable, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
     # Here and not above, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
 
-    command_line.settle(cfg.seed, cfg.threads, readers=cfg.data.get("num_workers") or 0)
+    command_line.settle(cfg.seed, cfg.threads)
     datamodule = instantiate(cfg.data)
     net = instantiate(cfg.model.net, shape=datamodule.shape, num_classes=datamodule.num_classes)
     optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
@@ -65,7 +65,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
-    report.begin(newest=first and not cfg.chosen.get("debug"))  # evaluate.py run=last is not about one batch
+    report.begin(newest=first and not {"debug=fast", "debug=limit", "debug=overfit"} & set(cfg.chosen.overrides))
 
     status = "failed"
     try:

@@ -4,7 +4,7 @@
     python benchmarks/results.py --seeds 1 2 mnist_mlp mnist_cnn    these, with these seeds
 
 One run after the other, each as ``python train.py experiment=NAME seed=N`` in a folder of its own; what has ended there
-is not run again. The table goes to standard output, and its rows into the READMEs with --readme.
+is not run again. The rows of the table go to standard output, and all of them into the READMEs with --readme.
 """
 
 import argparse
@@ -79,6 +79,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.experiments) - set(EXPERIMENTS):
         parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+
+    if arguments.readme and (arguments.experiments != list(EXPERIMENTS) or arguments.seeds):
+        parser.error("--readme is for all experiments, with the seeds that are theirs")
 
     rows = []
     results: list[dict[str, Any]] = []

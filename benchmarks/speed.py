@@ -3,7 +3,7 @@
     python benchmarks/speed.py                           all of it, 5 rounds after a warm-up: long
     python benchmarks/speed.py --rounds 7 mnist_cnn      the rows whose names begin so, more often
     python benchmarks/speed.py --whole-rounds 1 whole    a command against a script, from start to end
-    python benchmarks/speed.py --accelerator gpu         the rows of a GPU, in batches of 64 and 2,048
+    python benchmarks/speed.py --accelerator gpu         the rows for a GPU
 
 Every round times each way once, one after the other; reported are the median of the rounds' ratios and their range.
 
@@ -18,7 +18,7 @@ GPU the bare loop keeps the data there as bytes, and its weights are not compare
 
 Two rows are other comparisons: ``whole process`` is a command against a script, from its start to its end and with the
 pictures, and ``mnist_99`` the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %.
-Peak MB is the resident size of a process that does nothing else.
+Peak MB is the resident size of a process that does nothing else, not what it has on a GPU.
 
 Needs the data that the experiments need. Nothing else should run on the machine.
 """
@@ -119,7 +119,8 @@ class Workload:
 
     def project(self) -> list[Tensor]:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            train.train(self.cfg.copy(), Path(folder))
+            with contextlib.chdir(folder):  # for outputs/last and event files
+                train.train(self.cfg.copy(), Path(folder))
             checkpoint = torch.load(Path(folder, "checkpoints/last.ckpt"), weights_only=True)
         return list(checkpoint["state_dict"].values())
 

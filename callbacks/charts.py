@@ -38,12 +38,11 @@ def plain(axes: "Axes", x: str, y: str) -> "Axes":
 def save(figure: "Figure", path: Path) -> np.ndarray:
     """Writes a PNG file, whole or not at all; returns its pixels, uint8 ``(H, W, 3)``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     with replacing(path) as temporary:

@@ -45,9 +45,9 @@ class ProgressLine(ProgressBar):
         self._next = 0.0 if self._live else self._start + 5
         self._at_the_beginning = trainer.global_step == 0
         log.info(about(trainer, pl_module))
-        steps = trainer.num_training_batches * max(trainer.max_epochs or 1, 1)
+        steps = self._batch(trainer, 0, trainer.max_epochs or 0)
         all_of_them = isinstance(trainer.limit_train_batches, float)  # and not one batch, for debug=fast
-        if steps < FEW and all_of_them and data_of(trainer).batch_size:
+        if 0 < steps < FEW and all_of_them and (data_of(trainer).batch_size or 1) > 1:
             words = "a smaller data.batch_size or a larger trainer.max_epochs makes more"
             log.info("that is %s in all: %s", counted(int(steps), "gradient step"), words)
 
@@ -59,7 +59,7 @@ class ProgressLine(ProgressBar):
             return
         self._next = now + REFRESH if self._live else math.inf
         done = self._batch(trainer, batch_idx + 1)
-        total = trainer.num_training_batches * max(trainer.max_epochs or 1, 1)
+        total = self._batch(trainer, 0, max(trainer.max_epochs or 1, 1))
         speed = (done - self._first) / (now - self._start)
         minutes, seconds = divmod(round((total - done) / speed), 60)
         if not self._live and done >= total:  # a training without an end
@@ -77,8 +77,10 @@ class ProgressLine(ProgressBar):
         )
 
     @staticmethod
-    def _batch(trainer: pl.Trainer, batch: int) -> int:
-        return trainer.current_epoch * int(trainer.num_training_batches) + batch
+    def _batch(trainer: pl.Trainer, batch: int, epoch: int | None = None) -> int:
+        """The number of a batch of this epoch, or of another, in the whole training."""
+        epoch = trainer.current_epoch if epoch is None else epoch
+        return epoch * int(trainer.num_training_batches) + batch
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write("")  # so that the epoch's line in the log starts at the left edge

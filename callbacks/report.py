@@ -45,7 +45,8 @@ class Report(pl.Callback):
         self._seconds = {"fit": 0.0, "test": 0.0}
 
     def begin(self, newest: bool) -> None:
-        """Writes ``config.yaml``; ``outputs/last`` is this run from now on, if it is the newest."""
+        """Writes ``config.yaml``; ``outputs/last`` is this run from now on, if it is the newest (one that tries a few
+        batches is not: ``evaluate.py run=last`` is not about that)."""
         with replacing(self.folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(self.config, sort_keys=False))
         (self.folder / "result.json").unlink(missing_ok=True)  # of a run that goes on
@@ -79,6 +80,7 @@ class Report(pl.Callback):
         self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Again, for where nothing was left to train Lightning has not asked on_train_end.
         self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         # A run that was killed after its last epoch has its figures from there.
         rows = next((callback.rows for callback in trainer.checkpoint_callbacks if isinstance(callback, Record)), [])

@@ -158,7 +158,8 @@ class Summary:
     def __str__(self) -> str:
         rows = self.means() if self.sampled else self.jobs()
         rows = [{key: value for key, value in row.items() if key != "reason"} for row in rows]
-        lines = _columns(rows[:12]) if self.scores(self.results) else []
+        rows = rows if self.scores(self.results) else []
+        lines = _columns(rows[:12]) if rows else []
         if len(rows) > 12:
             lines.append(f"  … and {len(rows) - 12} more in {self.folder / 'summary.csv'}")
         reasons: dict[str, list[str]] = {}

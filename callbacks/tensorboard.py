@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import logging
 import warnings
@@ -76,9 +77,9 @@ class TensorBoard(TensorBoardLogger):
             self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))
             if model.trainer.world_size > 1:  # the other processes do not take part in the trace
                 return
-            # It traces in a way that torch would like to be rid of, and prints what goes wrong. A net that cannot run
-            # says so in the training.
-            with warnings.catch_warnings(), contextlib.redirect_stdout(None), contextlib.suppress(RuntimeError):
+            # It traces one example, in a way that torch would like to be rid of, and prints what goes wrong. A net that
+            # cannot run says so in the training.
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
                 warnings.simplefilter("ignore")
                 self._guard(lambda: self.experiment.add_graph(model.net, example))
 

@@ -224,12 +224,21 @@ def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
         train.train(command_line.compose("model=mlp", "model.net.hidden=[[5]]", "logger=none"), tmp_path)
     line = errors.one_line(error.value)
-    assert re.search(r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; debug=traceback shows the way there\)$", line)
+    assert re.search(
+        r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; HYDRA_FULL_ERROR=1 shows the way there\)$", line
+    )
+
+
+def test_what_is_said_on_purpose_needs_no_place(tmp_path: Path) -> None:
+    with pytest.raises(Exception) as error:
+        train.train(command_line.compose("model=lenet", "data=blobs", "logger=none"), tmp_path)
+    assert "LeNet takes images" in (line := errors.one_line(error.value))
+    assert ".py, line" not in line
 
 
 def test_nobody_reads(tmp_path: Path) -> None:
     """``python train.py … | head -1``: the run goes on, and says nothing about it."""
-    settings = "model=blobs_mlp data=blobs logger=none trainer.max_epochs=20"
+    settings = "model=blobs_mlp data=blobs logger=none trainer.max_epochs=5 model.steps_per_batch=100"
     command = f"{sys.executable} -u {PROJECT / 'train.py'} {settings} | head -1"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert len(answer.stdout.splitlines()) == 1

@@ -22,11 +22,20 @@ LINES = re.findall(r"^    ((?:python|torchrun|tensorboard) .*)$", README, re.MUL
 BRIEF = ["trainer.max_epochs=1", *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))]
 
 
+def _not_of_the_project(folder: str, names: list[str]) -> list[str]:
+    """What is beside the project's files: runs, data, and whatever begins with a dot or is a virtual environment."""
+    top = Path(folder) == PROJECT
+    return [
+        name for name in names
+        if top and (name in ("outputs", "data") or name[0] == "." or Path(folder, name, "pyvenv.cfg").exists())
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, real_root: Path) -> Path:
     """A copy of the project with the files that the README tells to write, some digits and a table."""
     copy = tmp_path_factory.mktemp("readme") / "lit-classics"
-    shutil.copytree(PROJECT, copy, ignore=lambda path, _: ("outputs", "data", ".git") if Path(path) == PROJECT else ())
+    shutil.copytree(PROJECT, copy, ignore=_not_of_the_project)
     for name, text in re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", README, re.DOTALL):
         (copy / name).write_text(text)
     for number in range(20):
