@@ -51,6 +51,12 @@ def commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+def between_steps(trainer: pl.Trainer) -> bool:
+    """Whether a checkpoint can be written in the middle of an epoch: all gradients are used up, and more batches come.
+    After the last one the epoch's own checkpoint follows."""
+    return not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
+
+
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt``, written after every epoch, and ``best.ckpt``, the best epoch by validation accuracy (without
     one by validation loss, without that by training loss).
@@ -78,9 +84,7 @@ class Checkpoints(Checkpoint):
                 leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        # After the last batch the epoch's own checkpoint follows.
-        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if due and not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and between_steps(trainer):
             trainer.save_checkpoint(self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

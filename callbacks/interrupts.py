@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from callbacks.checkpoints import between_steps
+
 
 class Interrupted(Exception):
     """The run was told to stop. Its exit code is the shell's for the signal: 130 for SIGINT, 143 for SIGTERM."""
@@ -68,9 +70,8 @@ class Interrupts(Checkpoint):
         self._install()  # Lightning has put its own handler of SIGTERM there, which ends in exit code 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        # After the last batch the epoch is finished first: its checkpoint follows.
-        number = self._heard(trainer)
-        if number and not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+        number = self._heard(trainer)  # asked after every batch, for the answer comes one later
+        if number and between_steps(trainer):
             trainer.save_checkpoint(self.file)
             raise Interrupted(number, self.file)
 

@@ -13,6 +13,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is loaded: the threads of several processes on the same cores wait for each other most of the time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
+from tensorboard.summary.writer import event_file_writer
+
+# The names of TensorBoard's files are a second and a number, and are read in the order of the alphabet: of a run that
+# was resumed within one second the file with number 10 would come before that with 9.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
 PROJECT = Path(__file__).parent.parent
 DATA_ROOT = Path(os.environ.get("DATA_ROOT") or PROJECT / "data")
