@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -372,7 +371,7 @@ def leave(error: BaseException, whole_traceback: bool, command: str | None = Non
     if isinstance(error, SystemExit):
         raise error
     if isinstance(error, BrokenPipeError) and _nobody_reads():
-        sys.exit(128 + signal.SIGPIPE)  # as other programs do
+        sys.exit(141)  # as other programs do: 128 and the number of SIGPIPE, which Windows does not have
     together = (KeyboardInterrupt, FloatingPointError)
     if helps() and (isinstance(error, together) or hasattr(error, "status") or LOST in one_line(error)):
         sys.exit(0)  # the first process says so, and Lightning would kill it for another exit code of this one

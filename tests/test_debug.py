@@ -38,6 +38,20 @@ def test_the_last_run_is_not_one_of_these(noise: None) -> None:
         assert Path("outputs/last").resolve().name == ("third" if folder == "third" else "first")
 
 
+def test_few_steps_are_said(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    hint = "that is 8 gradient steps in all: a smaller data.batch_size"
+    for settings, said in (
+        (["trainer.max_epochs=2"], True),
+        (["trainer.max_epochs=20"], False),
+        (["debug=fast"], False),
+    ):
+        caplog.clear()
+        run("model=mlp", "data.batch_size=128", *settings)
+        assert (hint in caplog.text) == said
+        assert ("gradient steps in all" in caplog.text) == said
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn", "dropout_cnn", "lenet", "quick_cnn"])
 def test_one_batch_can_be_learnt_by_heart(model: str, noise: None) -> None:
     result = run(f"model={model}", "debug=overfit", "data.batch_size=32")
