@@ -17,7 +17,7 @@ import torch
 
 from tests.conftest import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 # 897 examples for training: 14 batches of 64, and one example that is left over for two processes.
 DATA = ("model=deep_logistic", "data=tabular", "data.size=1003", "data.val_size=106", "logger=none")

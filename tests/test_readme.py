@@ -15,8 +15,6 @@ from PIL import Image
 
 from tests.conftest import PROJECT
 
-pytestmark = pytest.mark.xdist_group("readme")  # one process, for the order
-
 README = (PROJECT / "README.md").read_text()
 LINES = re.findall(r"^    ((?:python|torchrun|tensorboard) .*)$", README, re.MULTILINE)
 BRIEF = ["trainer.max_epochs=1", *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))]

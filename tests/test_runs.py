@@ -9,8 +9,6 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-pytestmark = pytest.mark.xdist_group("runs")  # one process, for the fixture
-
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=50", "trainer.max_epochs=3", "trainer.accelerator=cpu")
 
 
