@@ -172,7 +172,7 @@ def _rows(
             f"{classes[index]} {share:.4f}"
             for share, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
-        row = {"file": name, "label": classes[top.indices[0]], "probability": round(top.values[0].item(), 6)}
+        row = {"input": name, "label": classes[top.indices[0]], "probability": round(top.values[0].item(), 6)}
         row["top 3"] = "; ".join(best)
         if truths:
             row["truth"] = classes[truths[number]]
@@ -184,7 +184,7 @@ def _line(row: dict[str, Any]) -> str:
     """What is printed of a row of the CSV file."""
     truth = f"  is {_readable(row['truth'])}" if "truth" in row else ""
     if "top 3" in row:
-        return f"{row['file']}  {row['top 3']}{truth}"
+        return f"{row['input']}  {row['top 3']}{truth}"
     return f"{row['input']}  {_readable(row['prediction'])}{truth}"
 
 

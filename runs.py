@@ -16,7 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 # What a stored config may build: classes of these modules, of these kinds. Everything else is refused by name.
 MODULES = ("lit_models", "datamodules", "torch.nn.modules", "torch.optim", "lightning.pytorch.trainer")
 GROUPS = ("model", "data", "optimizer", "scheduler")  # what a checkpoint's weights and state belong to
-LEARNT = ("data.target", "data.columns", "data.classes", "data.standardise")  # and what of a table
+# Of the data only where it lies and how it is served may change in the middle: all else decides what was held out.
+SERVED = [
+    f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
+]
 
 
 def find(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
@@ -159,7 +162,8 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key.startswith(("seed", "optimizer.", "scheduler.", "model.", *LEARNT)):
+        held = key == "seed" or (key.startswith(tuple(f"{group}." for group in GROUPS)) and key not in SERVED)
+        if held and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
             raise ValueError(f"resume: {key} belongs to what the checkpoint holds and cannot be changed in the middle")
         if key in (*GROUPS, "experiment"):
             if value != (was := str(stored["chosen"].get(key) or "null")):

@@ -84,6 +84,12 @@ class Interrupts(Checkpoint):
         if number := self._heard(trainer, wait=True):
             raise Interrupted(number, self.file)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # Lightning looks every five seconds whether a process that it started has failed, and then kills all: this one
+        # too, which has something to say and to write.
+        if launcher := trainer.strategy.launcher:
+            getattr(launcher, "procs", []).clear()
+
     def _heard(self, trainer: pl.Trainer, wait: bool = False) -> int | None:
         """The signal that ends the run. Of several processes what they knew one step ago, unless it waits for them: the
         answer to that has come meanwhile, and a step costs no time."""

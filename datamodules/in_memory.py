@@ -209,6 +209,21 @@ class InMemoryDataModule(pl.LightningDataModule):
         held_out, rest = self._hold_out(order, size) if validation else (order[:size], order[size:])
         return held_out.sort().values, rest.sort().values
 
+    def state_dict(self) -> dict[str, int]:
+        """What a run's place in an epoch and its schedule count in, and what its examples were drawn from."""
+        examples = len(self.train_indices)
+        processes = self.trainer.world_size if self.trainer is not None else 1
+        return {"step": (self.batch_size or examples) * processes, "examples": examples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raises ValueError where a run cannot go on with what is here."""
+        if state and state != (now := self.state_dict()):
+            raise ValueError(
+                f"resume: a step of this run takes {state['step']} of {state['examples']} training examples, and would "
+                f"now take {now['step']} of {now['examples']}; data.batch_size times the number of processes, and the "
+                "data, must stay the same"
+            )
+
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)
 

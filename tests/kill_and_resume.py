@@ -6,7 +6,9 @@ The run is mnist_dropout_cnn made short, with a checkpoint every few steps, so t
 """
 
 import argparse
+import contextlib
 import csv
+import math
 import multiprocessing
 import os
 import random
@@ -38,21 +40,33 @@ def job(folder: Path, *more: str) -> None:
     train.train(command_line.compose(*COMMAND, *more), folder)
 
 
-def run(folder: Path, *more: str, kill_after: float | None = None) -> float:
-    """Runs a job in a fresh process, killed after some seconds or left to finish; returns how long it ran."""
+def run(folder: Path, *more: str, saves: float = math.inf, gap: float = 0) -> int:
+    """Runs a job in a fresh process to its end, or until a kill; returns how many checkpoints were seen.
+
+    Args:
+        folder: of the run.
+        *more: overrides.
+        saves: 3.5 kills it half a ``gap`` after the third checkpoint. Not after so many seconds: how far a run gets in
+            them depends on what else the machine does.
+        gap: seconds between two checkpoints.
+    """
     # The server has everything imported and computes nothing itself, so that a fork of it starts at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "lightning.pytorch", "lit_models", "datamodules", "callbacks.report"])
     process = context.Process(target=job, args=(folder, *more))
-    start = time.monotonic()
     process.start()
-    process.join(kill_after)
-    if process.is_alive():
+    seen: set[int] = set()
+    while process.is_alive() and len(seen) + 1 <= saves:
+        with contextlib.suppress(FileNotFoundError):
+            seen.add((folder / "checkpoints/last.ckpt").stat().st_mtime_ns)
+        process.join(0.001)
+    if saves < math.inf:
+        process.join(saves % 1 * gap)
         process.kill()
     process.join()
-    if kill_after is None and process.exitcode != 0:
+    if saves == math.inf and process.exitcode != 0:
         raise AssertionError(folder.with_suffix(".log").read_text())
-    return time.monotonic() - start
+    return len(seen)
 
 
 def end(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -84,23 +98,25 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:
     """Returns one line for each kill; raises AssertionError for the first end that differs."""
     whole = folder / "whole"
     run(whole)  # the first also pays for the imports of the server
-    seconds = run(folder / "timed")
+    start = time.monotonic()
+    checkpoints = run(folder / "timed")
+    gap = (time.monotonic() - start) / checkpoints
     expected, lines = end(whole), []
     assert not differences(expected, end(folder / "timed"))
     moments = random.Random(seed)
     for number in range(kills):
         killed = folder / str(number)
-        moment = moments.uniform(0.2, 1) * seconds
-        run(killed, kill_after=moment)
+        moment = moments.uniform(0, checkpoints)
+        run(killed, saves=moment, gap=gap)
         last = killed / "checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None
         if (killed / "result.json").exists():
-            lines.append(f"{number}: had finished after {moment:.2f} s")
+            lines.append(f"{number}: had finished before {moment:.2f} checkpoints")
         else:  # without any checkpoint it is started again
             run(killed, *([f"resume={killed}"] if last.exists() else []))
-            lines.append(f"{number}: killed after {moment:.2f} s, resumed from step {step}")
+            lines.append(f"{number}: killed after {moment:.2f} checkpoints, resumed from step {step}")
         found = differences(expected, end(killed))
-        assert not found, f"kill {number} after {moment:.2f} s, resumed from step {step}: {found[:5]}"
+        assert not found, f"kill {number} after {moment:.2f} checkpoints, resumed from step {step}: {found[:5]}"
         leftovers = [path.name for path in killed.rglob("*.tmp")]
         assert not leftovers, leftovers
         shutil.rmtree(killed)

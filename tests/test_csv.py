@@ -194,7 +194,7 @@ def test_a_run_answers_about_raw_rows_without_its_table() -> None:
         answers = ask(Path("run"), csv=f"{name}.csv")
         assert [row["label"] for row in answers] == [stored["known"]["class_names"][k] for k in shares.argmax(1)]
         assert [row["probability"] for row in answers] == pytest.approx(shares.amax(1).tolist(), abs=2e-6)
-    assert answers[0]["file"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
+    assert answers[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
 
 
 def test_an_evaluation_gives_the_figures_of_the_run() -> None:

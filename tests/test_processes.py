@@ -167,6 +167,21 @@ def test_jobs_of_a_sweep(alone: tuple, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("outputs/*"))) == 3  # sweep, last, last_sweep
 
 
+def test_one_process_ends_what_two_began(alone: tuple, tmp_path: Path) -> None:
+    program = str(PROJECT / "train.py")
+    finished(start(tmp_path, program, *RUN, *TWO, "trainer.devices=2", "trainer.max_epochs=2"))
+    again = (program, "resume=last", "trainer=default", "trainer.accelerator=cpu", "trainer.max_epochs=3")
+    other = start(tmp_path, *again)
+    with ended(other):
+        _, errors = other.communicate(timeout=60)
+    assert other.returncode == 1
+    assert errors.startswith(
+        "error: resume: a step of this run takes 64 of 897 training examples, and would now take 32"
+    )
+    finished(start(tmp_path, *again, "data.batch_size=64"))
+    assert_same(figures(one_run(tmp_path)), alone)
+
+
 # Long enough to be stopped in the middle of an epoch.
 LONG = (
     *RUN,
@@ -212,20 +227,36 @@ def test_a_signal_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
         assert row == pytest.approx(other, rel=1e-6)  # the sums between two points of the curve are rounded
 
 
-def test_a_process_that_is_killed_ends_the_run_with_a_line(tmp_path: Path) -> None:
-    command = (str(PROJECT / "train.py"), *LONG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    process = start(tmp_path, *command)
+def kill_the_other(folder: Path, *overrides: str) -> tuple[int, str]:
+    """Kills the second of two processes in the first epoch; the exit code of the first and what went to stderr."""
+    command = (*overrides, *LONG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    process = start(folder, str(PROJECT / "train.py"), *command)
     with ended(process):
         for line in process.stdout:
-            if line.startswith("[1,   300]"):
+            if "[1,   300]" in line:
                 break
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    return process.returncode, errors
+
+
+def test_a_process_that_is_killed_ends_the_run_with_a_line(tmp_path: Path) -> None:
+    code, errors = kill_the_other(tmp_path)
+    assert code == 1
     assert errors.startswith("error: another process of this run has ended; its own line says why")
     assert len(errors.splitlines()) == 1
     assert json.loads((tmp_path / "outputs/last/result.json").read_text())["status"] == "failed"
+
+
+def test_a_process_that_is_killed_ends_one_job_of_a_sweep(tmp_path: Path) -> None:
+    """The next one takes longer than Lightning waits before it looks after the processes of this one."""
+    code, errors = kill_the_other(tmp_path, "-m", "seed=1,2")
+    assert code == 1
+    assert errors.startswith("[0] error: another process of this run has ended")
+    first, second = sorted(tmp_path.glob("outputs/sweep/*/*/result.json"))
+    assert json.loads(first.read_text())["status"] == "failed"
+    assert json.loads(second.read_text())["status"] == "finished"
 
 
 def test_all_processes_stop_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:

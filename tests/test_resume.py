@@ -445,11 +445,23 @@ def test_a_resumed_run_keeps_its_callbacks_and_its_logger(tiny: None) -> None:
     assert not Path("run/dashboard.txt").exists()
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=0.5", "seed=9", "scheduler.max_lr=1", "model.net._target_=x"])
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=0.5", "seed=9", "scheduler.max_lr=1", "model.net._target_=x", "data.val_size=8"]
+)
 def test_what_the_checkpoint_holds_cannot_be_changed(override: str, tiny: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     with pytest.raises(ValueError, match="belongs to what the checkpoint holds"):
         run("run", "resume=run", "trainer.max_epochs=2", override)
+
+
+def test_a_step_keeps_its_examples_in_the_middle(tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    with pytest.raises(ValueError, match=r"a step of this run takes 16 of 160 .*, and would now take 32 of 160;"):
+        run("run", "resume=run", "trainer.max_epochs=2", "data.batch_size=32")
+    assert json.loads(Path("run/result.json").read_text())["status"] == "finished"  # as it was
+    # The same value typed again is no change.
+    result = run("run", "resume=run", "trainer.max_epochs=2", "data.val_size=40", "data.eval_batch_size=7")
+    assert result["epochs"] == 2
 
 
 def test_the_weights_it_started_from_are_not_needed_again(tiny: None) -> None:

@@ -204,7 +204,7 @@ def test_an_evaluation_that_cannot_be(settings: dict[str, str], message: str, ma
 def test_the_first_of_the_test_set_with_what_they_are(bands: Path) -> None:
     _, (images, labels) = load_bands(None)
     answers = ask(bands, data="test")
-    assert [row["file"] for row in answers] == [f"test[{number}]" for number in range(6)]
+    assert [row["input"] for row in answers] == [f"test[{number}]" for number in range(6)]
     assert [row["truth"] for row in answers] == [str(label) for label in labels[:6].tolist()]
     assert [row["label"] for row in answers] == [
         str(label) for label in logits_of(bands, images[:6]).argmax(1).tolist()
@@ -225,9 +225,9 @@ def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
     Path("spreadsheet.csv").write_text(points, encoding="utf-8-sig")
     for name in ("bare", "header", "spreadsheet"):
         answers = ask(made / "blobs", csv=f"{name}.csv")
-        assert [row["file"] for row in answers] == ["2,2", "-2,-1.5", "3,1e0"]
+        assert [row["input"] for row in answers] == ["2,2", "-2,-1.5", "3,1e0"]
         assert [row["label"] for row in answers] == ["blob at (2, 2)", "blob at (-2, -2)", "blob at (2, 2)"]
-    assert list(rows(Path("answers/predictions.csv"))[0]) == ["file", "label", "probability", "top 3"]
+    assert list(rows(Path("answers/predictions.csv"))[0]) == ["input", "label", "probability", "top 3"]
     assert not Path("answers/predictions.png").exists()
 
 
