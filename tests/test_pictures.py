@@ -208,7 +208,7 @@ def test_a_folder_a_pattern_and_one_file(run: Path) -> None:
         (ImageOps.invert(picture) if label % 2 else picture).save(f"digits/{label}.{'png' if label < 5 else 'jpg'}")
     digit(9).save("digits/more/nine [1].png")
     assert [row["label"] for row in ask(run, "digits")] == list("0123456789")
-    assert [row["file"] for row in ask(run, "digits/*.png")] == [f"digits/{label}.png" for label in range(5)]
+    assert [row["input"] for row in ask(run, "digits/*.png")] == [f"digits/{label}.png" for label in range(5)]
     assert [row["label"] for row in ask(run, "digits/**/*.png")] == list("012349")
     assert [row["label"] for row in ask(run, "digits/more/nine [1].png")] == ["9"]
 
@@ -220,7 +220,7 @@ def test_the_table_is_what_the_net_says(run: Path) -> None:
         Image.fromarray(images[number, 0].numpy()).save(f"digits/{number}.png")
     ask(run, "digits", Path("to").resolve())
     table = rows(Path("to"))
-    assert list(table[0]) == ["file", "label", "probability", "top 3"]
+    assert list(table[0]) == ["input", "label", "probability", "top 3"]
     _, datamodule, model = evaluate.rebuild(str(run), "last")
     with torch.inference_mode():
         shares = model.net(datamodule.prepare(images[:5])).softmax(1)
@@ -243,7 +243,7 @@ def test_what_is_no_picture_is_named_and_the_others_are_predicted(run: Path) -> 
         ask(run, "digits", Path("to").resolve())
     assert str(error.value).endswith("digits/empty.png, digits/notes.txt")
     assert error.value.exit_code == 1
-    assert [(row["file"], row["label"]) for row in rows(Path("to"))] == [("digits/1.png", "1"), ("digits/2.png", "2")]
+    assert [(row["input"], row["label"]) for row in rows(Path("to"))] == [("digits/1.png", "1"), ("digits/2.png", "2")]
     assert Path("to/predictions.png").is_file()
 
 

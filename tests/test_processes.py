@@ -243,7 +243,7 @@ def kill_the_other(folder: Path, *overrides: str) -> tuple[int, str]:
 
 def test_a_process_that_is_killed_ends_the_run_with_a_line(tmp_path: Path) -> None:
     code, errors = kill_the_other(tmp_path)
-    assert code == 1
+    assert code == 1, errors
     assert errors.startswith("error: another process of this run has ended; its own line says why")
     assert len(errors.splitlines()) == 1
     assert json.loads((tmp_path / "outputs/last/result.json").read_text())["status"] == "failed"
