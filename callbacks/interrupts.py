@@ -2,7 +2,10 @@
 
 import os
 import signal
+import threading
+import time
 from pathlib import Path
+from subprocess import Popen
 from types import FrameType
 from typing import Any
 
@@ -36,10 +39,13 @@ class Interrupts(Checkpoint):
         file: ``last.ckpt``.
     """
 
+    patience = 10.0  # seconds that this process has to hear of another's end by itself, as it nearly always does
+
     def __init__(self, file: Path) -> None:
         self.file = file
         self._signal: int | None = None  # that this process heard
         self._training = False
+        self._over = threading.Event()
         self._question: tuple[Tensor, Any] | None = None  # to all processes: has one of you heard a signal?
 
     def __enter__(self) -> "Interrupts":
@@ -48,6 +54,7 @@ class Interrupts(Checkpoint):
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._over.set()
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -61,6 +68,21 @@ class Interrupts(Checkpoint):
         self._signal = number
         if self._first:
             os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if started := getattr(trainer.strategy.launcher, "procs", None):
+            threading.Thread(target=self._watch, args=(started.copy(),), daemon=True).start()
+            started.clear()  # Lightning's own watch would kill this process too, before it has said and written why
+
+    def _watch(self, others: list[Popen[bytes]]) -> None:
+        """Ends this process where one that it started has failed and it waits for that one's answer still."""
+        while None in (codes := [other.poll() for other in others]) and not any(codes):
+            time.sleep(1)
+        if any(codes) and not self._over.wait(self.patience):
+            os.write(2, b"error: another process of this run has ended; its own line says why\n")
+            for other in others:
+                other.kill()
+            os._exit(1)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = True
@@ -83,12 +105,6 @@ class Interrupts(Checkpoint):
         self._training = False
         if number := self._heard(trainer, wait=True):
             raise Interrupted(number, self.file)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # Lightning looks every five seconds whether a process that it started has failed, and then kills all: this one
-        # too, which has something to say and to write.
-        if launcher := trainer.strategy.launcher:
-            getattr(launcher, "procs", []).clear()
 
     def _heard(self, trainer: pl.Trainer, wait: bool = False) -> int | None:
         """The signal that ends the run. Of several processes what they knew one step ago, unless it waits for them: the

@@ -259,6 +259,28 @@ def test_a_process_that_is_killed_ends_one_job_of_a_sweep(tmp_path: Path) -> Non
     assert json.loads(second.read_text())["status"] == "finished"
 
 
+# A process of a run that has started another, which fails, and waits for it, as some ways between GPUs do.
+WAITS = """
+import subprocess, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from callbacks.interrupts import Interrupts
+
+Interrupts.patience = 0.1
+strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[subprocess.Popen([sys.executable, "-c", "exit(1)"])]))
+with Interrupts(Path("last.ckpt")) as interrupts:
+    interrupts.setup(SimpleNamespace(strategy=strategy), None, "fit")
+    assert not strategy.launcher.procs
+    time.sleep(60)
+"""
+
+
+def test_a_process_does_not_wait_forever_for_one_that_has_failed() -> None:
+    answer = subprocess.run([sys.executable, "-c", WAITS], cwd=PROJECT, capture_output=True, text=True, timeout=50)
+    assert answer.returncode == 1
+    assert answer.stderr == "error: another process of this run has ended; its own line says why\n"
+
+
 def test_all_processes_stop_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     process = start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, "trainer.devices=2", "optimizer.lr=1e38")
     with ended(process):
