@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 # What a stored config may build: classes of these modules, of these kinds. Everything else is refused by name.
 MODULES = ("lit_models", "datamodules", "torch.nn.modules", "torch.optim", "lightning.pytorch.trainer")
 GROUPS = ("model", "data", "optimizer", "scheduler")  # what a checkpoint's weights and state belong to
-# Of the data only where it lies and how it is served may change in the middle: all else decides what was held out.
+# Of the data only where it lies and how it is served may change in the middle, not what was held out or learnt from.
 SERVED = [
     f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
 ]
@@ -152,16 +153,24 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     """
     checkpoint = load(file)
     stored, merged = checkpoint["config"], own_config(checkpoint)
-    for group in ("callbacks", "logger"):  # as they are now in conf/, not as they are stored
+    before = _by_key(stored["chosen"]["overrides"])
+    # What was typed of callbacks is kept, as far as it is plain values; no name in it begins with _ as _target_ does.
+    paths = [key for key in map(_path, before) if re.fullmatch(r"callbacks(\.[a-z]\w*)+", key)]
+    watching = {path: OmegaConf.select(merged, path) for path in paths}
+    for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
         name = stored["chosen"][group]
         merged[group] = cfg[group] if cfg.chosen[group] == name else option(group, name)
+    for path, value in watching.items():
+        if (value is None or isinstance(value, str | int | float)) and OmegaConf.select(
+            merged, path.rpartition(".")[0]
+        ):
+            OmegaConf.update(merged, path, value, force_add=True)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
-    before = _by_key(stored["chosen"]["overrides"])
     typed = _by_key(cfg.chosen.overrides)
     overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
     for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
+        key, value = _path(override), override.partition("=")[2]
         held = key == "seed" or (key.startswith(tuple(f"{group}." for group in GROUPS)) and key not in SERVED)
         if held and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
             raise ValueError(f"resume: {key} belongs to what the checkpoint holds and cannot be changed in the middle")
@@ -183,6 +192,11 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
             f"trainer.max_epochs={epochs + 5} would add five"
         )
     return merged
+
+
+def _path(override: str) -> str:
+    """``trainer.max_epochs`` of ``++trainer.max_epochs=3``."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the step is finished, a checkpoint saved, and the exit code says what happened."""
 
+import _thread
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from callbacks.checkpoints import between_steps
+from errors import LOST
 
 
 class Interrupted(Exception):
@@ -45,7 +47,8 @@ class Interrupts(Checkpoint):
         self.file = file
         self._signal: int | None = None  # that this process heard
         self._training = False
-        self._over = threading.Event()
+        self._others: list[Popen[bytes]] = []  # that this process has started
+        self._over, self._lost = threading.Event(), False
         self._question: tuple[Tensor, Any] | None = None  # to all processes: has one of you heard a signal?
 
     def __enter__(self) -> "Interrupts":
@@ -63,6 +66,8 @@ class Interrupts(Checkpoint):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._lost:
+            raise RuntimeError(LOST)
         if not self._training or self._signal is not None:
             raise Interrupted(number, self.file if self.file.exists() else None)
         self._signal = number
@@ -70,17 +75,23 @@ class Interrupts(Checkpoint):
             os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if started := getattr(trainer.strategy.launcher, "procs", None):
-            threading.Thread(target=self._watch, args=(started.copy(),), daemon=True).start()
+        launcher: Any = trainer.strategy.launcher
+        if (started := getattr(launcher, "procs", [])) and launcher.procs is not self._others:
+            self._others = launcher.procs = started.copy()  # to which Lightning hands signals on
+            threading.Thread(target=self._watch, daemon=True).start()
             started.clear()  # Lightning's own watch would kill this process too, before it has said and written why
 
-    def _watch(self, others: list[Popen[bytes]]) -> None:
+    def _watch(self) -> None:
         """Ends this process where one that it started has failed and it waits for that one's answer still."""
-        while None in (codes := [other.poll() for other in others]) and not any(codes):
+        while None in (codes := [other.poll() for other in self._others]) and not any(codes):
             time.sleep(1)
-        if any(codes) and not self._over.wait(self.patience):
-            os.write(2, b"error: another process of this run has ended; its own line says why\n")
-            for other in others:
+        if not any(codes) or self._over.wait(self.patience):
+            return
+        self._lost = True
+        _thread.interrupt_main()  # heard when it is in Python again
+        if not self._over.wait(self.patience):
+            os.write(2, f"error: {LOST}\n".encode())
+            for other in self._others:
                 other.kill()
             os._exit(1)
 

@@ -210,19 +210,31 @@ class InMemoryDataModule(pl.LightningDataModule):
         return held_out.sort().values, rest.sort().values
 
     def state_dict(self) -> dict[str, int]:
-        """What a run's place in an epoch and its schedule count in, and what its examples were drawn from."""
+        """What the place in an epoch and the schedule of a run are counted in, and how many examples it learns from."""
         examples = len(self.train_indices)
-        processes = self.trainer.world_size if self.trainer is not None else 1
-        return {"step": (self.batch_size or examples) * processes, "examples": examples}
+        processes, batches = (self.trainer.world_size, self.trainer.accumulate_grad_batches) if self.trainer else (1, 1)
+        return {
+            "batch": min((self.batch_size or examples) * processes, examples),
+            "batches": batches,
+            "examples": examples,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Raises ValueError where a run cannot go on with what is here."""
-        if state and state != (now := self.state_dict()):
-            raise ValueError(
-                f"resume: a step of this run takes {state['step']} of {state['examples']} training examples, and would "
-                f"now take {now['step']} of {now['examples']}; data.batch_size times the number of processes, and the "
-                "data, must stay the same"
-            )
+        now, units = (
+            self.state_dict(),
+            {
+                "batch": "examples in a batch (data.batch_size, times the processes)",
+                "batches": "batches in a step (trainer.accumulate_grad_batches)",
+                "examples": "examples to learn from",
+            },
+        )
+        for name, number in state.items():
+            if number != now[name]:
+                raise ValueError(
+                    f"resume: this run has {number} {units[name]}; here there would be {now[name]}, which cannot be "
+                    "changed in the middle"
+                )
 
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)

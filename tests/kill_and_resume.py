@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ def job(folder: Path, *more: str) -> None:
     train.train(command_line.compose(*COMMAND, *more), folder)
 
 
-def run(folder: Path, *more: str, saves: float = math.inf, gap: float = 0) -> int:
-    """Runs a job in a fresh process to its end, or until a kill; returns how many checkpoints were seen.
+def run(folder: Path, *more: str, saves: float = math.inf, gap: float = 0) -> list[int]:
+    """Runs a job in a fresh process to its end, or until a kill; returns when checkpoints were saved, in nanoseconds.
 
     Args:
         folder: of the run.
@@ -66,7 +65,7 @@ def run(folder: Path, *more: str, saves: float = math.inf, gap: float = 0) -> in
     process.join()
     if saves == math.inf and process.exitcode != 0:
         raise AssertionError(folder.with_suffix(".log").read_text())
-    return len(seen)
+    return sorted(seen)
 
 
 def end(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -98,15 +97,14 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:
     """Returns one line for each kill; raises AssertionError for the first end that differs."""
     whole = folder / "whole"
     run(whole)  # the first also pays for the imports of the server
-    start = time.monotonic()
-    checkpoints = run(folder / "timed")
-    gap = (time.monotonic() - start) / checkpoints
+    saves = run(folder / "timed")
+    gap = (saves[-1] - saves[0]) / 1e9 / (len(saves) - 1)
     expected, lines = end(whole), []
     assert not differences(expected, end(folder / "timed"))
     moments = random.Random(seed)
     for number in range(kills):
         killed = folder / str(number)
-        moment = moments.uniform(0, checkpoints)
+        moment = moments.uniform(0, len(saves))
         run(killed, saves=moment, gap=gap)
         last = killed / "checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None

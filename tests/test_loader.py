@@ -1,5 +1,7 @@
 """Whole batches from memory: every example once, an order that is a function of (seed, epoch), a place that is kept."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -132,3 +134,14 @@ def test_blobs_are_two_clouds_that_do_not_change() -> None:
     centres = torch.stack([train[labels == label].mean(0) for label in (0, 1)])
     torch.testing.assert_close(centres, torch.tensor([[2.0, 2.0], [-2.0, -2.0]]), atol=0.4, rtol=0)
     assert labels.bincount().tolist() == [100, 100]
+
+
+def test_a_batch_is_never_more_than_there_is() -> None:
+    """A run on all examples at once goes on with any number of processes."""
+    places = []
+    for processes in (1, 2):
+        blobs = Blobs(size=200, batch_size=None)
+        blobs.trainer = SimpleNamespace(world_size=processes, accumulate_grad_batches=1)
+        blobs.setup()
+        places.append(blobs.state_dict())
+    assert places[0] == places[1] == {"batch": 200, "batches": 1, "examples": 200}
