@@ -154,17 +154,13 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     checkpoint = load(file)
     stored, merged = checkpoint["config"], own_config(checkpoint)
     before = _by_key(stored["chosen"]["overrides"])
-    # What was typed of callbacks is kept, as far as it is plain values; no name in it begins with _ as _target_ does.
-    paths = [key for key in map(_path, before) if re.fullmatch(r"callbacks(\.[a-z]\w*)+", key)]
-    watching = {path: OmegaConf.select(merged, path) for path in paths}
+    kept = _plain_values(merged, [key for key in map(_path, before) if key.startswith("callbacks.")])
     for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
         name = stored["chosen"][group]
         merged[group] = cfg[group] if cfg.chosen[group] == name else option(group, name)
-    for path, value in watching.items():
-        if (value is None or isinstance(value, str | int | float)) and OmegaConf.select(
-            merged, path.rpartition(".")[0]
-        ):
-            OmegaConf.update(merged, path, value, force_add=True)
+    for key, value in kept.items():
+        if OmegaConf.select(merged, key.rpartition(".")[0]):
+            OmegaConf.update(merged, key, value, force_add=True)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
     typed = _by_key(cfg.chosen.overrides)
@@ -192,6 +188,12 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
             f"trainer.max_epochs={epochs + 5} would add five"
         )
     return merged
+
+
+def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """Of those keys that name no class and nothing else that Hydra acts upon: their names begin with a letter."""
+    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)*", key)}
+    return {key: value for key, value in values.items() if value is None or isinstance(value, str | int | float)}
 
 
 def _path(override: str) -> str:

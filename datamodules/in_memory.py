@@ -221,18 +221,15 @@ class InMemoryDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Raises ValueError where a run cannot go on with what is here."""
-        now, units = (
-            self.state_dict(),
-            {
-                "batch": "examples in a batch (data.batch_size, times the processes)",
-                "batches": "batches in a step (trainer.accumulate_grad_batches)",
-                "examples": "examples to learn from",
-            },
-        )
-        for name, number in state.items():
-            if number != now[name]:
+        units = {
+            "batch": "examples in a batch (data.batch_size, times the processes)",
+            "batches": "batches in a step (trainer.accumulate_grad_batches)",
+            "examples": "examples to learn from",
+        }
+        for name, now in self.state_dict().items():
+            if now != state.get(name, now):
                 raise ValueError(
-                    f"resume: this run has {number} {units[name]}; here there would be {now[name]}, which cannot be "
+                    f"resume: this run has {state[name]} {units[name]}; here there would be {now}, which cannot be "
                     "changed in the middle"
                 )
 

@@ -458,6 +458,22 @@ def test_a_resumed_run_keeps_what_was_typed_of_its_callbacks(tiny: None) -> None
 
 
 @pytest.mark.parametrize(
+    "key", ["callbacks.pictures._target_", "callbacks.pictures[_target_]", "+callbacks.x._target_"]
+)
+def test_nothing_in_a_checkpoint_names_a_callback(key: str, tiny: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["config"]["callbacks"] = {"pictures": {"_target_": "os.mkdir"}, "x": {"_target_": "os.mkdir"}}
+    checkpoint["config"]["chosen"]["overrides"] = [f"{key}=os.mkdir"]
+    torch.save(checkpoint, "run/checkpoints/last.ckpt")
+    now = command_line.compose("resume=run", "trainer.max_epochs=2")
+    now.chosen.overrides = ["resume=run", "trainer.max_epochs=2"]
+    cfg = runs.resumed(now, Path("run/checkpoints/last.ckpt"))
+    assert cfg.callbacks.pictures._target_ == "callbacks.pictures.Pictures"
+    assert "x" not in cfg.callbacks
+
+
+@pytest.mark.parametrize(
     "override", ["optimizer.lr=0.5", "seed=9", "scheduler.max_lr=1", "model.net._target_=x", "data.val_size=8"]
 )
 def test_what_the_checkpoint_holds_cannot_be_changed(override: str, tiny: None) -> None:
