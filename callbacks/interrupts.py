@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from callbacks.checkpoints import between_steps
-from errors import LOST
 
 
 class Interrupted(Exception):
@@ -67,7 +66,7 @@ class Interrupts(Checkpoint):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._lost:
-            raise RuntimeError(LOST)
+            raise ConnectionError("connection closed by peer")  # as the exchange between processes says it
         if not self._training or self._signal is not None:
             raise Interrupted(number, self.file if self.file.exists() else None)
         self._signal = number
@@ -90,7 +89,7 @@ class Interrupts(Checkpoint):
         self._lost = True
         _thread.interrupt_main()  # heard when it is in Python again
         if not self._over.wait(self.patience):
-            os.write(2, f"error: {LOST}\n".encode())
+            os.write(2, b"error: another process of this run has ended; its own line says why\n")
             for other in self._others:
                 other.kill()
             os._exit(1)
