@@ -145,7 +145,7 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     """The config of a run that goes on: its own, with what was typed now on top.
 
     Args:
-        cfg: composed from what was typed now; its callbacks and its logger are taken.
+        cfg: composed from what was typed now; its callbacks and its logger are taken, with the values typed before.
         file: the checkpoint to go on from.
 
     Raises:

@@ -33,8 +33,8 @@ class Interrupted(Exception):
 class Interrupts(Checkpoint):
     """While it trains, the first signal ends the run after the running step, with ``last.ckpt`` as it was then; in the
     validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once.
-    Several processes stop together, whichever of them heard it. This is a Checkpoint to Lightning, because those come
-    after all others, who have this step's figures in what is saved then.
+    Several processes stop together, whichever of them heard it, and none waits for one that has failed. This is a
+    Checkpoint to Lightning, because those come after all others, who have this step's figures in what is saved then.
 
     Args:
         file: ``last.ckpt``.
@@ -89,7 +89,7 @@ class Interrupts(Checkpoint):
         self._lost = True
         _thread.interrupt_main()  # heard when it is in Python again
         if not self._over.wait(self.patience):
-            os.write(2, b"error: another process of this run has ended; its own line says why\n")
+            os.write(2, b"error: another process of this run has ended; its own line says why\n")  # as errors.LOST
             for other in self._others:
                 other.kill()
             os._exit(1)

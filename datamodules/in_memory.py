@@ -228,10 +228,8 @@ class InMemoryDataModule(pl.LightningDataModule):
         }
         for name, now in self.state_dict().items():
             if now != state.get(name, now):
-                raise ValueError(
-                    f"resume: this run has {state[name]} {units[name]}; here there would be {now}, which cannot be "
-                    "changed in the middle"
-                )
+                were = f"{units[name]}: {state[name]} in this run, and now {now}"
+                raise ValueError(f"resume: {were}, which cannot be changed in the middle")
 
     def train_dataloader(self) -> BatchLoader:
         return self._loader(0, self.train_indices, self.batch_size, training=True)

@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +40,33 @@ def job(folder: Path, *more: str) -> None:
     train.train(command_line.compose(*COMMAND, *more), folder)
 
 
-def run(folder: Path, *more: str, saves: float = math.inf, gap: float = 0) -> list[int]:
-    """Runs a job in a fresh process to its end, or until a kill; returns when checkpoints were saved, in nanoseconds.
+def run(folder: Path, *more: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
+    """Runs a job in a fresh process to its end, or until a kill; returns the times of its start, checkpoints and end.
 
     Args:
         folder: of the run.
         *more: overrides.
-        saves: 3.5 kills it half a ``gap`` after the third checkpoint. Not after so many seconds: how far a run gets in
-            them depends on what else the machine does.
-        gap: seconds between two checkpoints.
+        saves: kills it after so many checkpoints and some ``seconds``. How far a run gets in seconds alone depends on
+            what else the machine does.
     """
     # The server has everything imported and computes nothing itself, so that a fork of it starts at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "lightning.pytorch", "lit_models", "datamodules", "callbacks.report"])
     process = context.Process(target=job, args=(folder, *more))
+    start = time.time()
     process.start()
-    seen: set[int] = set()
-    while process.is_alive() and len(seen) + 1 <= saves:
+    seen: set[float] = set()
+    while process.is_alive() and len(seen) < saves:
         with contextlib.suppress(FileNotFoundError):
-            seen.add((folder / "checkpoints/last.ckpt").stat().st_mtime_ns)
+            seen.add((folder / "checkpoints/last.ckpt").stat().st_mtime)
         process.join(0.001)
     if saves < math.inf:
-        process.join(saves % 1 * gap)
+        process.join(seconds)
         process.kill()
     process.join()
     if saves == math.inf and process.exitcode != 0:
         raise AssertionError(folder.with_suffix(".log").read_text())
-    return sorted(seen)
+    return [start, *sorted(seen), time.time()]
 
 
 def end(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -97,24 +98,25 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:
     """Returns one line for each kill; raises AssertionError for the first end that differs."""
     whole = folder / "whole"
     run(whole)  # the first also pays for the imports of the server
-    saves = run(folder / "timed")
-    gap = (saves[-1] - saves[0]) / 1e9 / (len(saves) - 1)
+    times = run(folder / "timed")
     expected, lines = end(whole), []
     assert not differences(expected, end(folder / "timed"))
     moments = random.Random(seed)
     for number in range(kills):
         killed = folder / str(number)
-        moment = moments.uniform(0, len(saves))
-        run(killed, saves=moment, gap=gap)
+        saves = moments.randrange(len(times) - 1)  # also before the first, and in the test after the last
+        seconds = moments.random() * (times[saves + 1] - times[saves])
+        moment = f"{saves} checkpoints and {seconds:.3f} s"
+        run(killed, saves=saves, seconds=seconds)
         last = killed / "checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None
         if (killed / "result.json").exists():
-            lines.append(f"{number}: had finished before {moment:.2f} checkpoints")
+            lines.append(f"{number}: had finished after {moment}")
         else:  # without any checkpoint it is started again
             run(killed, *([f"resume={killed}"] if last.exists() else []))
-            lines.append(f"{number}: killed after {moment:.2f} checkpoints, resumed from step {step}")
+            lines.append(f"{number}: killed after {moment}, resumed from step {step}")
         found = differences(expected, end(killed))
-        assert not found, f"kill {number} after {moment:.2f} checkpoints, resumed from step {step}: {found[:5]}"
+        assert not found, f"kill {number} after {moment}, resumed from step {step}: {found[:5]}"
         leftovers = [path.name for path in killed.rglob("*.tmp")]
         assert not leftovers, leftovers
         shutil.rmtree(killed)

@@ -175,8 +175,8 @@ def test_one_process_ends_what_two_began(alone: tuple, tmp_path: Path) -> None:
     with ended(other):
         _, errors = other.communicate(timeout=60)
     assert other.returncode == 1
-    start_of_line = "error: resume: this run has 64 examples in a batch (data.batch_size, times the processes);"
-    assert errors.startswith(start_of_line)
+    words = "examples in a batch (data.batch_size, times the processes): 64 in this run, and now 32"
+    assert errors.startswith(f"error: resume: {words}")
     finished(start(tmp_path, *again, "data.batch_size=64"))
     assert_same(figures(one_run(tmp_path)), alone)
 
@@ -287,8 +287,8 @@ def test_a_process_does_not_wait_forever_for_one_that_has_failed(place: str) -> 
     assert answer.stderr.splitlines()[-1] == {"python": "ConnectionError: connection closed by peer", "c": line}[place]
 
 
-def test_a_signal_in_the_test_stops_all(tmp_path: Path) -> None:
-    """Where Lightning has a handler of SIGTERM, which hands it on to the others."""
+def test_a_signal_after_the_training_stops_all(tmp_path: Path) -> None:
+    """While the first process draws pictures."""
     settings = ("trainer.devices=2", "data.size=20_000", "data.val_size=19_000", "data.eval_batch_size=1")
     process = start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, *settings, "data.validate_on=train")
     with ended(process):
