@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -370,6 +371,7 @@ def leave(error: BaseException, whole_traceback: bool, command: str | None = Non
     """Says what went wrong in one line and ends the process. The exit codes are those of the README."""
     if isinstance(error, SystemExit):
         raise error
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only add a traceback to what is said here
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         sys.exit(141)  # as other programs do: 128 and the number of SIGPIPE, which Windows does not have
     together = (KeyboardInterrupt, FloatingPointError)

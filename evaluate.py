@@ -37,22 +37,23 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
     from callbacks.classes import PerClassAccuracy
     from callbacks.files import replacing
+    from callbacks.interrupts import Interrupts
     from callbacks.record import metrics_of, shown
 
     datamodule.test_on = cfg.split
     trainer = pl.Trainer(
         **cfg.trainer,
         precision=stored.trainer.precision,
-        callbacks=[PerClassAccuracy()],
+        callbacks=[PerClassAccuracy(), interrupts := Interrupts()],
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     datamodule.setup()
     if not len(datamodule.test_dataloader()):
         raise ValueError(f"split={cfg.split}: this run has no such examples (data.val_size={stored.data.val_size})")
-    trainer.test(model, datamodule=datamodule, verbose=False)
+    with interrupts:
+        trainer.test(model, datamodule=datamodule, verbose=False)
     metrics = {name.replace("test/", f"{cfg.split}/"): value for name, value in metrics_of(trainer, "test/").items()}
 
     _, file = runs.find(cfg.run, cfg.checkpoint)

@@ -32,17 +32,18 @@ class Interrupted(Exception):
 
 class Interrupts(Checkpoint):
     """While it trains, the first signal ends the run after the running step, with ``last.ckpt`` as it was then; in the
-    validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once.
-    Several processes stop together, whichever of them heard it, and none waits for one that has failed. This is a
-    Checkpoint to Lightning, because those come after all others, who have this step's figures in what is saved then.
+    validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once; and
+    where Python drops what a handler raises (in a finalizer, say), after the running batch. Several processes stop
+    together, whichever of them heard it, and none waits for one that has failed. This is a Checkpoint to Lightning,
+    because those come after all others, who have this step's figures in what is saved then.
 
     Args:
-        file: ``last.ckpt``.
+        file: ``last.ckpt``, of a run that writes one.
     """
 
     patience = 10.0  # seconds that this process has to hear of another's end by itself, as it nearly always does
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path | None = None) -> None:
         self.file = file
         self._signal: int | None = None  # that this process heard
         self._training = False
@@ -52,31 +53,39 @@ class Interrupts(Checkpoint):
 
     def __enter__(self) -> "Interrupts":
         self._old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._install()
+        for number in self._old:
+            signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: Any) -> None:
         self._over.set()
         for number, handler in self._old.items():
             signal.signal(number, handler)
-
-    def _install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        if failure is None:
+            self._stop()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._lost:
             raise ConnectionError("connection closed by peer")  # as the exchange between processes says it
-        if not self._training or self._signal is not None:
-            raise Interrupted(number, self.file if self.file.exists() else None)
-        self._signal = number
-        if self._first:
+        finish, self._signal = self._training and self._signal is None, number
+        if not finish:
+            for other in self._others:
+                other.send_signal(number)
+            self._stop()
+        elif self._first:
             os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
 
+    def _stop(self) -> None:
+        if self._signal:
+            raise Interrupted(self._signal, self.file if self.file and self.file.exists() else None)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        connector: Any = trainer._signal_connector
+        # Lightning's own would end in exit code 0, or wait forever for a process that is elsewhere.
+        connector.register_signal_handlers = lambda: None
         launcher: Any = trainer.strategy.launcher
-        if (started := getattr(launcher, "procs", [])) and launcher.procs is not self._others:
-            self._others = launcher.procs = started.copy()  # to which Lightning hands signals on
+        if started := getattr(launcher, "procs", []):
+            self._others = started.copy()
             threading.Thread(target=self._watch, daemon=True).start()
             started.clear()  # Lightning's own watch would kill this process too, before it has said and written why
 
@@ -99,17 +108,23 @@ class Interrupts(Checkpoint):
         self._first = trainer.is_global_zero
         if trainer.world_size > 1:
             self._group: Any = torch.distributed.new_group(backend="gloo")  # it answers without the GPU
-        self._install()  # Lightning has put its own handler of SIGTERM there, which ends in exit code 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         number = self._heard(trainer)  # asked after every batch, for the answer comes one later
-        if number and between_steps(trainer):
+        if number and self.file and between_steps(trainer):
             trainer.save_checkpoint(self.file)
             raise Interrupted(number, self.file)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if number := self._heard(trainer, wait=True):
             raise Interrupted(number, self.file)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if not self._training:
+            self._stop()
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self._stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -269,8 +270,8 @@ Interrupts.patience = 0.1
 started = [subprocess.Popen([sys.executable, "-c", "exit(1)"])]
 strategy = SimpleNamespace(launcher=SimpleNamespace(procs=started))
 with Interrupts(Path("last.ckpt")) as interrupts:
-    interrupts.setup(SimpleNamespace(strategy=strategy), None, "fit")
-    assert not started and strategy.launcher.procs  # not watched by Lightning any more, but told of signals
+    interrupts.setup(SimpleNamespace(strategy=strategy, _signal_connector=SimpleNamespace()), None, "fit")
+    assert not started  # not watched by Lightning any more
     while sys.argv[1] == "python":
         time.sleep(0.01)
     while True:
@@ -300,6 +301,26 @@ def test_a_signal_after_the_training_stops_all(tmp_path: Path) -> None:
         await_end(process.pid)
     assert process.returncode == 143
     assert errors.startswith("error: interrupted by SIGTERM; saved in ")
+
+
+class SaysTesting(pl.Callback):
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            print("testing")
+
+
+def test_a_signal_as_the_test_begins_stops_all(tmp_path: Path) -> None:
+    """The processes are in different places then, and none of them asks another for minutes."""
+    settings = ("trainer.devices=2", "data.size=600_000", "data.val_size=599_000", "data.validate_on=train")
+    says = "+callbacks.says._target_=tests.test_processes.SaysTesting"
+    process = start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, *settings, "data.eval_batch_size=1", says)
+    with ended(process):
+        assert any(line == "testing\n" for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        await_end(process.pid)
+    assert process.returncode == 143
+    assert "error: interrupted by SIGTERM; saved in " in errors  # and perhaps a word of Python's about a finalizer
 
 
 def test_all_processes_stop_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:

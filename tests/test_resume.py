@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import command_line
 import evaluate
 import runs
 import train
+from callbacks.classes import PerClassAccuracy
 from callbacks.interrupts import Interrupted
 from tests.conftest import DATA_ROOT, PROJECT
 from tests.kill_and_resume import differences, end, kill_and_resume
@@ -317,6 +320,33 @@ def test_resume_as_typed(shell, tmp_path: Path) -> None:
     finished = shell("resume=last")
     assert finished.returncode == 1
     assert "has finished its 3 epochs" in finished.stderr
+
+
+class Finalizer:
+    """A signal comes while this is taken down, where Python drops what a handler raises."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_ends_the_run_all_the_same(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+
+    def patched(self: PerClassAccuracy, trainer: Trainer, *_: object) -> None:
+        batches.append(Finalizer() and None)
+
+    settings = (*RUN, "trainer.max_epochs=1", "data.eval_batch_size=10", "logger=none")
+    monkeypatch.setattr(PerClassAccuracy, "on_test_batch_end", patched)
+    with pytest.raises(Interrupted, match="SIGTERM; saved in") as caught:
+        run("run", *settings)
+    assert caught.value.exit_code == 143
+    assert len(batches) == 1  # of the five of the test
+    assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
+    asked = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
+    with pytest.raises(Interrupted, match="SIGTERM; there was nothing to save"):
+        evaluate.evaluate(OmegaConf.create(asked), Path("run"))
+    assert len(batches) == 2
 
 
 def test_a_signal_ends_a_sweep(tmp_path: Path) -> None:
