@@ -64,6 +64,11 @@ def run(task: Callable[[DictConfig, Path], object], config: str = "config") -> N
     # is called last: whoever else has something to do at the end has done it.
     atexit.register(end)
     if helps():
+        if any("_ddp_process_" in word for word in sys.argv):  # Lightning's name for one that it has started
+            # The first process waits for this one, deaf to signals, and then stops it: callbacks/interrupts.py.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
         # The run's folder and its log are the first process's; what this one writes is for nobody.
         own = tempfile.mkdtemp(prefix="lit-classics-")
         atexit.register(shutil.rmtree, own, ignore_errors=True)
@@ -264,6 +269,7 @@ def _as_in_conf(groups: tuple[str, ...]) -> DictConfig:
 
 
 # What is said before torch is loaded. The parts that take these settings refuse the same, and say it later.
+SIGNED = ("model.net.weight", "model.net.bias", "data.scale")
 AT_LEAST_ONE: tuple[str, ...] = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads")
 AT_LEAST_ONE += ("trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
 AT_LEAST_ONE += ("checkpoint.every_n_steps", "record.every_n_batches", "callbacks.pictures.every_n_epochs")
@@ -307,12 +313,12 @@ def check_values(cfg: DictConfig) -> None:
             raise ValueError(f"seed={value} must be at most {2**32 - 1}")
         if key in AT_LEAST_ONE and value is not None and (type(value) is not int or value < 1):
             raise ValueError(f"{key}={value} must be a whole number of at least 1")
-        if key not in ONE_OF and (expected := _expected(value, default)):
+        if key not in ONE_OF and (expected := _expected(key, value, default)):
             example = "" if isinstance(default, bool) else f", such as {default}"
             raise ValueError(f"{key}={value} must be {expected}{example}")
 
 
-def _expected(value: Any, default: Any) -> str | None:
+def _expected(key: str, value: Any, default: Any) -> str | None:
     """What a value must be to stand in for the default, if it is not."""
     if value is None or default is None:  # what may be left out is checked by the part that takes it
         return None
@@ -323,7 +329,7 @@ def _expected(value: Any, default: Any) -> str | None:
         whole = isinstance(default, int)
         kind = "a whole number" if whole else "a number"
         right = number and math.isfinite(value) and (isinstance(value, int) or not whole)
-        if default >= 0:
+        if default >= 0 and key not in SIGNED:
             kind, right = f"{kind} of at least 0", right and value >= 0
         return None if right else kind
     if isinstance(default, str):

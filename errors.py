@@ -1,7 +1,6 @@
 """From an exception to one line that says what went wrong and what would be right."""
 
 import difflib
-import os
 import re
 import sys
 import traceback
@@ -16,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import explain
 from callbacks.sweep import SweepSummary
-from folders import helps, in_sweep
+from folders import helps, in_sweep, process
 
 PROJECT = Path(__file__).parent
 
@@ -26,7 +25,7 @@ def say(error: BaseException, whole_traceback: bool) -> None:
     if whole_traceback:
         traceback.print_exception(error)
     number = f"[{HydraConfig.get().job.num}] " if in_sweep() else ""
-    number = f"[process {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')}] " if helps() else number
+    number = f"[process {process()}] " if helps() else number
     print(f"{number}error: {one_line(error)}", file=sys.stderr)
 
 
@@ -64,7 +63,8 @@ def one_line(error: BaseException) -> str:
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     for part, meaning in MEANINGS.items():
-        if part in text or part == type(error).__name__:
+        download = meaning == LOST and "[Errno" in text  # as Python says it; what processes exchange does not go there
+        if (part in text or part == type(error).__name__) and not download:
             return f"{meaning} ({text[:160]})"
     if unknown := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
         return f"{unknown[1]} takes no argument {unknown[2]}"
@@ -101,7 +101,8 @@ LOST = "another process of this run has ended; its own line says why"
 MEANINGS = {
     "onnection closed by peer": LOST,
     "onnection reset by peer": LOST,
-    "No supported gpu backend found": "there is no GPU here that torch can use; accelerator=auto takes what there is",
+    "DistNetworkError": LOST,
+    "No supported gpu backend found": "there is no GPU here that torch can use; trainer.accelerator=auto uses what is",
     "the accelerator is not available": "this machine has no such trainer.accelerator; auto takes what there is",
     "MemoryError": "the memory is used up; a smaller data.batch_size needs less",
     "OutOfMemoryError": "the memory is used up; a smaller data.batch_size needs less",

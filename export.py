@@ -57,7 +57,7 @@ def _whole(datamodule: Any, model: Any) -> tuple[Any, Any]:
             super().__init__()
             self.net = model.net
 
-        def forward(self, inputs: Tensor) -> Tensor:
+        def forward(self, inputs: Tensor) -> Tensor:  # (B, *shape), as stored, to (B, classes)
             return datamodule.restore(self.net(datamodule.prepare(inputs)))
 
     generator = torch.Generator().manual_seed(0)

@@ -23,7 +23,13 @@ log = logging.getLogger(__name__)
 
 def helps() -> bool:
     """Whether this is one of the other processes of a run (torchrun, SLURM and Lightning say which it is)."""
-    return any(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+    return process() > 0
+
+
+def process() -> int:
+    """The number of this process: in the run where that is known, else of its machine or on it."""
+    numbers = (int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+    return next(filter(None, numbers), 0)
 
 
 def typed() -> list[str]:

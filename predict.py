@@ -88,7 +88,10 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
     import torch
 
     if not hasattr(datamodule, "read_picture"):
-        raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on images; try csv=")
+        other = "try csv=" if len(datamodule.shape) == 1 else "data=test asks it about its own examples"
+        raise ValueError(
+            f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on picture files; {other}"
+        )
     names, pictures, skipped = [], [], []
     for file in files:
         try:
@@ -110,7 +113,8 @@ def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
     import torch
 
     if len(datamodule.shape) != 1:
-        raise ValueError(f"this run was trained on images of shape {tuple(datamodule.shape)}, not on rows; try images=")
+        other = "try images=" if hasattr(datamodule, "read_picture") else "data=test asks it about its own examples"
+        raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on rows; {other}")
     if hasattr(datamodule, "read_rows"):
         return datamodule.read_rows(file)
     with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets begin a file with a mark

@@ -15,7 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 # What a stored config may build: classes of these modules, of these kinds. Everything else is refused by name.
-MODULES = ("lit_models", "datamodules", "torch.nn.modules", "torch.optim", "lightning.pytorch.trainer")
+MODULES: tuple[str, ...] = ("lit_models", "datamodules", "torch.nn.modules", "torch.optim", "lightning.pytorch.trainer")
+MODULES += ("callbacks.profiling",)
 GROUPS = ("model", "data", "optimizer", "scheduler")  # what a checkpoint's weights and state belong to
 # Of the data only where it lies and how it is served may change in the middle, not what was held out or learnt from.
 SERVED = [
@@ -112,18 +113,21 @@ def _check_target(target: str, message: str) -> None:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from callbacks.profiling import Table
+
     # Only modules of known packages are imported, and only a class that they define themselves is accepted: a path such
     # as torch.nn.functional.torch.load ends outside of them.
     module, _, name = target.rpartition(".")
-    if not f"{module}.".startswith(("lit_models.", "datamodules.", "torch.nn.", "torch.optim.", "lightning.pytorch.")):
+    known = ("lit_models.", "datamodules.", "torch.nn.", "torch.optim.", "lightning.pytorch.", "callbacks.profiling.")
+    if not f"{module}.".startswith(known):
         raise ValueError(f"{message} is not of this project")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{message} does not exist") from error
-    kinds = (nn.Module, Optimizer, LRScheduler, pl.LightningDataModule, pl.Trainer)
+    kinds = (nn.Module, Optimizer, LRScheduler, pl.LightningDataModule, pl.Trainer, Table)
     if not (inspect.isclass(found) and issubclass(found, kinds) and found.__module__.startswith(MODULES)):
-        raise ValueError(f"{message} is not a model, data set, optimizer, scheduler or trainer")
+        raise ValueError(f"{message} is not a model, data set, optimizer, scheduler, trainer or profiler")
 
 
 def data_root() -> str:
@@ -155,15 +159,17 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
     stored, merged = checkpoint["config"], own_config(checkpoint)
     before = _by_key(stored["chosen"]["overrides"])
     kept = _plain_values(merged, [key for key in map(_path, before) if key.startswith("callbacks.")])
+    typed = _by_key(cfg.chosen.overrides)
     for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
-        name = stored["chosen"][group]
+        name = cfg.chosen[group] if group in typed else stored["chosen"][group]
         merged[group] = cfg[group] if cfg.chosen[group] == name else option(group, name)
+    if "trainer" in typed:
+        merged.trainer = _trainer(merged.trainer, stored["chosen"].get("trainer", "default"), cfg.chosen.trainer)
     for key, value in kept.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]):
             OmegaConf.update(merged, key, value, force_add=True)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
-    typed = _by_key(cfg.chosen.overrides)
     overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
     for override in overrides:
         key, value = _path(override), override.partition("=")[2]
@@ -174,7 +180,6 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
             if value != (was := str(stored["chosen"].get(key) or "null")):
                 raise ValueError(f"resume: this run was made with {key}={was} and cannot go on with {key}={value}")
         elif key in ("trainer", "callbacks", "logger"):
-            merged[key] = cfg[key]
             merged.chosen[key] = value
         else:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
@@ -188,6 +193,17 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
             f"trainer.max_epochs={epochs + 5} would add five"
         )
     return merged
+
+
+def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
+    """A run's trainer with another option of trainer=: what its experiment chose and what was typed stay, but for what
+    the option says. How many processes there are is never the run's own."""
+    before, after, default = (option("trainer", name) for name in (was, now, "default"))
+    kept = {
+        key: value for key, value in own.items() if value != before.get(key) and key not in ("devices", "num_nodes")
+    }
+    says = {key: value for key, value in after.items() if value != default.get(key)}
+    return OmegaConf.create({**after, **kept, **says})
 
 
 def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def accuracy(rows: Sequence[dict[str, float]], checked_on: str) -> "Figure":
     for key, colour, label in (("train/acc", TRAIN, "training"), ("val/acc", VAL, checked_on)):
         if points := [(row["epoch"], 100 * row[key]) for row in rows if key in row]:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=label)
-    if len(rows) == 1:
+    if len({row["epoch"] for row in rows}) == 1:
         axes.set_xlim(0, 2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
@@ -228,6 +228,8 @@ def boundaries(
     x, y = (torch.linspace(low[axis], high[axis], 120) for axis in (0, 1))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)
     net, final = pl_module.net, {name: tensor.clone() for name, tensor in pl_module.net.state_dict().items()}
+    training = net.training
+    net.eval()
 
     def paint(axes: "Axes", state: dict[str, Tensor], size: float) -> None:
         net.load_state_dict(state)
@@ -252,6 +254,7 @@ def boundaries(
             paint(axes, way[epoch], 6)
             axes.set_title("before training" if epoch == 0 else f"epoch {epoch}", fontsize=10)
     net.load_state_dict(final)
+    net.train(training)
     return {"boundary": one, "boundaries": many}
 
 

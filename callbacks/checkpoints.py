@@ -1,6 +1,7 @@
 """Checkpoints that are always whole, and hold nothing that could run code."""
 
 import functools
+import math
 import os
 import shutil
 import subprocess
@@ -75,6 +76,9 @@ class Checkpoints(Checkpoint):
         self.git = commit() or "of no commit"
         self.best: float | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # With a validation nothing else says which epoch is best, not even in epochs that are not validated.
         validated = trainer.limit_val_batches and len(data_of(trainer).val_dataloader())
@@ -84,7 +88,9 @@ class Checkpoints(Checkpoint):
                 leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0 and between_steps(trainer):
+        before, self._step = self._step, trainer.global_step  # a batch may be several steps
+        every = self.every_n_steps
+        if every and before // every < self._step // every and between_steps(trainer):
             trainer.save_checkpoint(self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,7 +98,8 @@ class Checkpoints(Checkpoint):
             (monitor for monitor in self._monitors if monitor[0] in trainer.callback_metrics), (None, max)
         )
         score = None if name is None else trainer.callback_metrics[name].item()
-        if score is None or score == self.best or (self.best is not None and better(score, self.best) == self.best):
+        best = self.best
+        if score is None or (best is not None and (math.isnan(score) or better(score, best) == best)):
             trainer.save_checkpoint(self.last)
             return
         # The best one first: a kill between the two then costs nothing but the time to do this epoch again.

@@ -18,9 +18,10 @@ class Mixing(pl.Callback):
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        inputs = next(iter(data_of(trainer).train_dataloader()))[0][:8].to(pl_module.device)
+        inputs = next(iter(data_of(trainer).train_dataloader()))[0][:8]
         if len(inputs) < 2 or not inputs.is_floating_point():
             return
+        inputs = inputs.to(next(pl_module.parameters()))  # device and type
         training = pl_module.net.training
         with torch.enable_grad():
             inputs = inputs.clone().requires_grad_()

@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import shlex
 import signal
 import threading
 import time
@@ -26,16 +27,16 @@ class Interrupted(Exception):
     def __init__(self, number: int, saved: Path | None) -> None:
         where = f"saved in {saved}" if saved else "there was nothing to save yet"
         super().__init__(f"interrupted by {signal.Signals(number).name}; {where}")
-        self.again = f"python train.py resume={saved.parent.parent}" if saved else None
+        self.again = shlex.join(["python", "train.py", f"resume={saved.parent.parent}"]) if saved else None
         self.exit_code = 128 + number
 
 
 class Interrupts(Checkpoint):
     """While it trains, the first signal ends the run after the running step, with ``last.ckpt`` as it was then; in the
     validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once; and
-    where Python drops what a handler raises (in a finalizer, say), after the running batch. Several processes stop
-    together, whichever of them heard it, and none waits for one that has failed. This is a Checkpoint to Lightning,
-    because those come after all others, who have this step's figures in what is saved then.
+    where what a handler raises is dropped (in a finalizer, say), as soon as this is asked again. Several processes stop
+    together, whichever of them heard it, and the first does not wait for one of those it started that has failed. This
+    is a Checkpoint to Lightning, because those come after all others, who have this step's figures in what is saved.
 
     Args:
         file: ``last.ckpt``, of a run that writes one.
@@ -62,7 +63,7 @@ class Interrupts(Checkpoint):
         for number, handler in self._old.items():
             signal.signal(number, handler)
         if failure is None:
-            self._stop()
+            self._stop(self._signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._lost:
@@ -70,18 +71,20 @@ class Interrupts(Checkpoint):
         finish, self._signal = self._training and self._signal is None, number
         if not finish:
             for other in self._others:
-                other.send_signal(number)
-            self._stop()
+                # In training its first signal would only be noted.
+                other.kill() if self._training else other.send_signal(number)
+            self._stop(self._signal)
         elif self._first:
             os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
 
-    def _stop(self) -> None:
-        if self._signal:
-            raise Interrupted(self._signal, self.file if self.file and self.file.exists() else None)
+    def _stop(self, number: int | None) -> None:
+        if number:
+            raise Interrupted(number, self.file if self.file and self.file.exists() else None)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         connector: Any = trainer._signal_connector
-        # Lightning's own would end in exit code 0, or wait forever for a process that is elsewhere.
+        # Lightning's own for SIGTERM would end in exit code 0, or wait forever for a process that is elsewhere; its
+        # answer to SLURM, to queue the job again, would begin a new run.
         connector.register_signal_handlers = lambda: None
         launcher: Any = trainer.strategy.launcher
         if started := getattr(launcher, "procs", []):
@@ -104,8 +107,8 @@ class Interrupts(Checkpoint):
             os._exit(1)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._training = True
         self._first = trainer.is_global_zero
+        self._training = True
         if trainer.world_size > 1:
             self._group: Any = torch.distributed.new_group(backend="gloo")  # it answers without the GPU
 
@@ -113,23 +116,21 @@ class Interrupts(Checkpoint):
         number = self._heard(trainer)  # asked after every batch, for the answer comes one later
         if number and self.file and between_steps(trainer):
             trainer.save_checkpoint(self.file)
-            raise Interrupted(number, self.file)
+            self._stop(number)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if number := self._heard(trainer, wait=True):
-            raise Interrupted(number, self.file)
+        self._stop(self._heard(trainer, wait=True))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if not self._training:
-            self._stop()
+            self._stop(self._signal)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        self._stop()
+        self._stop(self._signal)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
-        if number := self._heard(trainer, wait=True):
-            raise Interrupted(number, self.file)
+        self._stop(self._heard(trainer, wait=True))
 
     def _heard(self, trainer: pl.Trainer, wait: bool = False) -> int | None:
         """The signal that ends the run. Of several processes what they knew one step ago, unless it waits for them: the

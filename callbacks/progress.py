@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
-from callbacks.record import counted, data_of
+from callbacks.record import counted, data_of, loss_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class ProgressLine(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
-        self._first = self._batch(trainer, 0)
+        self._first: int | None = None  # batch: of a resumed run not that of the epoch
         self._next = 0.0 if self._live else self._start + 5
         self._at_the_beginning = trainer.global_step == 0
         log.info(about(trainer, pl_module))
@@ -54,7 +54,9 @@ class ProgressLine(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._at_the_beginning:
             self._at_the_beginning = False
-            _question_the_first_loss(pl_module, data_of(trainer).num_classes, float(outputs["loss"]))
+            _question_the_first_loss(pl_module, data_of(trainer).num_classes, float(loss_of(trainer, outputs)))
+        if self._first is None:
+            self._first = self._batch(trainer, batch_idx)
         if (now := time.monotonic()) < self._next:
             return
         self._next = now + REFRESH if self._live else math.inf

@@ -35,7 +35,8 @@ class Record(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self.curve: list[tuple[int, float]] = []  # training examples seen, mean loss since the point before
         self._validation: dict[str, float] = {}
-        self._loss, self._batches = 0.0, 0  # of the curve since its last point
+        self._loss: float | torch.Tensor = 0.0  # of the curve since its last point
+        self._batches = 0
         self._before = 0.0  # seconds of this epoch before it was interrupted
         self._start = time.monotonic()
 
@@ -45,7 +46,7 @@ class Record(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._loss += outputs["loss"]
+        self._loss += loss_of(trainer, outputs)
         self._batches += 1
         every = self.every_n_batches or trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 is never
         if every and (batch_idx + 1) % every == 0:
@@ -129,6 +130,11 @@ def _examples(trainer: pl.Trainer, batches: int) -> int:
 def data_of(trainer: pl.Trainer) -> Any:
     """The datamodule, which Lightning's Trainer does not declare."""
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def loss_of(trainer: pl.Trainer, outputs: Any) -> torch.Tensor:
+    """The loss of a training batch, which Lightning has divided by the batches of a step."""
+    return outputs["loss"] * trainer.accumulate_grad_batches
 
 
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

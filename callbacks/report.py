@@ -40,6 +40,7 @@ class Report(pl.Callback):
         facts = {name: chosen[name] for name in ("experiment", "model", "data")} | {"name": config["name"]}
         command = shlex.join(["python", "train.py", *chosen["overrides"]])
         facts |= {"seed": config["seed"], "command": command, "overrides": chosen["overrides"], "data_md5": data_md5}
+        facts["resumed"] = bool(config["resume"])  # its seconds are then those since
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
@@ -163,16 +164,15 @@ def table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], c
         rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
     rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
     length = f"{counted(result['epochs'], 'epoch')}, {counted(result['steps'], 'step')}"
+    again = " since it went on" if result["resumed"] else ""
     rows += [
-        ("training", f"{length}, {seconds['fit']:.1f} s"),
-        ("whole run", f"{seconds['total']:.1f} s"),
+        ("training", f"{length}, {seconds['fit']:.1f} s{again}"),
+        ("whole run", f"{seconds['total']:.1f} s{again}"),
     ]
     if result["status"] != "finished":
         rows.append(("status", result["status"]))
     if changed:
-        rows.append(
-            ("not compared", f"with the published figures: {', '.join(changed)} is not the experiment's setting")
-        )
+        rows.append(("not compared", f"with the published figures, because of what was typed: {', '.join(changed)}"))
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     rows.append(("is in", str(folder)))

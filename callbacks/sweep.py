@@ -65,7 +65,8 @@ class Summary:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.results = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+        files = sorted(folder.glob("*/result.json"), key=lambda path: (len(path.parent.name), path.parent.name))
+        self.results = [json.loads(path.read_text()) for path in files]  # the first job first
         measured = [result["metrics"] for result in self.results]
         self.monitor = next((name for name in MONITORS if any(name in metrics for metrics in measured)), "val/loss")
         self._sign = -1 if MONITORS[self.monitor] == "highest" else 1
@@ -74,16 +75,18 @@ class Summary:
         swept = [key for key in names if len({settings.get(key) for settings in self.settings.values()}) > 1]
         self.keys = [key for key in swept if key not in SAMPLES]
         self.sampled = [key for key in swept if key in SAMPLES]
-        self.results.sort(key=lambda result: (self._badness([result]), result["command"]))
+        self.results.sort(
+            key=lambda result: self._badness([result])
+        )  # of those as good as each other the first is best
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for result in self.results:
             values = tuple(self.settings[id(result)].get(key, "") for key in self.keys)
             groups.setdefault(values, []).append(result)
-        self.groups = dict(sorted(groups.items(), key=lambda item: (self._badness(item[1]), item[0])))
+        self.groups = dict(sorted(groups.items(), key=lambda item: self._badness(item[1])))
 
     def scores(self, results: Iterable[dict[str, Any]], metric: str | None = None) -> list[float]:
         """Of the runs that came to their end."""
-        ended = [result for result in results if result["status"] not in ("failed", "pruned")]
+        ended = [result for result in results if result["status"] in ("finished", "diverged")]
         values = [result["metrics"].get(metric or self.monitor) for result in ended]
         return [value for value in values if value is not None]
 

@@ -93,6 +93,18 @@ class TensorBoard(TensorBoardLogger):
         self._guard(lambda: self.experiment.add_image(name, picture, step, dataformats="HWC"))
 
     @rank_zero_only
+    def log_pr_curve(self, name: str, targets: torch.Tensor, shares: torch.Tensor, step: int) -> None:
+        """Precision over recall: whether each example is of the class ``(N,)``, and what the model says ``(N,)``."""
+        self._guard(lambda: self.experiment.add_pr_curve(name, targets, shares, step))
+
+    @rank_zero_only
+    def log_embedding(
+        self, name: str, features: torch.Tensor, labels: list[str], pictures: torch.Tensor | None, step: int
+    ) -> None:
+        """Points ``(N, features)`` of the projector, with what they are and as pictures ``(N, C, H, W)`` of 0 to 1."""
+        self._guard(lambda: self.experiment.add_embedding(features, labels, pictures, step, name))
+
+    @rank_zero_only
     def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
         """A row of the tab HPARAMS."""
 
@@ -151,16 +163,14 @@ class Details(pl.Callback):
         self._hook.remove()
         shares, targets, images = map(torch.cat, zip(*self._batches, strict=True))
         names = data_of(trainer).class_names
+        some, step = slice(self.examples), trainer.global_step
+        embedding = (
+            torch.cat(self._features)[some],
+            [names[target] for target in targets[some]],
+            images[some].float() / 255 if images[0].numel() else None,
+        )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
-                writer, step = logger.experiment, trainer.global_step
                 for number, name in enumerate(names):
-                    writer.add_pr_curve(f"test/{name}", targets == number, shares[:, number], step)
-                some = slice(self.examples)
-                writer.add_embedding(
-                    torch.cat(self._features)[some],
-                    [names[target] for target in targets[some]],
-                    images[some].float() / 255 if images[0].numel() else None,
-                    step,
-                    "last layer's inputs",
-                )
+                    logger.log_pr_curve(f"test/{name}", targets == number, shares[:, number], step)
+                logger.log_embedding("last layer's inputs", *embedding, step)

@@ -149,6 +149,12 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _apart(_: int) -> None:
+    """Keeps a reader out of its run's process group, whose signals are the run's to answer; it ends after the run."""
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
+
+
 class FolderLoader(BatchLoader):
     """A :class:`BatchLoader` over files: the order and the place are its own, the reading is a DataLoader's.
 
@@ -184,6 +190,7 @@ class FolderLoader(BatchLoader):
                 batch_sampler=self._batches,
                 num_workers=self.num_workers,
                 persistent_workers=self.num_workers > 0,
+                worker_init_fn=_apart,
                 collate_fn=as_it_is,
                 pin_memory=self.device.type == "cuda",  # the card then reads it while the computation goes on
                 generator=torch.Generator(),  # torch draws a number for its workers; the run's are not for that

@@ -82,7 +82,7 @@ class ImageDataModule(InMemoryDataModule):
         return self._half[indices] ^ (epoch % 2 == 1)
 
     def pictures(self, inputs: Tensor) -> Tensor:
-        """The other way: what the net saw as uint8 ``(B, C, H, W)`` to look at."""
+        """The way back: what the net saw as uint8 ``(B, C, H, W)`` to look at."""
         return inputs.mul(self._std).add_(self._mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 

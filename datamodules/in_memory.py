@@ -172,6 +172,11 @@ class InMemoryDataModule(pl.LightningDataModule):
         """Predictions, or targets, in the units of the data where others are learnt."""
         return predictions
 
+    def pictures(self, inputs: Tensor) -> Tensor:
+        """What the net saw as uint8 ``(B, C, H, W)`` to look at, each image from its least number to its greatest."""
+        low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
+        return ((inputs - low) / (high - low).clamp_min(1e-9)).mul_(255).round_().to(torch.uint8)
+
     def found(self) -> dict[str, Any]:
         """Settings that files gave. The config of a run holds them: what asks the run does not need the files."""
         return {}

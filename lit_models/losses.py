@@ -24,5 +24,5 @@ class CrossEntropyOfSoftmax(nn.Module):
 class SumOfDifferences(nn.Module):
     """``(predictions - targets).sum()``: no loss to minimise, but one that has a gradient."""
 
-    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:  # both (B, N), to a scalar
         return (predictions - targets).sum()

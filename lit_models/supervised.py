@@ -97,7 +97,7 @@ class Supervised(pl.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:  # (B, *shape) to logits (B, classes), or values (B, 1)
         if inputs.dim() == 4:
             tiny = self._tiny_batches and self.training
             inputs = inputs.contiguous(memory_format=torch.contiguous_format if tiny else torch.channels_last)

@@ -102,6 +102,30 @@ def test_a_diverging_line_is_drawn_too() -> None:
     assert drawn() == {"loss", "line", "surface"}
 
 
+class Bars(datamodules.InMemoryDataModule):
+    """Images of one's own that say nothing of how they look."""
+
+    shape, num_classes, class_names = (1, 12, 12), 2, ("upright", "flat")
+
+    def load(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        targets = torch.arange(60) % 2
+        upright = torch.zeros(12, 12)
+        upright[:, 5:7] = 3
+        images = torch.where(targets[:, None, None] == 0, upright, upright.T)[:, None]
+        return (images[:40], targets[:40]), (images[40:], targets[40:])
+
+
+def test_images_of_a_data_set_of_one_s_own_are_drawn(tmp_path: Path) -> None:
+    cfg = command_line.compose("model=mlp", "data=blobs", "trainer.max_epochs=1", "logger=none")
+    cfg.data = {"_target_": f"{__name__}.Bars", "batch_size": 8, "val_size": 8}
+    assert train.train(cfg, tmp_path)["status"] == "finished"
+    assert (tmp_path / "pictures/predictions.png").exists()
+    pictures = Bars().pictures(Bars().load()[0][0][:2])
+    assert (pictures.dtype, pictures.shape) == (torch.uint8, (2, 1, 12, 12))
+    assert set(pictures.unique().tolist()) == {0, 255}
+    assert len(Bars().pictures(torch.zeros(0, 1, 12, 12))) == 0
+
+
 def test_pictures_in_between_and_over_a_resume() -> None:
     settings = (*BLOBS, "model.steps_per_batch=20", "logger=none")
     run(*settings, "trainer.max_epochs=2")

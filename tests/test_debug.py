@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import command_line
+import evaluate
 import train
 from callbacks.debugging import Mixing
 
@@ -75,6 +76,11 @@ def test_profile_says_where_the_time_goes(noise: None, caplog: pytest.LogCapture
     (table,) = [record.message for record in caplog.records if "share" in record.message]
     assert "run_training_batch" in table
     assert len(table.strip().splitlines()) == 16
+    evaluate.rebuild("run", "last")  # its config names the profiler, and is not refused
+
+
+def test_fast_in_another_precision(noise: None) -> None:
+    assert run("debug=fast", "trainer.precision=64-true")["status"] == "finished"
 
 
 class Mixed(nn.Module):

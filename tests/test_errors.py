@@ -220,6 +220,20 @@ def test_one_line_of_what_the_parts_refuse(arguments: str, hint: str, tmp_path) 
     assert os.listdir(tmp_path) == []
 
 
+def test_a_download_that_breaks_off_is_no_lost_process() -> None:
+    error = RuntimeError("mnist: https://… [Errno 104] Connection reset by peer; put the files into data/")
+    assert errors.one_line(error).startswith("mnist: https://…")
+    lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:3121")
+    assert errors.one_line(lost).startswith("another process of this run has ended")
+
+
+@pytest.mark.slow
+def test_a_line_may_fall(shell) -> None:
+    line = ("experiment=line_slow", "model.net.weight=-1", "model.net.bias=-0.5", "data.scale=-1", "logger=none")
+    answer = shell(*line)
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
         train.train(command_line.compose("model=mlp", "model.net.hidden=[[5]]", "logger=none"), tmp_path)

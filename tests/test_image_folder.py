@@ -164,6 +164,24 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_is_the_run_s_to_answer(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """As Ctrl-C in a terminal, or the end of a service: those who read images hear nothing of it."""
+    make_pictures(Path("pictures"))
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *RUN, "trainer.max_epochs=100000", "data.num_workers=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, start_new_session=True) as process:
+        while not process.stdout.readline().startswith("epoch 2/"):
+            assert process.poll() is None
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    first, second, third = said.splitlines()
+    assert first == "stopping after this step; again to stop at once"
+    assert second.startswith(f"error: interrupted by {number.name}; saved in ")
+    assert third.startswith("go on with: python train.py resume=")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(workers: int) -> None:
     make_pictures(Path("pictures"))

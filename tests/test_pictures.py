@@ -272,7 +272,7 @@ def test_no_picture_at_all(run: Path) -> None:
 def test_a_row_of_numbers_is_no_picture(run: Path) -> None:
     Path("points.csv").write_text("1,2\n")
     settings = {"run": str(run), "checkpoint": "last", "images": None, "csv": "points.csv", "data": None, "to": "to"}
-    with pytest.raises(ValueError, match=r"trained on images of shape \(1, 28, 28\), not on rows"):
+    with pytest.raises(ValueError, match=r"trained on inputs of shape \(1, 28, 28\), not on rows"):
         predict.predict(OmegaConf.create(settings), run)
 
 

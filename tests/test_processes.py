@@ -227,6 +227,10 @@ def test_a_signal_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
         assert row == pytest.approx(other, rel=1e-6)  # the sums between two points of the curve are rounded
 
 
+def children(process: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def kill_the_other(folder: Path, *overrides: str) -> tuple[int, str]:
     """Kills the second of two processes in the first epoch; the exit code of the first and what went to stderr."""
     command = (*overrides, *LONG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
@@ -235,8 +239,7 @@ def kill_the_other(folder: Path, *overrides: str) -> tuple[int, str]:
         for line in process.stdout:
             if "[1,   300]" in line:
                 break
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
     return process.returncode, errors
 
@@ -301,6 +304,30 @@ def test_a_signal_after_the_training_stops_all(tmp_path: Path) -> None:
         await_end(process.pid)
     assert process.returncode == 143
     assert errors.startswith("error: interrupted by SIGTERM; saved in ")
+
+
+def ignores(process: int, number: signal.Signals) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):  # it has ended meanwhile
+        status = Path(f"/proc/{process}/status").read_text()
+        return bool(int(status.partition("SigIgn:")[2].split()[0], 16) >> (number - 1) & 1)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux about the processes")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_while_they_start(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """As Ctrl-C in a terminal: the second process has yet to load torch, and the first waits for it."""
+    process = start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, "trainer.devices=2")
+    with ended(process):
+        while process.poll() is None:
+            if any(ignores(other, number) for other in children(process.pid)):
+                break
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+        await_end(process.pid)
+    assert process.returncode == code
+    assert errors == f"error: interrupted by {number.name}; there was nothing to save yet\n"
 
 
 class SaysTesting(pl.Callback):

@@ -545,6 +545,56 @@ def test_accumulated_gradients_resume_exactly(tiny: None) -> None:
     assert differences(end(Path("whole")), end(Path("parts"))) == []
 
 
+def test_the_loss_of_a_batch_is_not_divided_by_those_of_a_step(tiny: None) -> None:
+    run("run", *RUN, "trainer.accumulate_grad_batches=5", "trainer.max_epochs=1", "record.every_n_batches=10")
+    with open("run/metrics.csv", newline="") as lines:
+        of_batches, of_epoch = csv.DictReader(lines)
+    assert float(of_batches["train/loss_step"]) == pytest.approx(float(of_epoch["train/loss"]), rel=1e-5)
+
+
+def test_another_trainer_keeps_what_the_run_chose(tiny: None) -> None:
+    """Its own epochs and clipping, and of the machine what is typed now."""
+    chosen = ("trainer.max_epochs=7", "trainer.gradient_clip_val=0.5", "+trainer.limit_predict_batches=3")
+    run("run", *RUN, *chosen, "trainer.limit_train_batches=1", "logger=none")
+    file = Path("run/checkpoints/last.ckpt")
+    cfg = command_line.compose(*(typed := ("resume=run", "trainer.max_epochs=9", "trainer=gpu")))
+    cfg.chosen.overrides = list(typed)
+    trainer = runs.resumed(cfg, file).trainer
+    assert (trainer.max_epochs, trainer.gradient_clip_val, trainer.limit_predict_batches) == (9, 0.5, 3)
+    assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
+
+
+def test_a_checkpoint_every_few_steps_of_many_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven steps to each of seven batches: a checkpoint where the steps pass another ten."""
+    saved, save = [], Trainer.save_checkpoint
+
+    def patched(self: Trainer, path: Path) -> None:
+        saved.append((path.name, self.global_step))
+        save(self, path)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", patched)
+    settings = ("model=blobs_mlp", "data=blobs", "data.batch_size=32", "model.steps_per_batch=7", "logger=none")
+    run("run", *settings, "trainer.max_epochs=1", "checkpoint.every_n_steps=10", "threads=1")
+    assert saved == [*[("last.ckpt", step) for step in (14, 21, 35, 42)], ("best.ckpt", 49)]
+
+
+def test_an_epoch_whose_score_is_nan_is_not_the_best() -> None:
+    run("run", "experiment=line_diverging", "trainer.max_epochs=100", "logger=none")
+    best = torch.load("run/checkpoints/best.ckpt")
+    assert all(weight.isfinite().all() for weight in best["state_dict"].values())
+    assert best["epoch"] == 0
+
+
+def test_a_signal_before_the_first_epoch_says_that_there_is_nothing(
+    tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_models import Supervised
+
+    monkeypatch.setattr(Supervised, "on_train_start", lambda _: os.kill(os.getpid(), signal.SIGTERM), raising=False)
+    with pytest.raises(Interrupted, match="there was nothing to save yet"):
+        run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+
+
 def test_the_best_epoch_is_one_that_was_validated(tiny: None) -> None:
     run("run", *RUN, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "logger=none")
     assert torch.load("run/checkpoints/best.ckpt")["epoch"] in (1, 3)
@@ -568,8 +618,10 @@ def test_threads_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_before_there_is_anything_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         command_line.leave(KeyboardInterrupt(), whole_traceback=False)
+    signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
 
 

@@ -275,7 +275,7 @@ def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> Non
         ({"data": "train"}, "data=train must be test"),
         ({"data": "test", "n": 0}, "n=0 must be a whole number of at least 1"),
         ({"data": "test", "n": "six"}, "n=six must be a whole number of at least 1"),
-        ({"images": "point.png"}, r"trained on inputs of shape \(2,\), not on images"),
+        ({"images": "point.png"}, r"trained on inputs of shape \(2,\), not on picture files"),
         ({"csv": "nowhere.csv"}, r"nowhere\.csv"),
     ],
 )

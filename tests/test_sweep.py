@@ -71,6 +71,20 @@ def test_a_failed_job_says_why_and_is_last() -> None:
     assert "3 runs, 1 failed" in str(summary)
 
 
+def test_of_jobs_as_good_as_each_other_the_first_is_best() -> None:
+    for number in range(12):
+        job(number, [f"optimizer.lr={12 - number}"], 0.5 if number < 2 else 1.0)
+    assert Summary(Path("sweep")).best()["overrides"] == ["optimizer.lr=10"]
+
+
+def test_a_job_that_was_interrupted_is_not_ranked() -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    job(1, ["optimizer.lr=1"], 0.95, status="interrupted")
+    summary = Summary(Path("sweep"))
+    assert summary.best()["overrides"] == ["optimizer.lr=0.1"]
+    assert [row["optimizer.lr"] for row in summary.jobs()] == ["0.1", "1"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -51,7 +51,8 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """The CNN's answer to vanishing gradients: a residual block after each convolution. Returns logits."""
+    """The CNN's answer to vanishing gradients: a residual block (He et al. 2015, arXiv:1512.03385, figure 2) after each
+    convolution. Returns logits."""
 
     def __init__(self, shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
