@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
-from callbacks.record import counted, data_of, loss_of
+from callbacks.record import counted, data_of
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class ProgressLine(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._at_the_beginning:
             self._at_the_beginning = False
-            _question_the_first_loss(pl_module, data_of(trainer).num_classes, float(loss_of(trainer, outputs)))
+            loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # by which Lightning has divided it
+            _question_the_first_loss(pl_module, data_of(trainer).num_classes, loss)
         if self._first is None:
             self._first = self._batch(trainer, batch_idx)
         if (now := time.monotonic()) < self._next:

@@ -46,11 +46,12 @@ class Record(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._loss += loss_of(trainer, outputs)
+        self._loss += outputs["loss"]
         self._batches += 1
         every = self.every_n_batches or trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 is never
         if every and (batch_idx + 1) % every == 0:
-            loss = _over_processes(trainer, self._loss / self._batches)
+            # Lightning has divided each by the batches of a step.
+            loss = _over_processes(trainer, self._loss / self._batches) * trainer.accumulate_grad_batches
             self._loss, self._batches = 0.0, 0
             _tell(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
             total, seen = len(data_of(trainer).train_indices), _examples(trainer, batch_idx + 1)
@@ -130,11 +131,6 @@ def _examples(trainer: pl.Trainer, batches: int) -> int:
 def data_of(trainer: pl.Trainer) -> Any:
     """The datamodule, which Lightning's Trainer does not declare."""
     return trainer.datamodule  # type: ignore[attr-defined]
-
-
-def loss_of(trainer: pl.Trainer, outputs: Any) -> torch.Tensor:
-    """The loss of a training batch, which Lightning has divided by the batches of a step."""
-    return outputs["loss"] * trainer.accumulate_grad_batches
 
 
 def metrics_of(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
