@@ -39,6 +39,11 @@ def typed() -> list[str]:
     return [override for override in overrides if not override.startswith(("sweep=", "sweep_resume="))]
 
 
+def quick_look() -> bool:
+    """Whether this run tries only a part of what it could, so that ``outputs/last`` is not to point at it."""
+    return bool({f"debug={name}" for name in ("fast", "limit", "overfit", "profile")} & set(typed()))
+
+
 def in_sweep() -> bool:
     """Whether this run is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

@@ -67,7 +67,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     datamodule.trainer = trainer  # whose processes share the examples
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
     datamodule.load_state_dict(runs.load(go_on).get(type(datamodule).__qualname__, {}) if go_on else {})
-    report.begin(newest=first and not any(typed.startswith("debug=") for typed in cfg.chosen.overrides))
+    report.begin(newest=first and not folders.quick_look())
 
     status = "failed"
     try:

@@ -88,10 +88,10 @@ class Checkpoints(Checkpoint):
                 leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        before, self._step = self._step, trainer.global_step  # a batch may be several steps
-        every = self.every_n_steps
-        if every and before // every < self._step // every and between_steps(trainer):
-            trainer.save_checkpoint(self.last)
+        if every := self.every_n_steps:
+            before, self._step = self._step, trainer.global_step  # a batch may be several steps
+            if before // every < self._step // every and between_steps(trainer):
+                trainer.save_checkpoint(self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         name, better = next(

@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import threading
-import time
 from pathlib import Path
 from subprocess import Popen
 from types import FrameType
@@ -94,9 +93,10 @@ class Interrupts(Checkpoint):
 
     def _watch(self) -> None:
         """Ends this process where one that it started has failed and it waits for that one's answer still."""
-        while None in (codes := [other.poll() for other in self._others]) and not any(codes):
-            time.sleep(1)
-        if not any(codes) or self._over.wait(self.patience):
+        while not any(codes := [other.poll() for other in self._others]):
+            if None not in codes or self._over.wait(1):
+                return
+        if self._over.wait(self.patience):
             return
         self._lost = True
         _thread.interrupt_main()  # heard when it is in Python again

@@ -34,9 +34,15 @@ def test_fast_is_one_batch_of_everything(noise: None) -> None:
 
 def test_the_last_run_is_not_one_of_these(noise: None) -> None:
     short = ("model=mlp", "data.val_size=100", *IMAGES, "trainer.limit_train_batches=1", "trainer.max_epochs=1")
-    for folder, more in (("first", ()), ("second", ("debug=fast",)), ("third", ())):
+    for folder, more, last in (
+        ("first", (), "first"),
+        ("second", ("debug=fast",), "first"),
+        ("third", ("debug=profile",), "first"),
+        ("fourth", ("debug=traceback",), "fourth"),  # a whole run
+        ("fifth", (), "fifth"),
+    ):
         train.train(command_line.compose(*short, *more), Path(folder))
-        assert Path("outputs/last").resolve().name == ("third" if folder == "third" else "first")
+        assert Path("outputs/last").resolve().name == last
 
 
 def test_few_steps_are_said(noise: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -210,7 +210,7 @@ def test_line_scan_is_a_sweep_that_names_two(shell, tmp_path: Path) -> None:
 def test_every_experiment_says_what_it_is_and_trains_two_batches(
     experiment: str, random_images: Callable[[int, int], None]
 ) -> None:
-    header = (PROJECT / "conf/experiment" / f"{experiment}.yaml").read_text().splitlines()[:7]
+    header = (PROJECT / "conf/experiment" / f"{experiment}.yaml").read_text().splitlines()[:6]
     assert header[0] == "# @package _global_"
     assert header[1] == f"# python train.py experiment={experiment}"
     assert any(line.startswith("# Published") for line in header)
