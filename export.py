@@ -1,6 +1,6 @@
 """Write a finished run for other programs: rebuild → export → check against the run.
 
-python export.py run=last to=model.onnx
+python export.py run=last output=model.onnx
 """
 
 import json
@@ -10,28 +10,27 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import command_line
-from evaluate import rebuild
+from cli.build import load_run
+from cli.main import main
+from runs.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 
-def export(cfg: DictConfig, folder: Path) -> Path:
-    """Writes the net of a run to ``cfg.to``; its ending says how."""
-    to = Path(str(cfg.to))
+def export(cfg: DictConfig, run_dir: Path) -> Path:
+    """Writes the net of a run to ``cfg.output``; its ending says how."""
+    output = Path(str(cfg.output))
     writers = {".onnx": _onnx, ".pt2": _program, ".safetensors": _safetensors, ".pt": _state_dict}
-    if to.suffix not in writers:
-        raise ValueError(f"to={to} must end in one of {', '.join(writers)}")
-    if not to.parent.is_dir():
-        raise FileNotFoundError(f"to={to}: there is no folder {to.parent}")
-    _, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
+    if output.suffix not in writers:
+        raise ValueError(f"output={output} must end in one of {', '.join(writers)}")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"output={output}: there is no folder {output.parent}")
+    _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
-    from callbacks.files import replacing
-
-    with replacing(to) as temporary:
-        writers[to.suffix](datamodule, model, temporary)
-    log.info("written to %s (%.1f kB)", to, to.stat().st_size / 1000)
-    return to
+    with atomic_write(output) as temporary:
+        writers[output.suffix](datamodule, model, temporary)
+    log.info("written to %s (%.1f kB)", output, output.stat().st_size / 1000)
+    return output
 
 
 def _state_dict(datamodule: Any, model: Any, path: Path) -> None:
@@ -103,4 +102,4 @@ def _onnx(datamodule: Any, model: Any, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(export, "scripts/export")
+    main(export, "export")

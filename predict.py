@@ -13,8 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-import command_line
-from evaluate import rebuild
+from cli.build import load_run
+from cli.main import main
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ class SomeSkipped(Exception):
     exit_code = 1
 
 
-def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
-    """Predicts what ``cfg`` names; writes ``predictions.csv`` and, for pictures, ``predictions.png`` to ``cfg.to``."""
-    if [cfg.images, cfg.csv, cfg.data].count(None) != 2:
-        raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or data=test")
+def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
+    """Predict what ``cfg`` names; write ``predictions.csv`` and, for images, ``predictions.png`` to ``cfg.output``."""
+    if [cfg.images, cfg.csv, cfg.split].count(None) != 2:
+        raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or split=test")
     files = _files(cfg.images) if cfg.images else []
-    _, datamodule, model = rebuild(cfg.run, cfg.checkpoint)
+    _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
     import torch
 
@@ -43,24 +43,24 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
     elif cfg.csv:
         names, examples = _read_rows(Path(str(cfg.csv)), datamodule)
     else:
-        names, examples, truths = _read_test_set(cfg.data, cfg.n, datamodule)
+        names, examples, truths = _read_split(cfg.split, cfg.limit, datamodule)
 
     with torch.inference_mode():
         outputs = datamodule.restore(model(datamodule.prepare(examples)))
     rows = _rows(names, outputs, truths, model, datamodule.class_names)
-    to = folder / cfg.to
-    to.mkdir(parents=True, exist_ok=True)
-    with open(to / "predictions.csv", "w", newline="") as out:
+    output = run_dir / cfg.output
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "predictions.csv", "w", newline="") as out:
         writer = csv.DictWriter(out, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
         log.info("  %s", _line(row))
-    written = [to / "predictions.csv"]
+    written = [output / "predictions.csv"]
     if hasattr(datamodule, "read_picture"):
-        from callbacks import charts
+        from plots import charts
 
-        written.append(to / "predictions.png")
+        written.append(output / "predictions.png")
         shares, targets = model.probabilities(outputs[:MOST]), torch.tensor(truths[:MOST]) if truths else None
         captions = [Path(name).name for name in names[:MOST]]
         figure = charts.predictions(examples[:MOST], shares, targets, datamodule.class_names, captions=captions)
@@ -88,7 +88,7 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
     import torch
 
     if not hasattr(datamodule, "read_picture"):
-        other = "try csv=" if len(datamodule.shape) == 1 else "data=test asks it about its own examples"
+        other = "try csv=" if len(datamodule.shape) == 1 else "split=test asks it about its own examples"
         raise ValueError(
             f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on picture files; {other}"
         )
@@ -113,7 +113,7 @@ def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
     import torch
 
     if len(datamodule.shape) != 1:
-        other = "try images=" if hasattr(datamodule, "read_picture") else "data=test asks it about its own examples"
+        other = "try images=" if hasattr(datamodule, "read_picture") else "split=test asks it about its own examples"
         raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on rows; {other}")
     if hasattr(datamodule, "read_rows"):
         return datamodule.read_rows(file)
@@ -138,24 +138,24 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _read_test_set(split: str, n: int, datamodule: Any) -> tuple[list[str], Any, list[Any]]:
+def _read_split(split: str, limit: int, datamodule: Any) -> tuple[list[str], Any, list[Any]]:
     import torch
 
     if split != "test":
-        raise ValueError(f"data={split} must be test")
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n={n} must be a whole number of at least 1")
+        raise ValueError(f"split={split} must be test")
+    if not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit={limit} must be a whole number of at least 1")
     datamodule.setup()
     loader, batches, seen = datamodule.test_dataloader(), [], 0
     if not len(loader):
-        raise ValueError("data=test: this run has no test set")
+        raise ValueError("split=test: this run has no test set")
     loader.prepare = None  # as they are stored
     for inputs, targets in loader:  # of a folder of images no more are read than are asked for
         batches.append((inputs, targets))
         seen += len(targets)
-        if seen >= n:
+        if seen >= limit:
             break
-    inputs, targets = (torch.cat(part)[:n] for part in zip(*batches, strict=True))
+    inputs, targets = (torch.cat(part)[:limit] for part in zip(*batches, strict=True))
     names = [f"test[{number}]" for number in range(len(inputs))]
     return names, inputs, [target.squeeze().tolist() for target in datamodule.restore(targets)]
 
@@ -199,4 +199,4 @@ def _readable(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(predict, "scripts/predict")
+    main(predict, "predict")

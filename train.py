@@ -11,90 +11,92 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-import command_line
-import folders
-import runs
+from cli.build import build
+from cli.compose import relevant_overrides
+from cli.job import is_debug_run, is_multirun, task_overrides
+from cli.main import main
+from cli.resume import merge_resume_config
+from runs.checkpoint import find_checkpoint, load_checkpoint
+from runs.expectations import ExpectationMissed, check_expected
+from runs.rank import is_rank_zero
+from runs.result import has_diverged
+from runs.table import summary_line, summary_table
 
 log = logging.getLogger(__name__)
 
 
-def build(cfg: DictConfig) -> tuple[Any, Any]:
-    """The datamodule and the LightningModule of a config, seeded; the module takes what the datamodule feeds."""
-    # Here and not above, so that --help and a mistyped name are answered at once.
+def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """Train and test what ``cfg`` describes, write everything to ``run_dir`` and return its result.json."""
+    # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
 
-    command_line.settle(cfg.seed, cfg.threads)
-    datamodule = instantiate(cfg.data)
-    net = instantiate(cfg.model.net, shape=datamodule.shape, num_classes=datamodule.num_classes)
-    optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
-    model = instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
-    model.check_targets(bool(datamodule.class_names))
-    return datamodule, model
+    from callbacks.checkpoints import Checkpoints
+    from callbacks.metrics_history import MetricsHistory
+    from callbacks.run_summary import RunSummary
+    from callbacks.signal_handler import SignalHandler
+    from loggers.profiler import NoProfiler
+    from runs.checkpoint_io import AtomicCheckpointIO
 
-
-def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """Trains and tests what ``cfg`` describes, writes everything to ``folder`` and returns its result.json."""
-    from hydra.utils import instantiate
-
-    from callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
-    from callbacks.expect import ExpectationMissed, compare
-    from callbacks.interrupts import Interrupts
-    from callbacks.profiling import NoProfiler
-    from callbacks.record import Record
-    from callbacks.report import Report, has_diverged, line, table
-
-    first = not folders.helps()  # of the processes of this run: it alone writes and speaks
-    cfg.chosen.overrides = folders.typed()
-    if go_on := runs.find(cfg.resume)[1] if cfg.resume else None:
-        cfg = runs.resumed(cfg, go_on)
+    cfg.choices.overrides = task_overrides()
+    ckpt_path = find_checkpoint(cfg.resume)[1] if cfg.resume else None
+    if ckpt_path:
+        cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
     if cfg.get("compile"):
         model.net.compile()  # in place, so the names of its weights stay
     cfg.data.update(datamodule.found())  # so that the run knows it without the files
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    report = Report(folder, config, getattr(datamodule, "md5", None), command_line.changed(cfg.chosen.overrides, []))
-    record = Record(folder, cfg.record.every_n_batches)
-    checkpoints = Checkpoints(folder / "checkpoints", config, cfg.checkpoint.every_n_steps)
-    interrupts = Interrupts(checkpoints.last)
+
+    md5, compared_by = getattr(datamodule, "md5", None), relevant_overrides(cfg.choices.overrides, [])
+    summary = RunSummary(run_dir, config, md5, compared_by)
+    history = MetricsHistory(run_dir, cfg.record.every_n_batches)
+    checkpoints = Checkpoints(run_dir / "checkpoints", config, cfg.checkpoint.every_n_steps)
+    signals = SignalHandler(checkpoints.last)
     trainer = instantiate(
         cfg.trainer,
-        default_root_dir=str(folder),
-        callbacks=[*filter(None, instantiate(cfg.callbacks).values()), report, record, checkpoints, interrupts],
-        logger=instantiate(cfg.logger, save_dir=str(folder)) if cfg.logger and first else False,
+        default_root_dir=str(run_dir),
+        callbacks=[*filter(None, instantiate(cfg.callbacks).values()), summary, history, checkpoints, signals],
+        logger=instantiate(cfg.logger, save_dir=str(run_dir)) if cfg.logger and is_rank_zero() else False,
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
     datamodule.trainer = trainer  # whose processes share the examples
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
-    datamodule.load_state_dict(runs.load(go_on).get(type(datamodule).__qualname__, {}) if go_on else {})
-    report.begin(newest=first and not folders.quick_look())
+    datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
+    summary.begin(newest=is_rank_zero() and not is_debug_run())
 
     status = "failed"
     try:
-        with interrupts:
-            if cfg.validate_first and not go_on:
+        with signals:
+            if cfg.validate_before_training and not ckpt_path:
                 trainer.validate(model, datamodule=datamodule, verbose=False)
-            trainer.fit(model, datamodule=datamodule, ckpt_path=go_on, weights_only=True)
+            trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             trainer.test(model, datamodule=datamodule, verbose=False)
-        status = "diverged" if has_diverged(record.rows) else "finished"
+        status = "diverged" if has_diverged(history.rows) else "finished"
     except Exception as error:
         status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
         raise
     finally:
-        result = report.write(status)
-    if not first:
-        return result
-    comparisons = compare(config["expect"] or {}, result["metrics"], record.rows, result["epochs"])
-    may_change = [*cfg.may_change, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
-    changed = command_line.changed(result["overrides"], may_change) if comparisons else []
-    log.info(line(result) if folders.in_sweep() else f"\n{table(result, folder, comparisons, changed)}")
-    missed = [comparison.metric for comparison in comparisons if not comparison.met]
+        result = summary.write(status)
+    return report(cfg, config, result, summary, history) if is_rank_zero() else result
+
+
+def report(
+    cfg: DictConfig, config: dict[str, Any], result: dict[str, Any], summary: Any, history: Any
+) -> dict[str, Any]:
+    """Print the end of a run beside what its experiment expects, and return its result."""
+    comparisons = check_expected(config["expect"] or {}, result["metrics"], history.rows, result["epochs"])
+    ignore = [*cfg.ignore_groups, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
+    changed = relevant_overrides(result["overrides"], ignore) if comparisons else []
+    table = summary_table(result, summary.folder, comparisons, changed)
+    log.info(summary_line(result) if is_multirun() else f"\n{table}")
+    missed = [comparison.metric for comparison in comparisons if not comparison.passed]
     if comparisons and not changed:
-        result = report.write(status, as_expected=not missed)
+        result = summary.write(result["status"], as_expected=not missed)
         if cfg.check and missed:
             raise ExpectationMissed(f"{cfg.name} did not give the expected {', '.join(missed)}")
     return result
 
 
 if __name__ == "__main__":
-    command_line.run(train)
+    main(train)

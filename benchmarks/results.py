@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import command_line
+from cli.compose import compose
 
 PROJECT = Path(__file__).parent.parent
 # In the order of the table, with settings beyond those of the experiment.
@@ -56,7 +56,7 @@ def run(experiment: str, seed: int, folder: Path) -> dict[str, Any]:
 
 def row(experiment: str, results: list[dict[str, Any]]) -> str:
     """One line of the table."""
-    expect = command_line.compose(f"experiment={experiment}").expect
+    expect = compose(f"experiment={experiment}").expect
     accuracy = expect.get("test/acc", {}).get("published")
     published = f"{100 * accuracy:g} %" if accuracy else ""
     accuracies = [100 * result["metrics"]["test/acc"] for result in results if "test/acc" in result["metrics"]]

@@ -55,8 +55,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-import command_line
 import train
+from cli.compose import compose
+from cli.process import seed_and_set_threads
 from datamodules.in_memory import mix
 from lit_models.supervised import TINY_BATCH
 
@@ -68,9 +69,9 @@ WORKLOADS = {
     "mnist_cnn": (["experiment=mnist_cnn"], 3, 1.0),
     "mnist_mlp": (["experiment=mnist_mlp"], 3, 1.0),
     "mnist_mlp, batch 512": (["experiment=mnist_mlp", "data.batch_size=512"], 10, 1.0),
-    "mnist_dropout_cnn": (["experiment=mnist_dropout_cnn", "validate_first=false"], 3, 1.0),
+    "mnist_dropout_cnn": (["experiment=mnist_dropout_cnn", "validate_before_training=false"], 3, 1.0),
     "cifar10_lenet": (["experiment=cifar10_lenet"], 2, 0.25),
-    "blobs": (["experiment=blobs", "validate_first=false"], 10, 1.0),
+    "blobs": (["experiment=blobs", "validate_before_training=false"], 10, 1.0),
     "mnist_99": (["experiment=mnist_99"], 1, 1.0),
 }
 GPU_WORKLOADS = {
@@ -91,8 +92,8 @@ class Workload:
         overrides = [*settings, f"trainer.max_epochs={epochs}", f"trainer.accelerator={accelerator}"]
         # Validation is the test of the epoch; one more after the training would be one too many.
         overrides += ["data.validate_on=test", "trainer.limit_test_batches=0", "callbacks.pictures=null"]
-        self.cfg = command_line.compose(*overrides)
-        command_line.settle(self.cfg.seed, self.cfg.threads)
+        self.cfg = compose(*overrides)
+        seed_and_set_threads(self.cfg.seed, self.cfg.threads)
         self.datamodule = instantiate(self.cfg.data)
         parts = [tuple(tensor[: int(share * len(tensor))] for tensor in part) for part in self.datamodule.load()]
         self.train_set, self.test_set = parts
@@ -285,7 +286,7 @@ def whole_process(rounds: int) -> dict[str, Any]:
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         write_mnist(Path(folder, "MNIST/raw"))
-        environment["DATA_ROOT"] = str(command_line.compose("data=mnist").data.root)
+        environment["DATA_ROOT"] = str(compose("data=mnist").data.root)
         script = [sys.executable, str(PROJECT / "benchmarks" / "tutorial_mnist_cnn.py"), folder]
         commands = {
             "project": [sys.executable, str(PROJECT / "train.py"), "experiment=mnist_cnn", "trainer.accelerator=cpu"],
@@ -304,7 +305,7 @@ def whole_process(rounds: int) -> dict[str, Any]:
 def write_mnist(folder: Path) -> None:
     """MNIST's own files, where torchvision looks for them."""
     folder.mkdir(parents=True)
-    parts = instantiate(command_line.compose("data=mnist").data).load()
+    parts = instantiate(compose("data=mnist").data).load()
     for name, (inputs, targets) in zip(("train", "t10k"), parts, strict=True):
         for kind, tensor in (("images-idx3", inputs[:, 0]), ("labels-idx1", targets.to(torch.uint8))):
             head = np.array([0x0800 + tensor.dim(), *tensor.shape], dtype=">i4").tobytes()

@@ -1,1 +1,36 @@
-"""What watches a run and writes it down. Callbacks see ``trainer``, ``pl_module`` and ``trainer.datamodule``."""
+"""Callbacks, one per file, and what they ask the Trainer for."""
+
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+
+from runs.format import round_float32
+
+if TYPE_CHECKING:
+    from callbacks.metrics_history import MetricsHistory
+
+
+def get_datamodule(trainer: pl.Trainer) -> Any:
+    """Return the datamodule, which Lightning's Trainer does not declare."""
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
+    """Return the callback that holds the metrics of every epoch."""
+    from callbacks.metrics_history import MetricsHistory
+
+    return next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, MetricsHistory))
+
+
+def logged_metrics(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    """Return the metrics whose names begin with ``prefix``."""
+    metrics = trainer.callback_metrics.items()
+    return {name: round_float32(value.item()) for name, value in metrics if name.startswith(prefix)}
+
+
+def at_optimizer_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Return whether a checkpoint can be written after this batch, in the middle of an epoch.
+
+    All gradients are used up, and more batches follow. After the last batch comes the checkpoint of the epoch.
+    """
+    return not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0

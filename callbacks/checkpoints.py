@@ -1,61 +1,19 @@
 """Checkpoints that are always whole, and hold nothing that could run code."""
 
-import functools
 import math
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from callbacks.files import replacing
-from callbacks.record import data_of
-
-# What "best" means: the first of these that the run measures.
-MONITORS = (("val/acc", max), ("val/loss", min), ("train/loss", min))
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves whole checkpoints or none, and loads nothing that could run code."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        try:
-            with replacing(Path(path)) as temporary:
-                torch.save(checkpoint, temporary)
-        except (OSError, RuntimeError) as error:
-            # A full disk is a RuntimeError of the zip writer where torch notices it and an OSError where fsync does.
-            if isinstance(error, OSError) or "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
-                raise OSError(f"{path} could not be written ({error}): is the disk full?") from error
-            raise
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        if "://" in str(path):
-            raise ValueError(f"{path} is not a file on this machine")
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-
-@functools.cache
-def commit() -> str | None:
-    """The commit of this project, with ``-dirty`` when files differ from it; None outside a checkout."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        answer = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def between_steps(trainer: pl.Trainer) -> bool:
-    """Whether a checkpoint can be written in the middle of an epoch: all gradients are used up, and more batches come.
-    After the last one the epoch's own checkpoint follows."""
-    return not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
+from callbacks import at_optimizer_step, get_datamodule
+from runs.files import atomic_write
+from runs.monitor import MONITORS
+from runs.result import git_revision
 
 
 class Checkpoints(Checkpoint):
@@ -73,7 +31,7 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"checkpoint.every_n_steps={every_n_steps} must be a whole number of at least 1")
         self.folder, self.config, self.every_n_steps = folder, config, every_n_steps
         self.last = folder / "last.ckpt"
-        self.git = commit() or "of no commit"
+        self.git = git_revision() or "of no commit"
         self.best: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,22 +39,23 @@ class Checkpoints(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # With a validation nothing else says which epoch is best, not even in epochs that are not validated.
-        validated = trainer.limit_val_batches and len(data_of(trainer).val_dataloader())
-        self._monitors = MONITORS[:2] if validated else MONITORS[2:]
+        validated = trainer.limit_val_batches and len(get_datamodule(trainer).val_dataloader())
+        self._monitors = [name for name in MONITORS if name.startswith("val/" if validated else "train/")]
         for folder in (self.folder, self.folder.parent):
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink(missing_ok=True)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if every := self.every_n_steps:
             before, self._step = self._step, trainer.global_step  # a batch may be several steps
-            if before // every < self._step // every and between_steps(trainer):
+            if before // every < self._step // every and at_optimizer_step(trainer, batch_idx):
                 trainer.save_checkpoint(self.last)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        name, better = next(
-            (monitor for monitor in self._monitors if monitor[0] in trainer.callback_metrics), (None, max)
-        )
+        name = next((name for name in self._monitors if name in trainer.callback_metrics), None)
+        better = max if name and MONITORS[name] == "max" else min
         score = None if name is None else trainer.callback_metrics[name].item()
         best = self.best
         if score is None or (best is not None and (math.isnan(score) or better(score, best) == best)):
@@ -106,7 +65,7 @@ class Checkpoints(Checkpoint):
         self.best = score
         trainer.save_checkpoint(self.folder / "best.ckpt")
         if trainer.is_global_zero:
-            with replacing(self.last) as temporary:
+            with atomic_write(self.last) as temporary:
                 try:
                     os.link(self.folder / "best.ckpt", temporary)  # the next checkpoint is another file
                 except OSError:  # a file system without links

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import optuna
 
-from callbacks.study import open_study
+from sweeps.study import open_study
 
 
 class Pruned(Exception):
@@ -14,7 +14,7 @@ class Pruned(Exception):
     status = "pruned"
 
 
-class Pruning(pl.Callback):
+class OptunaPruning(pl.Callback):
     """Ends a run of a search when its metric is worse than the median of the earlier runs after as many epochs.
 
     Args:

@@ -80,7 +80,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         from optuna.trial import TrialState
 
-        from callbacks.study import open_study
+        from sweeps.study import open_study
 
         self._read(arguments)
         base = self.loader.load_sweep_config(self.config, self.fixed)

@@ -34,7 +34,7 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """To draw takes longer than the tiny trainings of the tests; tests/test_dashboard.py looks at the pictures."""
     if not request.module.__name__.endswith("test_dashboard"):
         for part in ("_of_training", "_of_test"):
-            monkeypatch.setattr(f"callbacks.pictures.Pictures.{part}", lambda *_: {})
+            monkeypatch.setattr(f"callbacks.plots.Plots.{part}", lambda *_: {})
 
 
 def put_random_images(train: int, test: int, replace: Callable[[object, str, object], None] = setattr) -> None:

@@ -29,15 +29,15 @@ COMMAND = (
 
 def job(folder: Path, *more: str) -> None:
     """One ``python train.py`` in this process."""
-    import command_line
     import train
+    from cli.compose import compose
 
     os.chdir(folder.parent)
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     folder.mkdir(exist_ok=True)
-    train.train(command_line.compose(*COMMAND, *more), folder)
+    train.train(compose(*COMMAND, *more), folder)
 
 
 def run(folder: Path, *more: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
@@ -51,7 +51,7 @@ def run(folder: Path, *more: str, saves: float = math.inf, seconds: float = 0) -
     """
     # The server has everything imported and computes nothing itself, so that a fork of it starts at once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "lightning.pytorch", "lit_models", "datamodules", "callbacks.report"])
+    context.set_forkserver_preload(["train", "lightning.pytorch", "lit_models", "datamodules", "callbacks.run_summary"])
     process = context.Process(target=job, args=(folder, *more))
     start = time.time()
     process.start()

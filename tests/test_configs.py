@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-import command_line
-import errors
 import train
+from cli.build import build
+from cli.compose import compose
+from cli.errors import format_error
 from tests.conftest import PROJECT
 
 
@@ -38,7 +39,7 @@ def test_every_yaml_says_in_its_first_line_what_it_is(group: str) -> None:
 
 
 def two_steps(*overrides: str) -> dict:
-    cfg = command_line.compose(*overrides, "trainer.max_epochs=2", "trainer.accelerator=cpu", "logger=none")
+    cfg = compose(*overrides, "trainer.max_epochs=2", "trainer.accelerator=cpu", "logger=none")
     folder = Path("run")
     folder.mkdir()
     return train.train(cfg, folder)
@@ -78,12 +79,12 @@ def test_a_model_trains_on_a_data_set_or_says_why_not(model: str, data: str, fil
 
 def check(model: str, data: str, *settings: str) -> None:
     """Both, put together, make two steps with every optimizer and scheduler, or say in a line why not."""
-    cfg = command_line.compose(f"model={model}", f"data={data}", *settings)
+    cfg = compose(f"model={model}", f"data={data}", *settings)
     try:
-        datamodule, module = train.build(cfg)
+        datamodule, module = build(cfg)
     except Exception as error:
         assert model not in IMAGE_MODELS or data not in IMAGES, error
-        line = errors.one_line(error)
+        line = format_error(error)
         assert any(words in line for words in (" takes ", " learns ", " goes from ", "tells two classes apart")), line
         return
     assert data in IMAGES or model not in ("cnn", "lenet") or data.startswith("one_")
@@ -111,7 +112,7 @@ def check(model: str, data: str, *settings: str) -> None:
 
 @functools.cache
 def part(group: str, name: str) -> DictConfig | None:
-    return command_line.compose(f"{group}={name}")[group]
+    return compose(f"{group}={name}")[group]
 
 
 def lengths(scheduler: DictConfig | None) -> dict:
@@ -129,7 +130,7 @@ def test_every_optimizer_goes_with_every_scheduler(model: str, optimizer: str, s
 
 @pytest.mark.parametrize("data", options("data"))
 def test_every_data_set_says_what_it_feeds(data: str, files: dict[str, list[str]]) -> None:
-    datamodule = instantiate(command_line.compose(f"data={data}", *files.get(data, [])).data)
+    datamodule = instantiate(compose(f"data={data}", *files.get(data, [])).data)
     assert datamodule.shape
     assert len(datamodule.class_names) in (0, datamodule.num_classes)
 
@@ -139,14 +140,14 @@ GROUPS = ("experiment", "sweep", "trainer", "callbacks", "logger", "debug")
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])
 def test_every_option_composes(choice: str) -> None:
-    cfg = command_line.compose(choice)
+    cfg = compose(choice)
     assert json.dumps(OmegaConf.to_container(cfg, resolve=True))
 
 
 @pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])
 def test_every_other_option_trains(group: str, tiny: None) -> None:
     for option in options(group):
-        cfg = command_line.compose(f"{group}={option}", "trainer.accelerator=cpu")
+        cfg = compose(f"{group}={option}", "trainer.accelerator=cpu")
         assert cfg[group] is not None or option == "none"
         built = instantiate(cfg[group], save_dir=".") if group == "logger" and cfg[group] else instantiate(cfg[group])
         assert built is not None

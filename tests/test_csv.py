@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-import command_line
-import errors
-import evaluate
 import train
+from cli.build import load_run
+from cli.compose import compose
+from cli.errors import format_error
+from cli.resume import merge_resume_config
 from datamodules import CSVTable
 from tests.kill_and_resume import differences, end
 from tests.test_resume import Killed, kill_at
@@ -42,7 +43,7 @@ PRICE = (*RUN, "data.target=price", "model=mlp_regression")
 
 def run(folder: str, *overrides: str) -> dict[str, Any]:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(command_line.compose(*overrides), Path(folder))
+    return train.train(compose(*overrides), Path(folder))
 
 
 def line_about(*overrides: str) -> str:
@@ -50,7 +51,7 @@ def line_about(*overrides: str) -> str:
     with pytest.raises(Exception) as error:
         run("refused", *RUN, *overrides)
     assert list(Path("refused").iterdir()) == []
-    return errors.one_line(error.value)
+    return format_error(error.value)
 
 
 # --- what is learnt ----------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def test_a_number_is_learnt_in_its_own_unit() -> None:
     prices = 5000 * (table[:5, 0] - 40) - 3e7 * (table[:5, 1] - 0.002) + 250_000
     predicted = np.array([row["prediction"] for row in ask(Path("run"), csv="rows.csv")])
     assert np.abs(predicted - prices).max() < 0.3 * 58_000  # of their standard deviation
-    truths = [row["truth"] for row in ask(Path("run"), data="test", n=3)]
+    truths = [row["truth"] for row in ask(Path("run"), split="test", limit=3)]
     with open("table.csv", newline="") as lines:
         prices = [float(row["price"]) for row in csv.DictReader(lines)]
     assert all(min(abs(truth / price - 1) for price in prices) < 1e-5 for truth in truths)
@@ -186,7 +187,7 @@ def test_a_run_answers_about_raw_rows_without_its_table() -> None:
         csv.writer(out).writerows(rows)
     with open("named.csv", "w", newline="") as out:
         csv.writer(out).writerows([("kind", "height", "age"), *(("?", height, age) for age, height in rows)])
-    net = trained_net(Path("run"), evaluate.rebuild("run", "last")[2].net)
+    net = trained_net(Path("run"), load_run("run", "last")[2].net)
     standardised = (rows - np.float32(stored["known"]["mean"])) / np.float32(stored["known"]["std"])
     with torch.inference_mode():
         shares = net(torch.from_numpy(standardised)).softmax(1)
@@ -215,7 +216,7 @@ def test_an_export_takes_raw_rows_and_answers_in_the_unit_of_the_target() -> Non
     table = make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
     program = torch.export.load(write(Path("run"), "model.pt2")).module()
-    answers = ask(Path("run"), data="test", n=4)
+    answers = ask(Path("run"), split="test", limit=4)
     inputs = CSVTable("table.csv", "price").load()[1][0][:4]
     assert inputs.shape[1] == table.shape[1]
     assert program(inputs)[:, 0].tolist() == pytest.approx([row["prediction"] for row in answers])
@@ -226,11 +227,10 @@ def test_what_is_learnt_cannot_change_in_the_middle() -> None:
     make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
     with pytest.raises(ValueError, match=r"resume: data\.target belongs to what the checkpoint holds"):
-        patched = command_line.compose("resume=run", "data=csv", "data.path=x", "data.target=age")
+        patched = compose("resume=run", "data=csv", "data.path=x", "data.target=age")
         patched.chosen.overrides = ["resume=run", "data.target=age"]
-        import runs
 
-        runs.resumed(patched, Path("run/checkpoints/last.ckpt"))
+        merge_resume_config(patched, Path("run/checkpoints/last.ckpt"))
 
 
 # --- what is wrong, in one line ----------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_one_line_of_rows_that_are_no_examples(content: str, line: str) -> None:
     Path("rows.csv").write_text(content)
     with pytest.raises(ValueError) as error:
         ask(Path("run"), csv="rows.csv")
-    assert errors.one_line(error.value) == line
+    assert format_error(error.value) == line
     assert not Path("answers").exists()
 
 
@@ -324,7 +324,7 @@ def test_as_typed(shell, tmp_path: Path) -> None:
     assert "not learnt from, for there are no numbers in them: name, kind" in answer.stdout
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "finished"
     for wrong, line in (
-        ("data=csv model=mlp data.path=table.csv", "say data.target=…: without it nothing can be done"),
+        ("data=csv model=mlp data.path=table.csv", "data.target=… is required"),
         ("data=csv model=mlp data.path=table.csv data.target=kid", "has no column kid (did you mean kind?)"),
     ):
         answer = shell(*wrong.split())

@@ -16,17 +16,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import command_line
 import datamodules
 import train
-from callbacks import charts
+from cli.compose import compose, run_title
+from plots import charts
 from tests.conftest import PROJECT
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "trainer.max_epochs=4")
 
 
 def run(*overrides: str) -> dict:
-    return train.train(command_line.compose(*overrides), Path("run"))
+    return train.train(compose(*overrides), Path("run"))
 
 
 def drawn() -> set[str]:
@@ -116,7 +116,7 @@ class Bars(datamodules.InMemoryDataModule):
 
 
 def test_images_of_a_data_set_of_one_s_own_are_drawn(tmp_path: Path) -> None:
-    cfg = command_line.compose("model=mlp", "data=blobs", "trainer.max_epochs=1", "logger=none")
+    cfg = compose("model=mlp", "data=blobs", "trainer.max_epochs=1", "logger=none")
     cfg.data = {"_target_": f"{__name__}.Bars", "batch_size": 8, "val_size": 8}
     assert train.train(cfg, tmp_path)["status"] == "finished"
     assert (tmp_path / "pictures/predictions.png").exists()
@@ -129,17 +129,17 @@ def test_images_of_a_data_set_of_one_s_own_are_drawn(tmp_path: Path) -> None:
 def test_pictures_in_between_and_over_a_resume() -> None:
     settings = (*BLOBS, "model.steps_per_batch=20", "logger=none")
     run(*settings, "trainer.max_epochs=2")
-    whole = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Pictures"]["way"]
+    whole = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["way"]
     assert len(whole) == 3
     run("resume=run", "trainer.max_epochs=4")
-    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Pictures"]["way"]
+    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["way"]
     assert len(way) == 5
     assert all(torch.equal(way[0][name], whole[0][name]) for name in way[0])
 
 
 def test_the_way_of_a_long_training_is_thinned() -> None:
     run("experiment=line_slow", "trainer.max_epochs=250", "logger=none")
-    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Pictures"]["way"]
+    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["way"]
     assert list(way) == list(range(0, 251, 4))
 
 
@@ -173,7 +173,7 @@ def test_a_dashboard_has_everything(few_images: None) -> None:
 
 
 def test_details_when_asked(few_images: None) -> None:
-    run("data=mnist", "model=cnn", "data.val_size=20", "trainer.max_epochs=1", "callbacks=details")
+    run("data=mnist", "model=cnn", "data.val_size=20", "trainer.max_epochs=1", "callbacks=tensorboard_extras")
     folder = Path(Path("run/dashboard.txt").read_text().strip())
     tensors = EventAccumulator(str(folder)).Reload().Tags()["tensors"]
     assert {f"test/{digit}" for digit in range(10)} <= set(tensors)
@@ -185,8 +185,8 @@ def test_details_when_asked(few_images: None) -> None:
 
 
 def test_details_of_a_line_there_are_none() -> None:
-    with pytest.raises(ValueError, match="callbacks=details is for classifiers"):
-        run("experiment=line_slow", "callbacks=details", "logger=none")
+    with pytest.raises(ValueError, match="callbacks=tensorboard_extras is for classifiers"):
+        run("experiment=line_slow", "callbacks=tensorboard_extras", "logger=none")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_details_of_a_line_there_are_none() -> None:
     ],
 )
 def test_a_run_is_named_by_what_sets_it_apart(overrides: list[str], title: str) -> None:
-    assert command_line.run_title("mnist_cnn", overrides, 1) == title
+    assert run_title("mnist_cnn", overrides, 1) == title
 
 
 # --- a browser ----------------------------------------------------------------------------------------------------

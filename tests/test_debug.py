@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import command_line
-import evaluate
 import train
-from callbacks.debugging import Mixing
+from callbacks.batch_gradient_verification import BatchGradientVerification
+from cli.build import build, load_run
+from cli.compose import compose
 
 IMAGES = ("trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
 
@@ -22,7 +22,7 @@ def noise(random_images: Callable[[int, int], None]) -> None:
 
 
 def run(*overrides: str) -> dict:
-    return train.train(command_line.compose("data.val_size=100", *IMAGES, *overrides), Path("run"))
+    return train.train(compose("data.val_size=100", *IMAGES, *overrides), Path("run"))
 
 
 def test_fast_is_one_batch_of_everything(noise: None) -> None:
@@ -41,7 +41,7 @@ def test_the_last_run_is_not_one_of_these(noise: None) -> None:
         ("fourth", ("debug=traceback",), "fourth"),  # a whole run
         ("fifth", (), "fifth"),
     ):
-        train.train(command_line.compose(*short, *more), Path(folder))
+        train.train(compose(*short, *more), Path(folder))
         assert Path("outputs/last").resolve().name == last
 
 
@@ -82,7 +82,7 @@ def test_profile_says_where_the_time_goes(noise: None, caplog: pytest.LogCapture
     (table,) = [record.message for record in caplog.records if "share" in record.message]
     assert "run_training_batch" in table
     assert len(table.strip().splitlines()) == 16
-    evaluate.rebuild("run", "last")  # its config names the profiler, and is not refused
+    load_run("run", "last")  # its config names the profiler, and is not refused
 
 
 def test_fast_in_another_precision(noise: None) -> None:
@@ -102,7 +102,7 @@ class Mixed(nn.Module):
 
 @pytest.mark.parametrize(("net", "warnings"), [(Mixed(), 1), (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0)])
 def test_a_batch_that_mixes(net: nn.Module, warnings: int, noise: None, caplog: pytest.LogCaptureFixture) -> None:
-    datamodule, model = train.build(command_line.compose("data.val_size=100"))
+    datamodule, model = build(compose("data.val_size=100"))
     model.net = net
     datamodule.setup()
 
@@ -110,7 +110,7 @@ def test_a_batch_that_mixes(net: nn.Module, warnings: int, noise: None, caplog: 
         pass
 
     Trainer.datamodule = datamodule
-    Mixing().on_train_start(Trainer(), model)
+    BatchGradientVerification().on_train_start(Trainer(), model)
     assert len(caplog.records) == warnings
     assert all(parameter.grad is None for parameter in net.parameters())
     assert net.training

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import command_line
-import errors
 import train
+from cli.compose import compose
+from cli.errors import format_error
 from tests.conftest import PROJECT
 
 # What is typed, and what its line says. All of these are answered before torch is loaded.
@@ -84,7 +84,7 @@ QUICK = {
     "data.augment=true": "data.augment=True must be a word, such as none",
     "data.mean=0": "data.mean=0 must be a list, such as [0.1307]",
     "data.root=": "data.root= must be a word",
-    "data=image_folder": "say data.root=…: without it nothing can be done",
+    "data=image_folder": "data.root=… is required",
     "optimizer.lr=nan": "optimizer.lr=nan must be a number of at least 0, such as 0.003",
     "optimizer.lr=-0.1": "optimizer.lr=-0.1 must be a number of at least 0",
     "optimizer.lr=fast": "optimizer.lr=fast must be a number",
@@ -101,28 +101,28 @@ QUICK = {
     "checkpoint.every_n_steps=0": "checkpoint.every_n_steps=0 must be a whole number of at least 1",
     "record.every_n_batches=-1": "record.every_n_batches=-1 must be a whole number of at least 1",
     # runs and sweeps
-    "resume=nowhere": "nowhere is neither a run's folder nor a checkpoint; python train.py makes one",
-    "resume=notes": "notes is not a run's folder: it has no config.yaml",
-    "resume=notes/mine.txt": "mine.txt is damaged or no checkpoint",
-    "resume=empty.ckpt": "empty.ckpt is damaged or no checkpoint",
-    "resume=truncated.ckpt": "truncated.ckpt is damaged or no checkpoint",
+    "resume=nowhere": "nowhere is neither a run directory nor a checkpoint; python train.py makes one",
+    "resume=notes": "notes is not a run directory: it has no config.yaml",
+    "resume=notes/mine.txt": "mine.txt is damaged or not a checkpoint",
+    "resume=empty.ckpt": "empty.ckpt is damaged or not a checkpoint",
+    "resume=truncated.ckpt": "truncated.ckpt is damaged or not a checkpoint",
     "resume=unfinished": "unfinished has no last.ckpt: it ended before its first epoch did",
     "resume=https://example.org/last.ckpt": "is not a file on this machine; checkpoints are read from files only",
     "sweep_resume=last": "sweep_resume goes on with a sweep: add -m",
     "-m sweep_resume=last seed=1,2": "there is no sweep yet in outputs/",
-    "-m sweep_resume=nowhere model=mlp,cnn": "nowhere is no folder of a sweep",
+    "-m sweep_resume=nowhere model=mlp,cnn": "nowhere is not a sweep directory",
     "-m optimizer.lr=interval(1,2)": "an interval is for a search: add hydra/sweeper=optuna",
     "-m model=mlp,lenett": "there is no model=lenett (did you mean lenet?)",
-    "evaluate.py run=nowhere": "nowhere is neither a run's folder nor a checkpoint",
+    "evaluate.py run=nowhere": "nowhere is neither a run directory nor a checkpoint",
     "evaluate.py run=run splitt=val": "there is no splitt (did you mean split?)",
     "evaluate.py run=run split=training": "split=training must be test, val or train",
     "evaluate.py run=run checkpoint=first": "checkpoint=first must be last or best",
-    "evaluate.py model=mlp": "there is no model; the config has run, checkpoint, split, trainer",
-    "predict.py run=run": "say what to predict: images='some/*.png', or csv=rows.csv, or data=test",
+    "evaluate.py model=mlp": "there is no model; --help lists the settings",
+    "predict.py run=run": "say what to predict: images='some/*.png', or csv=rows.csv, or split=test",
     "predict.py run=run images=nowhere.png": "images=nowhere.png: there is no such file",
-    "export.py run=run to=model.txt": "to=model.txt must end in one of .onnx, .pt2, .safetensors, .pt",
-    "export.py run=run to=nowhere/model.pt": "there is no folder nowhere",
-    "export.py run=run": "say to=…: without it nothing can be done",
+    "export.py run=run output=model.txt": "output=model.txt must end in one of .onnx, .pt2, .safetensors, .pt",
+    "export.py run=run output=nowhere/model.pt": "there is no folder nowhere",
+    "export.py run=run": "output=… is required",
     # places
     "hydra.run.dir=notes/mine.txt": "File exists: 'notes/mine.txt'",
 }
@@ -145,7 +145,7 @@ SLOWER = {
     "resume=run": "has finished its 2 epochs; trainer.max_epochs=7 would add five",
     "resume=run seed=5": "resume: seed belongs to what the checkpoint holds and cannot be changed in the middle",
     "resume=run model=mlp": "resume: this run was made with model=blobs_mlp and cannot go on with model=mlp",
-    "predict.py run=run data=test n=0": "n=0 must be a whole number of at least 1",
+    "predict.py run=run split=test limit=0": "limit=0 must be a whole number of at least 1",
 }
 
 
@@ -158,7 +158,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         short = ("model.steps_per_batch=10", "trainer.max_epochs=2", "logger=none", "callbacks.pictures=null")
-        train.train(command_line.compose("model=blobs_mlp", "data=blobs", *short), folder / "run")
+        train.train(compose("model=blobs_mlp", "data=blobs", *short), folder / "run")
     shutil.rmtree(folder / "outputs")
     (folder / "run/.lock").touch()
     (folder / "unfinished/config.yaml").touch()
@@ -215,16 +215,16 @@ def test_one_line_after_a_moment(command: str, shop: Path, shell: Callable) -> N
 )
 def test_one_line_of_what_the_parts_refuse(arguments: str, hint: str, tmp_path) -> None:
     with pytest.raises(Exception) as error:
-        train.train(command_line.compose(*arguments.split(), "logger=none"), tmp_path)
-    assert hint in errors.one_line(error.value)
+        train.train(compose(*arguments.split(), "logger=none"), tmp_path)
+    assert hint in format_error(error.value)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_download_that_breaks_off_is_no_lost_process() -> None:
     error = RuntimeError("mnist: https://… [Errno 104] Connection reset by peer; put the files into data/")
-    assert errors.one_line(error).startswith("mnist: https://…")
+    assert format_error(error).startswith("mnist: https://…")
     lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:3121")
-    assert errors.one_line(lost).startswith("another process of this run has ended")
+    assert format_error(lost).startswith("another process of this run has ended")
 
 
 @pytest.mark.slow
@@ -236,8 +236,8 @@ def test_a_line_may_fall(shell) -> None:
 
 def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
-        train.train(command_line.compose("model=mlp", "model.net.hidden=[[5]]", "logger=none"), tmp_path)
-    line = errors.one_line(error.value)
+        train.train(compose("model=mlp", "model.net.hidden=[[5]]", "logger=none"), tmp_path)
+    line = format_error(error.value)
     assert re.search(
         r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; HYDRA_FULL_ERROR=1 shows the way there\)$", line
     )
@@ -245,8 +245,8 @@ def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
 
 def test_what_is_said_on_purpose_needs_no_place(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
-        train.train(command_line.compose("model=lenet", "data=blobs", "logger=none"), tmp_path)
-    assert "LeNet takes images" in (line := errors.one_line(error.value))
+        train.train(compose("model=lenet", "data=blobs", "logger=none"), tmp_path)
+    assert "LeNet takes images" in (line := format_error(error.value))
     assert ".py, line" not in line
 
 

@@ -10,13 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-import command_line
 import datamodules
-import errors
 import train
-from callbacks.expect import compare
-from callbacks.report import has_diverged
+from cli.compose import compose
+from cli.errors import format_error
 from lit_models import FineTuning, losses, nets
+from runs.expectations import check_expected
+from runs.result import has_diverged
 from tests.conftest import PROJECT
 
 EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
@@ -28,7 +28,7 @@ def run(folder: str, *overrides: str) -> tuple[dict, list[dict[str, str]], dict[
     """Result, rows of metrics.csv and final weights of a run in this process."""
     path = Path(folder)
     path.mkdir()
-    result = train.train(command_line.compose(*overrides, "trainer.accelerator=cpu", "logger=none"), path)
+    result = train.train(compose(*overrides, "trainer.accelerator=cpu", "logger=none"), path)
     with open(path / "metrics.csv", newline="") as lines:
         rows = list(csv.DictReader(lines))
     return result, rows, torch.load(path / "checkpoints/last.ckpt")["state_dict"]
@@ -36,7 +36,7 @@ def run(folder: str, *overrides: str) -> tuple[dict, list[dict[str, str]], dict[
 
 @pytest.mark.parametrize(("experiment", "model"), [*itertools.product(LINES, LINE_MODELS)])
 def test_the_published_losses_and_the_published_line(experiment: str, model: str) -> None:
-    expect = command_line.compose(f"experiment={experiment}").expect
+    expect = compose(f"experiment={experiment}").expect
     assert len(expect["train/loss"].published) == 10
     result, rows, _ = run("run", f"experiment={experiment}", f"model={model}")
     losses = [float(row["train/loss"]) for row in rows]
@@ -81,7 +81,7 @@ def test_by_hand_is_without_autograd() -> None:
 @pytest.mark.parametrize("model", LINE_MODELS)
 def test_a_long_run_reaches_the_closed_form(model: str) -> None:
     (inputs, targets), _ = datamodules.Table(
-        **{k: command_line.compose("data=readings").data[k] for k in ("inputs", "targets")}
+        **{k: compose("data=readings").data[k] for k in ("inputs", "targets")}
     ).load()
     columns = torch.cat([0.1 * inputs, torch.ones_like(inputs)], 1).double()
     closed = torch.linalg.lstsq(columns, targets.double()).solution.flatten().tolist()
@@ -121,7 +121,7 @@ def test_resnet18_one_step_starts_from_a_file_of_weights_and_says_what_it_cannot
     for file, message in [("garbage.pt", "no file of weights"), ("lenet.pt", "another net"), ("none.pt", "is no file")]:
         with pytest.raises(Exception, match=r"model\.weights") as error:
             run(file.removesuffix(".pt"), "experiment=resnet18_one_step", f"model.weights={file}")
-        assert message in errors.one_line(error.value)
+        assert message in format_error(error.value)
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_every_experiment_says_what_it_is_and_trains_two_batches(
     assert any(line.startswith("# Takes") for line in header)
 
     random_images(200, 200)
-    small = [] if command_line.compose(f"experiment={experiment}").data.val_size == 0 else ["data.val_size=20"]
+    small = [] if compose(f"experiment={experiment}").data.val_size == 0 else ["data.val_size=20"]
     limits = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=2")
     result, *_ = run("run", f"experiment={experiment}", *small, *limits)
     assert result["status"] in ("finished", "diverged")
@@ -260,10 +260,10 @@ def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     ],
 )
 def test_compare(expect: dict, met: bool) -> None:
-    (comparison,) = compare(
+    (comparison,) = check_expected(
         expect, {"test/acc": 0.95}, [{"train/loss": 2.0}, {"train/loss_step": 3.0}, {"train/loss": 1.0}]
     )
-    assert comparison.met is met
+    assert comparison.passed is met
 
 
 def test_has_diverged() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import command_line
 import train
+from cli.compose import compose
 from tests.conftest import PROJECT, put_random_images
 
 FILE = Path(__file__).with_suffix(".json")
@@ -23,10 +23,10 @@ SHORT += ("trainer.precision=32-true", "threads=1")
 
 def losses(experiment: str, folder: Path) -> dict[str, float]:
     """Of an experiment on 300 random images, or on the data that it makes."""
-    composed = command_line.compose(f"experiment={experiment}")
+    composed = compose(f"experiment={experiment}")
     sizes = ["data.batch_size=32"] if "root" in composed.data else []
     sizes += ["data.val_size=20"] if composed.data.val_size else []
-    result = train.train(command_line.compose(f"experiment={experiment}", *SHORT, *sizes, "logger=none"), folder)
+    result = train.train(compose(f"experiment={experiment}", *SHORT, *sizes, "logger=none"), folder)
     return {name: result["metrics"][name] for name in ("train/loss", "test/loss") if name in result["metrics"]}
 
 

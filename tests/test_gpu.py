@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-import command_line
 import train
+from cli.compose import compose
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 
@@ -18,7 +18,7 @@ IMAGES = ("data=cifar10", "data.augment=flip_crop", "data.val_size=50", "data.ba
 
 def run(folder: str, *overrides: str) -> dict[str, Any]:
     Path(folder).mkdir()
-    return train.train(command_line.compose(*overrides), Path(folder))
+    return train.train(compose(*overrides), Path(folder))
 
 
 class NoWaiting(pl.Callback):
@@ -51,7 +51,7 @@ def test_a_run_goes_on_where_it_was(random_images: Callable[[int, int], None]) -
     settings = ("model=dropout_cnn", *IMAGES, "trainer.accelerator=gpu", "trainer.deterministic=true", "scheduler=none")
     run("whole", *settings, "trainer.max_epochs=3")
     run("parts", *settings, "trainer.max_epochs=2")
-    train.train(command_line.compose("resume=parts", "trainer.max_epochs=3"), Path("parts"))
+    train.train(compose("resume=parts", "trainer.max_epochs=3"), Path("parts"))
     ends = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "parts")]
     for name, weight in ends[0].items():
         assert torch.equal(weight, ends[1][name])

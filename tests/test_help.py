@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import explain
+from cli.help import GROUPS, list_options
 from tests.conftest import PROJECT
 
 
@@ -84,9 +84,9 @@ def test_tab_in_bash(typed: str, completed: str) -> None:
 
 def test_help_names_every_option(shell) -> None:
     answer = shell("--help")
-    for group in explain.GROUPS:
+    for group in GROUPS:
         assert f"  {group}=\n" in answer.stdout
         for file in (PROJECT / "conf" / group).glob("*.yaml"):
             assert f"\n    {file.stem} " in answer.stdout
     assert answer.stdout.count("\n  python train.py") >= 5
-    assert explain.options() in answer.stdout
+    assert list_options() in answer.stdout

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-import command_line
-import evaluate
 import train
+from cli.build import load_run
+from cli.compose import compose
 from datamodules import CIFAR10, ImageFolder
 from datamodules.image_folder import FolderLoader, PictureFiles
 from datamodules.images import flip_crop
@@ -41,7 +41,7 @@ RUN += ("trainer.accelerator=cpu", "threads=1", "logger=none", "trainer.max_epoc
 
 def run(folder: str, *overrides: str) -> dict:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(command_line.compose(*overrides), Path(folder))
+    return train.train(compose(*overrides), Path(folder))
 
 
 def test_one_folder_is_split_by_seed_and_nothing_is_in_two_parts() -> None:
@@ -198,11 +198,11 @@ def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
     settings = [setting for setting in RUN if "max_epochs" not in setting]
     result = run("run", *settings, "data.num_workers=0", "trainer.max_epochs=4")
     assert result["metrics"]["test/acc"] == 1
-    answers = ask(Path("run"), data="test", n=7)
+    answers = ask(Path("run"), split="test", limit=7)
     truths = [row["truth"] for row in answers]
     assert truths == [row["label"] for row in answers] == ["green"] * 6 + ["red"]
     Path("pictures").rename("elsewhere")
-    _, datamodule, _ = evaluate.rebuild("run", "last")
+    _, datamodule, _ = load_run("run", "last")
     assert datamodule.class_names == ("green", "red")
 
 

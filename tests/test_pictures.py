@@ -10,11 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-import command_line
 import datamodules
-import evaluate
 import predict
 import train
+from cli.build import load_run
+from cli.compose import compose
 from datamodules.pictures import read_picture
 
 MNIST = {"shape": (1, 28, 28), "dark_background": True, "centre": True}
@@ -67,14 +67,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(datamodules.MNIST, "load", load)
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         settings = ("data.val_size=0", "data.batch_size=20", "trainer.max_epochs=6", "optimizer.lr=0.01")
-        cfg = command_line.compose(*settings, "trainer.accelerator=cpu", "logger=none", "threads=1")
+        cfg = compose(*settings, "trainer.accelerator=cpu", "logger=none", "threads=1")
         assert train.train(cfg, folder)["metrics"]["test/acc"] >= 0.99
     return folder
 
 
 def ask(run: Path, images: Any, to: str | Path = "predictions") -> list[dict[str, Any]]:
-    settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "data": None, "n": 6}
-    return predict.predict(OmegaConf.create({**settings, "to": str(to)}), run)
+    settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "split": None, "limit": 6}
+    return predict.predict(OmegaConf.create({**settings, "output": str(to)}), run)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -221,7 +221,7 @@ def test_the_table_is_what_the_net_says(run: Path) -> None:
     ask(run, "digits", Path("to").resolve())
     table = rows(Path("to"))
     assert list(table[0]) == ["input", "label", "probability", "top 3"]
-    _, datamodule, model = evaluate.rebuild(str(run), "last")
+    _, datamodule, model = load_run(str(run), "last")
     with torch.inference_mode():
         shares = model.net(datamodule.prepare(images[:5])).softmax(1)
     for row, share in zip(table, shares, strict=True):
@@ -251,7 +251,7 @@ def test_as_typed_with_a_file_that_is_no_picture(run: Path, shell) -> None:
     Path("my digits").mkdir()
     digit(6).save("my digits/6.png")
     Path("my digits/notes.png").write_text("about the digits")
-    answer = shell(f"run={run}", "images=my digits/*.png", f"to={Path('to').resolve()}", script="predict.py")
+    answer = shell(f"run={run}", "images=my digits/*.png", f"output={Path('to').resolve()}", script="predict.py")
     assert answer.returncode == 1
     assert answer.stderr == "error: 1 of 2 files skipped: my digits/notes.png\n"
     assert "skipped: my digits/notes.png is no picture" in answer.stdout
@@ -271,7 +271,14 @@ def test_no_picture_at_all(run: Path) -> None:
 
 def test_a_row_of_numbers_is_no_picture(run: Path) -> None:
     Path("points.csv").write_text("1,2\n")
-    settings = {"run": str(run), "checkpoint": "last", "images": None, "csv": "points.csv", "data": None, "to": "to"}
+    settings = {
+        "run": str(run),
+        "checkpoint": "last",
+        "images": None,
+        "csv": "points.csv",
+        "split": None,
+        "output": "to",
+    }
     with pytest.raises(ValueError, match=r"trained on inputs of shape \(1, 28, 28\), not on rows"):
         predict.predict(OmegaConf.create(settings), run)
 
@@ -305,7 +312,7 @@ def test_lenet_reads_mnist_from_files(real_root: Path) -> None:
     Path("as_stored").mkdir()
     Path("enlarged").mkdir()
     settings = ("model=lenet", f"data.root={real_root}", "trainer.max_epochs=1", "trainer.limit_train_batches=200")
-    train.train(command_line.compose(*settings, "trainer.accelerator=cpu", "logger=none"), Path("run"))
+    train.train(compose(*settings, "trainer.accelerator=cpu", "logger=none"), Path("run"))
     _, (images, labels) = datamodules.sources.load("mnist", real_root)
     for number in range(10):
         stored = Image.fromarray(images[number, 0].numpy())

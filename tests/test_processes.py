@@ -267,12 +267,12 @@ WAITS = """
 import ctypes, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from callbacks.interrupts import Interrupts
+from callbacks.signal_handler import SignalHandler
 
-Interrupts.patience = 0.1
+SignalHandler.patience = 0.1
 started = [subprocess.Popen([sys.executable, "-c", "exit(1)"])]
 strategy = SimpleNamespace(launcher=SimpleNamespace(procs=started))
-with Interrupts(Path("last.ckpt")) as interrupts:
+with SignalHandler(Path("last.ckpt")) as interrupts:
     interrupts.setup(SimpleNamespace(strategy=strategy, _signal_connector=SimpleNamespace()), None, "fit")
     assert not started  # not watched by Lightning any more
     while sys.argv[1] == "python":

@@ -19,12 +19,16 @@ from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import command_line
 import evaluate
-import runs
 import train
-from callbacks.classes import PerClassAccuracy
-from callbacks.interrupts import Interrupted
+from callbacks.per_class_accuracy import PerClassAccuracy
+from callbacks.signal_handler import Interrupted
+from cli.build import load_run
+from cli.compose import compose
+from cli.main import exit_with_error
+from cli.process import seed_and_set_threads
+from cli.resume import merge_resume_config
+from runs.checkpoint import load_checkpoint
 from tests.conftest import DATA_ROOT, PROJECT
 from tests.kill_and_resume import differences, end, kill_and_resume
 
@@ -40,7 +44,7 @@ RUN = ("model=dropout_cnn", "data.batch_size=16", "data.val_size=40", "trainer.a
 def run(folder: str, *overrides: str) -> dict:
     path = Path(folder)
     path.mkdir(exist_ok=True)
-    return train.train(command_line.compose(*overrides), path)
+    return train.train(compose(*overrides), path)
 
 
 def at_step(patch: pytest.MonkeyPatch, step: int, happens: Callable[[], None]) -> None:
@@ -160,12 +164,12 @@ def test_what_cannot_go_on(tiny: None) -> None:
         ),
         (["resume=done", "experiment=mnist_cnn", "trainer.max_epochs=2"], "made with experiment=null"),
         (["resume=last"], "no last.ckpt|there is no run yet"),
-        (["resume=empty"], "is not a run's folder"),
-        (["resume=nowhere"], "neither a run's folder nor a checkpoint"),
+        (["resume=empty"], "is not a run directory"),
+        (["resume=nowhere"], "neither a run directory nor a checkpoint"),
         (["resume=https://example.com/last.ckpt"], "not a file on this machine"),
         (["resume=foreign.ckpt"], r"not a checkpoint of this project: it holds no config \(Lightning 1.9.0 wrote it\)"),
-        (["resume=truncated.ckpt"], "damaged or no checkpoint"),
-        (["resume=nothing.ckpt"], "damaged or no checkpoint"),
+        (["resume=truncated.ckpt"], "damaged or not a checkpoint"),
+        (["resume=nothing.ckpt"], "damaged or not a checkpoint"),
         (["resume=hostile.ckpt"], "could run code: refused|damaged"),
     ]:
         if overrides == ["resume=last"]:
@@ -196,7 +200,7 @@ def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
     limits = ("trainer.limit_train_batches=1", "trainer.max_epochs=1", "logger=none", "trainer.accelerator=cpu")
     run("run", f"model={model}", f"data={data}", *small, *limits)
     for name in ("last", "best"):
-        assert torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["config"]["chosen"]["model"] == model
+        assert torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["config"]["choices"]["model"] == model
 
 
 # --- stored configs ----------------------------------------------------------------------------------------------
@@ -241,7 +245,7 @@ def test_a_hostile_stored_config_runs_nothing(place: str, value: object, tiny: N
         run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
     assert place in str(error.value)
     with pytest.raises(ValueError, match="is refused"):
-        evaluate.rebuild("run", "last")
+        load_run("run", "last")
     assert not Path("owned").exists()
 
 
@@ -262,7 +266,7 @@ def test_a_hostile_pickle_runs_nothing() -> None:
 
     torch.save({"config": Evil()}, "evil.ckpt")
     with pytest.raises(ValueError, match="could run code: refused"):
-        runs.load(Path("evil.ckpt"))
+        load_checkpoint(Path("evil.ckpt"))
     assert not Path("owned").exists()
 
 
@@ -419,7 +423,7 @@ def test_a_full_temporary_folder_does_not_matter(small_disk: Path, tiny: None, m
 def test_a_full_disk_under_tensorboard_warns_once_and_trains_on(
     small_disk: Path, tiny: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from callbacks.tensorboard import TensorBoard
+    from loggers.tensorboard import TensorBoard
 
     fill(small_disk, 0)
     logger = TensorBoard("run", title=str(small_disk / "events"))
@@ -494,12 +498,12 @@ def test_nothing_in_a_checkpoint_names_a_callback(key: str, tiny: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     checkpoint["config"]["callbacks"] = {"pictures": {"_target_": "os.mkdir"}, "x": {"_target_": "os.mkdir"}}
-    checkpoint["config"]["chosen"]["overrides"] = [f"{key}=os.mkdir"]
+    checkpoint["config"]["choices"]["overrides"] = [f"{key}=os.mkdir"]
     torch.save(checkpoint, "run/checkpoints/last.ckpt")
-    now = command_line.compose("resume=run", "trainer.max_epochs=2")
-    now.chosen.overrides = ["resume=run", "trainer.max_epochs=2"]
-    cfg = runs.resumed(now, Path("run/checkpoints/last.ckpt"))
-    assert cfg.callbacks.pictures._target_ == "callbacks.pictures.Pictures"
+    now = compose("resume=run", "trainer.max_epochs=2")
+    now.choices.overrides = ["resume=run", "trainer.max_epochs=2"]
+    cfg = merge_resume_config(now, Path("run/checkpoints/last.ckpt"))
+    assert cfg.callbacks.pictures._target_ == "callbacks.plots.Plots"
     assert "x" not in cfg.callbacks
 
 
@@ -532,7 +536,7 @@ def test_the_weights_it_started_from_are_not_needed_again(tiny: None) -> None:
     run("run", *settings, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu")
     Path("start.pt").unlink()
     run("run", "resume=run", "trainer.max_epochs=2")
-    evaluate.rebuild("run", "best")
+    load_run("run", "best")
 
 
 def test_accumulated_gradients_resume_exactly(tiny: None) -> None:
@@ -557,9 +561,9 @@ def test_another_trainer_keeps_what_the_run_chose(tiny: None) -> None:
     chosen = ("trainer.max_epochs=7", "trainer.gradient_clip_val=0.5", "+trainer.limit_predict_batches=3")
     run("run", *RUN, *chosen, "trainer.limit_train_batches=1", "logger=none")
     file = Path("run/checkpoints/last.ckpt")
-    cfg = command_line.compose(*(typed := ("resume=run", "trainer.max_epochs=9", "trainer=gpu")))
-    cfg.chosen.overrides = list(typed)
-    trainer = runs.resumed(cfg, file).trainer
+    cfg = compose(*(typed := ("resume=run", "trainer.max_epochs=9", "trainer=gpu")))
+    cfg.choices.overrides = list(typed)
+    trainer = merge_resume_config(cfg, file).trainer
     assert (trainer.max_epochs, trainer.gradient_clip_val, trainer.limit_predict_batches) == (9, 0.5, 3)
     assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
 
@@ -608,11 +612,11 @@ def test_a_schedule_in_epochs_is_one_in_many_steps_too() -> None:
 
 
 def test_threads_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line, "_default_threads", lambda: 2)
+    monkeypatch.setattr("cli.process._default_threads", lambda: 2)
     before = torch.get_num_threads()
-    command_line.settle(1, threads=1)
+    seed_and_set_threads(1, threads=1)
     assert torch.get_num_threads() == 1
-    command_line.settle(1, threads=None)
+    seed_and_set_threads(1, threads=None)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 
@@ -620,7 +624,7 @@ def test_threads_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_before_there_is_anything_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
-        command_line.leave(KeyboardInterrupt(), whole_traceback=False)
+        exit_with_error(KeyboardInterrupt(), show_traceback=False)
     signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
 

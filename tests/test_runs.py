@@ -111,9 +111,9 @@ def test_a_run_learns(finished) -> None:
 
 def test_images_are_learnt_and_the_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Bright halves: a picture of class k is bright in column band k."""
-    import command_line
     import datamodules
     import train
+    from cli.compose import compose
 
     def load(self):
         generator = torch.Generator().manual_seed(0)
@@ -124,7 +124,7 @@ def test_images_are_learnt_and_the_best_epoch_is_kept(monkeypatch: pytest.Monkey
         return (images[:500], labels[:500]), (images[500:], labels[500:])
 
     monkeypatch.setattr(datamodules.MNIST, "load", load)
-    cfg = command_line.compose("data.val_size=100", "data.batch_size=20", "trainer.accelerator=cpu", "logger=none")
+    cfg = compose("data.val_size=100", "data.batch_size=20", "trainer.accelerator=cpu", "logger=none")
     result = train.train(cfg, tmp_path)
     assert result["metrics"]["test/acc"] >= 0.95
     table = rows(tmp_path)
@@ -135,11 +135,11 @@ def test_images_are_learnt_and_the_best_epoch_is_kept(monkeypatch: pytest.Monkey
 
 def test_losses_and_accuracies_are_means_over_the_examples(tmp_path: Path) -> None:
     """500 points in evaluation batches of 300: a mean of batch means would weigh the last 200 too much."""
-    import command_line
     import datamodules
     import train
+    from cli.compose import compose
 
-    cfg = command_line.compose(*BLOBS, "data.size=500", "data.eval_batch_size=300", "logger=none")
+    cfg = compose(*BLOBS, "data.size=500", "data.eval_batch_size=300", "logger=none")
     result = train.train(cfg, tmp_path)
     net = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(2, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 5), torch.nn.Sigmoid(),

@@ -16,14 +16,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-import command_line
 import datamodules
 import evaluate
 import export
 import predict
-import runs
 import train
+from cli.build import load_run
+from cli.compose import compose
 from lit_models import nets
+from runs.checkpoint import find_checkpoint
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=100", "trainer.max_epochs=5")
 
@@ -41,7 +42,7 @@ def load_bands(self: datamodules.MNIST) -> Any:
 
 def make(folder: Path, *overrides: str) -> Path:
     folder.mkdir()
-    train.train(command_line.compose(*overrides, "trainer.accelerator=cpu", "logger=none", "threads=1"), folder)
+    train.train(compose(*overrides, "trainer.accelerator=cpu", "logger=none", "threads=1"), folder)
     return folder
 
 
@@ -67,17 +68,17 @@ def bands(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def score(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
     given = {"run": str(run), "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
-    return evaluate.evaluate(OmegaConf.create({**given, **settings}), folder or runs.find(str(run))[0])
+    return evaluate.evaluate(OmegaConf.create({**given, **settings}), folder or find_checkpoint(str(run))[0])
 
 
 def ask(run: Path, **settings: Any) -> list[dict[str, Any]]:
     """The rows for what is asked, and the same in ``answers/predictions.csv``."""
-    given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "data": None, "n": 6}
-    return predict.predict(OmegaConf.create({**given, "to": str(Path("answers").resolve()), **settings}), run)
+    given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "limit": 6}
+    return predict.predict(OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings}), run)
 
 
 def write(run: Path, to: str, checkpoint: str = "last") -> Path:
-    return export.export(OmegaConf.create({"run": str(run), "checkpoint": checkpoint, "to": to}), run)
+    return export.export(OmegaConf.create({"run": str(run), "checkpoint": checkpoint, "output": to}), run)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -121,7 +122,7 @@ def test_the_validation_figures_are_those_of_their_epoch(bands: Path) -> None:
 
 def test_the_training_figures_are_those_of_the_final_weights(bands: Path) -> None:
     (images, labels), _ = load_bands(None)
-    datamodule = evaluate.rebuild(str(bands), "last")[1]
+    datamodule = load_run(str(bands), "last")[1]
     datamodule.setup()
     logits, labels = logits_of(bands, images[datamodule.train_indices]), labels[datamodule.train_indices]
     metrics = score(bands, split="train")["metrics"]
@@ -188,7 +189,7 @@ def test_a_data_root_that_moved(tmp_path: Path, monkeypatch) -> None:
     [
         ({"split": "tset"}, "split=tset must be test, val or train"),
         ({"checkpoint": "bset"}, "checkpoint=bset must be last or best"),
-        ({"run": "nowhere"}, "nowhere is neither a run's folder nor a checkpoint"),
+        ({"run": "nowhere"}, "nowhere is neither a run directory nor a checkpoint"),
         ({"split": "val"}, "split=val: this run has no such examples"),
     ],
 )
@@ -203,7 +204,7 @@ def test_an_evaluation_that_cannot_be(settings: dict[str, str], message: str, ma
 
 def test_the_first_of_the_test_set_with_what_they_are(bands: Path) -> None:
     _, (images, labels) = load_bands(None)
-    answers = ask(bands, data="test")
+    answers = ask(bands, split="test")
     assert [row["input"] for row in answers] == [f"test[{number}]" for number in range(6)]
     assert [row["truth"] for row in answers] == [str(label) for label in labels[:6].tolist()]
     assert [row["label"] for row in answers] == [
@@ -211,11 +212,11 @@ def test_the_first_of_the_test_set_with_what_they_are(bands: Path) -> None:
     ]
     assert [row["truth"] for row in rows(Path("answers/predictions.csv"))] == [row["truth"] for row in answers]
     assert Path("answers/predictions.png").is_file()
-    assert len(ask(bands, data="test", n=1)) == 1
+    assert len(ask(bands, split="test", limit=1)) == 1
 
 
 def test_more_than_there_are_is_all_of_them(made: Path) -> None:
-    assert len(ask(made / "blobs", data="test", n=10**6)) == 200
+    assert len(ask(made / "blobs", split="test", limit=10**6)) == 200
 
 
 def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
@@ -258,11 +259,11 @@ def test_a_line_answers_with_numbers(made: Path) -> None:
     for row in answers:
         expected = coefficients["w"] * float(row["input"]) + coefficients["b"]
         assert row["prediction"] == pytest.approx(expected, rel=1e-5)
-    assert [row["truth"] for row in ask(made / "line", data="test", n=2)] == pytest.approx([35.7, 55.9])
+    assert [row["truth"] for row in ask(made / "line", split="test", limit=2)] == pytest.approx([35.7, 55.9])
 
 
 def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> None:
-    (row,) = ask(make(tmp_path / "run", "experiment=lenet_one_step"), data="test")
+    (row,) = ask(make(tmp_path / "run", "experiment=lenet_one_step"), split="test")
     assert len(row["prediction"]) == len(row["truth"]) == 10
     assert row["truth"] == pytest.approx(datamodules.OneRandom([1, 32, 32], 10).load()[1][1][0].tolist())
 
@@ -271,10 +272,10 @@ def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> Non
     ("settings", "message"),
     [
         ({}, "say what to predict"),
-        ({"data": "test", "csv": "points.csv"}, "say what to predict"),
-        ({"data": "train"}, "data=train must be test"),
-        ({"data": "test", "n": 0}, "n=0 must be a whole number of at least 1"),
-        ({"data": "test", "n": "six"}, "n=six must be a whole number of at least 1"),
+        ({"split": "test", "csv": "points.csv"}, "say what to predict"),
+        ({"split": "train"}, "split=train must be test"),
+        ({"split": "test", "limit": 0}, "limit=0 must be a whole number of at least 1"),
+        ({"split": "test", "limit": "six"}, "limit=six must be a whole number of at least 1"),
         ({"images": "point.png"}, r"trained on inputs of shape \(2,\), not on picture files"),
         ({"csv": "nowhere.csv"}, r"nowhere\.csv"),
     ],
@@ -331,7 +332,7 @@ def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("model.txt", r"to=model\.txt must end in one of \.onnx, \.pt2, \.safetensors, \.pt"),
+        ("model.txt", r"output=model\.txt must end in one of \.onnx, \.pt2, \.safetensors, \.pt"),
         ("model", "must end in one of"),
         ("nowhere/model.onnx", "there is no folder nowhere"),
     ],
@@ -370,7 +371,7 @@ def test_evaluate_as_typed_from_another_directory(made: Path, tmp_path: Path, sh
 def test_predict_as_typed(made: Path, tmp_path: Path, shell) -> None:
     run = shutil.copytree(made / "blobs", tmp_path / "outputs/blobs/first")
     Path("outputs/last").symlink_to(run)
-    answer = shell("run=last", "data=test", "n=3", script="predict.py")
+    answer = shell("run=last", "split=test", "limit=3", script="predict.py")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert len(rows(run / "predictions/predictions.csv")) == 3
     assert [line.split()[0] for line in answer.stdout.splitlines()] == ["test[0]", "test[1]", "test[2]", "written"]
@@ -378,7 +379,7 @@ def test_predict_as_typed(made: Path, tmp_path: Path, shell) -> None:
 
 @pytest.mark.slow
 def test_export_as_typed(made: Path, shell) -> None:
-    answer = shell(f"run={made / 'blobs/checkpoints/best.ckpt'}", "to=model.onnx", script="export.py")
+    answer = shell(f"run={made / 'blobs/checkpoints/best.ckpt'}", "output=model.onnx", script="export.py")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout.startswith("written to model.onnx")
     onnx.checker.check_model("model.onnx")
@@ -387,9 +388,9 @@ def test_export_as_typed(made: Path, shell) -> None:
 @pytest.mark.parametrize(
     ("script", "example", "wrong", "message"),
     [
-        ("evaluate.py", "checkpoint=best split=val", "run=nowhere", "nowhere is neither a run's folder nor"),
+        ("evaluate.py", "checkpoint=best split=val", "run=nowhere", "nowhere is neither a run directory nor"),
         ("predict.py", "run=last images='digits/*.png'", "run=. imges=a.png", "did you mean images?"),
-        ("export.py", "run=last to=model.safetensors", "run=. to=model.txt", "must end in one of .onnx"),
+        ("export.py", "run=last output=model.safetensors", "run=. output=model.txt", "must end in one of .onnx"),
     ],
 )
 def test_help_shows_examples_and_a_mistake_is_one_line(
@@ -412,11 +413,11 @@ def test_the_whole_net_as_a_program(tmp_path: Path) -> None:
     """model.pt2 needs no class of this project: any batch of what the data set stores goes in, logits come out."""
     folder = tmp_path / "whole"
     folder.mkdir()
-    train.train(command_line.compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "logger=none"), folder)
-    settings = {"run": str(folder), "checkpoint": "last", "to": str(tmp_path / "model.pt2")}
+    train.train(compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "logger=none"), folder)
+    settings = {"run": str(folder), "checkpoint": "last", "output": str(tmp_path / "model.pt2")}
     export.export(OmegaConf.create(settings), folder)
     program = torch.export.load(tmp_path / "model.pt2").module()
-    _, datamodule, model = evaluate.rebuild(str(folder), "last")
+    _, datamodule, model = load_run(str(folder), "last")
     for size in (1, 5):
         points = torch.randn(size, 2)
         torch.testing.assert_close(program(points), model(datamodule.prepare(points)))

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor
 
-import command_line
 import evaluate
 import train
+from cli.build import build, load_run
+from cli.compose import compose
 from datamodules import CIFAR10
 from datamodules.images import flip_crop
 from lit_models import nets
@@ -42,7 +44,7 @@ def striped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: str, *overrides: str) -> dict:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(command_line.compose(*overrides), Path(folder))
+    return train.train(compose(*overrides), Path(folder))
 
 
 def state(folder: str) -> dict[str, Tensor]:
@@ -232,13 +234,13 @@ def test_it_learns_what_is_frozen_stays_and_an_evaluation_gives_its_figures(
     assert result["metrics"]["test/acc"] >= 0.95
     weights, (images, _) = state("run"), stripes(300, 0)
     assert all((weight == 1).all() for name, weight in weights.items() if "norm" in name and name.endswith("weight"))
-    _, datamodule, model = evaluate.rebuild("run", "last")
+    _, datamodule, model = load_run("run", "last")
     net = nets.SpeedrunNet((3, 32, 32), 10, widths=[8, 16, 16])
     net.whiten(datamodule.prepare(images))
     assert torch.equal(net.whitening.weight, weights["net.whitening.weight"])
     # With other training images at hand the run's own whitening stays.
     monkeypatch.setattr("datamodules.images.ImageDataModule.load", lambda _: (stripes(300, 7), stripes(100, 1)))
-    cfg = command_line.OmegaConf.create(
+    cfg = OmegaConf.create(
         {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
     )
     again = evaluate.evaluate(cfg, Path("run"))
@@ -304,4 +306,4 @@ def test_other_optimizers_take_its_groups(striped: None) -> None:
 )
 def test_what_cannot_be(overrides: list[str], message: str) -> None:
     with pytest.raises(Exception, match=message):
-        train.build(command_line.compose("model=speedrun", "data=cifar10", *overrides))
+        build(compose("model=speedrun", "data=cifar10", *overrides))

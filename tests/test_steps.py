@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch._dynamo.utils import counters
 
-import command_line
 import train
+from cli.build import build
+from cli.compose import compose
 from datamodules import CIFAR10
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "data.batch_size=30", "model.steps_per_batch=1", "logger=none")
@@ -19,7 +20,7 @@ NO_CLIPPING = "trainer.gradient_clip_val=1e9"  # but Lightning's way through a s
 
 
 def run(folder: str, *overrides: str) -> tuple[dict, dict]:
-    result = train.train(command_line.compose(*overrides, "trainer.accelerator=cpu"), Path(folder))
+    result = train.train(compose(*overrides, "trainer.accelerator=cpu"), Path(folder))
     return result, torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)
 
 
@@ -135,7 +136,7 @@ def test_autocast_is_the_same_with_help_and_without_it() -> None:
 
 
 def test_gradients_that_are_scaled_need_help() -> None:
-    _, model = train.build(command_line.compose(*BLOBS))
+    _, model = build(compose(*BLOBS))
     for precision, reason in (("16-mixed", "trainer.precision=16-mixed"), ("bf16-mixed", None)):
         # As a plugin, because Lightning by itself takes bfloat16 for float16 on a CPU.
         model.trainer = pl.Trainer(accelerator="cpu", plugins=[MixedPrecision(precision, "cpu")], logger=False)

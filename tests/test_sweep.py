@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import datamodules
-from callbacks.study import open_study
-from callbacks.sweep import Summary
+from sweeps.study import open_study
+from sweeps.summary import Summary
 from tests.conftest import PROJECT
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -198,7 +198,7 @@ def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
     for arguments, hint in (
         (("seed=2", "sweep_resume=last"), "sweep_resume goes on with a sweep: add -m"),
         (("-m", "seed=1,2", "sweep_resume=last"), "there is no sweep yet in outputs/"),
-        (("-m", "seed=1,2", "sweep_resume=nowhere"), "nowhere is no folder of a sweep"),
+        (("-m", "seed=1,2", "sweep_resume=nowhere"), "nowhere is not a sweep directory"),
         (("-m", "seed=1,2", "hydra/launcher=ray"), "pip install hydra-ray-launcher"),
     ):
         answer = shell(*arguments)

@@ -1,0 +1,27 @@
+"""What a classifier makes of each class."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torchmetrics.classification import MulticlassAccuracy
+
+from callbacks import get_datamodule
+
+
+class PerClassAccuracy(pl.Callback):
+    """Logs ``test/acc/CLASS``, the share of each class of the test set that is right."""
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._names = get_datamodule(trainer).class_names if hasattr(pl_module, "classes") else ()
+        if self._names:
+            self._accuracy = MulticlassAccuracy(len(self._names), average=None).to(pl_module.device)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        if self._names and len(batch[1]):  # none where all files of a batch are broken
+            self._accuracy.update(pl_module.classes(outputs), batch[1])
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._names:
+            shares = self._accuracy.compute()
+            named = {f"test/acc/{name}": share for name, share in zip(self._names, shares, strict=True)}
+            pl_module.log_dict(named, logger=False)  # the loggers hear it from MetricsHistory

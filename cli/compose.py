@@ -1,0 +1,71 @@
+"""Compose configs in Python, and the resolvers that conf/ calls."""
+
+import os
+import re
+from collections.abc import Callable
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from cli import CONF, PROJECT, help, run_dir
+from runs.checkpoint import find_checkpoint
+from runs.migrate import upgrade_overrides
+
+# Settings that do not change what an experiment measures.
+COSMETIC_KEYS = (
+    *("experiment", "seed", "check", "expect", "resume", "threads", "compile", "name", "logger", "record"),
+    *("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures", "checkpoint"),
+    *("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps"),
+)
+
+
+def register_resolvers() -> None:
+    """Register the functions that conf/ calls."""
+    resolvers: dict[str, Callable[..., object]] = {
+        "run_name": lambda experiment, data, model: experiment or f"{data}_{model}",
+        "run_title": run_title,
+        "job_dir": run_dir.job_dir,
+        "run_dir_of": lambda run: str(find_checkpoint(run)[0]),
+        "data_root": data_root,
+        "steps_per_full_batch": lambda batch_size: 1000 if batch_size is None else 1,
+        "options": help.list_options,
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    for name in ("new_or_resumed_run_dir", "new_or_resumed_sweep_dir"):  # they make a directory: once for each config
+        OmegaConf.register_new_resolver(name, getattr(run_dir, name), use_cache=True, replace=True)
+
+
+def compose(*overrides: str) -> DictConfig:
+    """Return the config of ``python train.py OVERRIDES``, for programs that call ``train`` themselves."""
+    register_resolvers()
+    current, _ = upgrade_overrides(overrides)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("config", current, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg
+
+
+def data_root() -> str:
+    """Return the directory of the data sets: the environment variable DATA_ROOT, else ``data`` in the project."""
+    return os.environ.get("DATA_ROOT") or str(PROJECT / "data")
+
+
+def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:
+    """Return the overrides that make a run another one than its experiment; those of ``ignore`` do not."""
+    cosmetic = rf"[+~]*({'|'.join(map(re.escape, (*COSMETIC_KEYS, *ignore)))})[.=]"
+    return [override for override in overrides if not re.match(cosmetic, override)]
+
+
+def run_title(name: str, overrides: list[str], seed: int) -> str:
+    """Return what sets a run apart, as a path: ``mnist_cnn/lr=0.1 seed=2``."""
+    in_name: tuple[str, ...] = ("experiment", "seed")
+    if not any(override.startswith("experiment=") for override in overrides):
+        in_name += ("model", "data")
+    settings = [override.lstrip("+").partition("=") for override in relevant_overrides(list(overrides), [])]
+    shown = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if key not in in_name]
+    title = re.sub(r"[^-\w .,=+]", "_", " ".join([*shown, f"seed={seed}"]))
+    return f"{name}/{title[:120]}"

@@ -1,0 +1,153 @@
+"""From an exception to one line that says what went wrong and what would be right."""
+
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from cli import CONF, PROJECT
+from cli.help import GROUPS
+from cli.job import is_multirun
+from runs.rank import global_rank, is_rank_zero
+from sweeps.summary import SweepSummary
+
+
+def print_error(error: BaseException, show_traceback: bool) -> None:
+    """One line about an error, on stderr."""
+    if show_traceback:
+        traceback.print_exception(error)
+    number = f"[{HydraConfig.get().job.num}] " if is_multirun() else ""
+    number = f"[rank {global_rank()}] " if not is_rank_zero() else number
+    print(f"{number}error: {format_error(error)}", file=sys.stderr)
+
+
+def format_error(error: BaseException) -> str:
+    """What went wrong in one line, with the nearest name for one that does not exist."""
+    while isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, OverrideParseException):
+        if not (inner := error.__cause__ or error.__context__):
+            break
+        error = inner
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"this needs the package {error.name}: pip install {error.name}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if name.partition("_")[0] in LAUNCHERS:
+            return f"{group}={name} needs a package: pip install hydra-{name.partition('_')[0]}-launcher"
+        return f"there is no {group}={name}{suggest_nearest(name, error.options)}; there are {', '.join(error.options)}"
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
+        parent, _, key = str(error.full_key).rpartition(".")
+        keys = [str(name) for name in error.parent_node if str(name)[0] != "_" and name not in ("hydra", "choices")]
+        names, prefix = (key, ALIASES.get(key, key)), f"{parent}." if parent else ""
+        close = suggest_nearest(names[0], keys, prefix) or suggest_nearest(names[1], keys, prefix)
+        close = close or _suggest_elsewhere(names[1], error.parent_node)
+        more = (
+            f"; +{error.full_key}=… hands it on all the same" if "_target_" in error.parent_node and not close else ""
+        )
+        known = f"{parent or 'the config'} has {', '.join(keys) or 'no settings'}"
+        return f"there is no {error.full_key}{close}; {known}{more}"
+    if isinstance(error, OverrideParseException) or "override must be a string or a list" in str(error):
+        odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
+        override = getattr(error, "override", odd[0] if odd else "=")
+        return f"{override!r} is no NAME=VALUE and no GROUP=OPTION, which --help lists{_suggest_meaning(override)}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
+        return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
+    if foreign := re.match("Could not override '(.*?)'", text):
+        return f"there is no {foreign[1]}; --help lists the settings"
+    for part, meaning in KNOWN_ERRORS.items():
+        download = (
+            meaning == PEER_DIED and "[Errno" in text
+        )  # as Python says it; what processes exchange does not go there
+        if (part in text or part == type(error).__name__) and not download:
+            return f"{meaning} ({text[:160]})"
+    if unknown := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
+        return f"{unknown[1]} takes no argument {unknown[2]}"
+    if isinstance(error, InstantiationException):
+        return text
+    clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
+    speaks = isinstance(error, clear) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
+    name = type(error).__name__
+    return f"{text if speaks or text == name else f'{name}: {text}'}{_location(error, speaks)}"
+
+
+def _location(error: BaseException, speaks: bool) -> str:
+    """The last line of the project that was reached, for an error that nobody here has raised on purpose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if _is_ours(Path(frame.filename))]
+    if not inside:
+        return ""
+    last = inside[-1]
+    if last is frames[-1]:
+        known = (last.line or "").startswith("raise") or isinstance(error, OSError)
+    else:  # somewhere in a library
+        known = speaks and type(error) is not RuntimeError
+    place = Path(last.filename).relative_to(PROJECT)
+    return "" if known else f" ({place}, line {last.lineno}; HYDRA_FULL_ERROR=1 shows the way there)"
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether it is in a folder of the project: what the scripts themselves do is to pass on."""
+    return PROJECT in file.parent.parents and "site-packages" not in file.parts
+
+
+PEER_DIED = "another process of this run has ended; its own line says why"
+# What others say, in the words of this project.
+KNOWN_ERRORS = {
+    "onnection closed by peer": PEER_DIED,
+    "onnection reset by peer": PEER_DIED,
+    "DistNetworkError": PEER_DIED,
+    "No supported gpu backend found": "there is no GPU here that torch can use; trainer.accelerator=auto uses what is",
+    "the accelerator is not available": "this machine has no such trainer.accelerator; auto takes what there is",
+    "MemoryError": "the memory is used up; a smaller data.batch_size needs less",
+    "OutOfMemoryError": "the memory is used up; a smaller data.batch_size needs less",
+    "can't allocate memory": "the memory is used up; a smaller data.batch_size needs less",
+    "DataLoader worker": "a process that reads images has died, perhaps for want of memory; try data.num_workers=0",
+}
+# Hydra's launchers that are packages of their own.
+LAUNCHERS = ("joblib", "submitit", "ray")
+
+
+# What others call a setting.
+ALIASES = {"learning_rate": "lr", "wd": "weight_decay", "num_epochs": "max_epochs", "gpus": "devices"}
+ALIASES |= {"batch": "batch_size", "device": "accelerator"}
+
+
+def suggest_nearest(name: str, options: Sequence[str], prefix: str = "") -> str:
+    """`` (did you mean X?)``, or nothing when no option is close."""
+    lower = {option.lower(): option for option in options}
+    match = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f" (did you mean {prefix}{lower[match[0]]}?)" if match else ""
+
+
+def _suggest_elsewhere(key: str, node: DictConfig) -> str:
+    """The same for a key that another part of the config has, or whose name it is a part of."""
+    root: Any = node._get_root()
+    parts = [(group, part) for group, part in root.items_ex(resolve=False) if group not in ("hydra", "choices")]
+    names = [(group, str(name)) for group, part in parts if isinstance(part, DictConfig) for name in part]
+    places = {name: f"{group}.{name}" for group, name in reversed(names) if name[0] != "_"}
+    # Three letters are a part of too many names.
+    match = key if key in places else next((name for name in places if len(key) > 3 and key in name), "")
+    return f" (did you mean {places[match]}?)" if match else ""
+
+
+def _suggest_meaning(word: str) -> str:
+    """The same for the name of a group, of an option or of a file alone."""
+    if any(argument.startswith("=") or argument.endswith("=") for argument in sys.argv):
+        return "; there is no space on either side of ="
+    if not sys.argv[0].endswith("train.py") and (path := Path(word)).exists():
+        key = "run" if (path / "config.yaml").exists() or path.suffix == ".ckpt" else "images"
+        return f" (did you mean {'csv' if path.suffix == '.csv' else key}={word}?)"
+    if word in GROUPS:
+        return f" (did you mean {word}=…?)"
+    group = next((group for group in GROUPS if (CONF / group / f"{word}.yaml").is_file()), None)
+    return f" (did you mean {group}={word}?)" if group else ""

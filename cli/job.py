@@ -1,0 +1,20 @@
+"""What Hydra says of the running job: its overrides, and whether it belongs to a sweep."""
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+
+def task_overrides() -> list[str]:
+    """Return the overrides of this run, or of this job of a sweep, without those about the sweep as a whole."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override for override in overrides if not override.startswith(("sweep=", "sweep_resume="))]
+
+
+def is_debug_run() -> bool:
+    """Return whether this run tries only a part of what it could, so that ``outputs/last`` must not point at it."""
+    return bool({f"debug={name}" for name in ("fast", "limit", "overfit", "profile")} & set(task_overrides()))
+
+
+def is_multirun() -> bool:
+    """Return whether this run is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

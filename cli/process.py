@@ -1,0 +1,78 @@
+"""What belongs to the process: the seed, threads, freed memory, and the command that starts the other ranks."""
+
+import contextlib
+import ctypes
+import functools
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import read_write
+
+from cli import PROJECT
+
+# Read when torch is loaded. OpenMP's threads wait for each other in a loop, by default of 300,000 rounds, and meanwhile
+# the one that they wait for may not get a core: one busy program beside a training on two cores made 200 steps take
+# 23 s in place of 0.8 s. With a third of the rounds they take 4 to 6 s, and alone no longer than before.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+
+
+def seed_and_set_threads(seed: int, threads: int | None) -> None:
+    """Seed all random numbers, set the number of CPU threads, and let Lightning log warnings only."""
+    import lightning.pytorch as pl
+    import torch
+
+    _keep_freed_memory()
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.WARNING)
+    default = _default_threads()
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads={threads} must be a whole number of at least 1")
+    torch.set_num_threads(threads or default)
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """glibc may return large freed blocks to the kernel, which clears their pages anew in every step: then a step with
+    activations of some megabytes takes up to 1.4 times as long. Whether it does is chance, from process to process."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
+
+
+@functools.cache
+def _default_threads() -> int:
+    """As torch has it before anybody changes it: a job of a sweep does not inherit those of the job before."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def single_job_argv(folder: Path, resume: str | None) -> Iterator[None]:
+    """Lightning starts the other processes of a run with the command that was typed. That of a sweep would be the whole
+    sweep again; this is the one of a job. The next job finds neither its processes nor what it said to them."""
+    arguments, environment = sys.argv, dict(os.environ)
+    go_on = [f"resume={resume}"] if resume else []
+    sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *go_on]
+    hydra_cfg: Any = HydraConfig.get()
+    with read_write(hydra_cfg):
+        hydra_cfg.run.dir = str(folder)
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            if name not in environment:
+                os.environ.pop(name, None)
+        distributed = sys.modules.get("torch.distributed")
+        if distributed and distributed.is_initialized():
+            distributed.destroy_process_group()

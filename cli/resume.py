@@ -1,0 +1,98 @@
+"""Resume a run: merge the config in its checkpoint with the overrides of the present command."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from cli import CONF
+from cli.build import stored_config
+from runs.checkpoint import CHECKPOINT_GROUPS, load_checkpoint
+from runs.overrides import last_of_each, override_key
+from runs.result import ENDED, read_result
+
+# Of the data only where it lies and how it is served may change on resume, not what was held out or learned from.
+MUTABLE_DATA_KEYS = [
+    f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
+]
+
+
+def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
+    """The config of a run that goes on: its own, with what was typed now on top.
+
+    Args:
+        cfg: composed from what was typed now; its callbacks and its logger are taken, with the values typed before.
+        file: the checkpoint to go on from.
+
+    Raises:
+        ValueError: a part was typed that the checkpoint does not belong to, or there is nothing left to do.
+    """
+    checkpoint = load_checkpoint(file)
+    stored, merged = checkpoint["config"], stored_config(checkpoint)
+    before = last_of_each(stored["choices"]["overrides"])
+    kept = _plain_values(merged, [key for key in map(override_key, before) if key.startswith("callbacks.")])
+    typed = last_of_each(cfg.choices.overrides)
+    for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
+        name = cfg.choices[group] if group in typed else stored["choices"][group]
+        merged[group] = cfg[group] if cfg.choices[group] == name else compose_group(group, name)
+    if "trainer" in typed:
+        merged.trainer = _trainer(merged.trainer, stored["choices"].get("trainer", "default"), cfg.choices.trainer)
+    for key, value in kept.items():
+        if OmegaConf.select(merged, key.rpartition(".")[0]):
+            OmegaConf.update(merged, key, value, force_add=True)
+    if "purge_step" in merged.logger:
+        merged.logger.purge_step = checkpoint["global_step"] + 1
+    overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
+    for override in overrides:
+        key, value = override_key(override), override.partition("=")[2]
+        of_checkpoint = key.partition(".")[0] in CHECKPOINT_GROUPS and "." in key
+        held = key == "seed" or (of_checkpoint and key not in MUTABLE_DATA_KEYS)
+        if held and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
+            raise ValueError(f"resume: {key} belongs to what the checkpoint holds and cannot be changed in the middle")
+        if key in (*CHECKPOINT_GROUPS, "experiment"):
+            if value != (was := str(stored["choices"].get(key) or "null")):
+                raise ValueError(f"resume: this run was made with {key}={was} and cannot go on with {key}={value}")
+        elif key in ("trainer", "callbacks", "logger"):
+            merged.choices[key] = value
+        else:
+            OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
+    merged.choices.overrides = list((before | last_of_each(overrides)).values())
+    merged.resume = cfg.resume
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    limit = merged.trainer.max_epochs
+    if limit is not None and 0 <= limit <= epochs and (read_result(file.parent.parent) or {}).get("status") in ENDED:
+        raise ValueError(
+            f"resume: the run in {file.parent.parent} has finished its {epochs} epochs; "
+            f"trainer.max_epochs={epochs + 5} would add five"
+        )
+    return merged
+
+
+def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
+    """A run's trainer with another option of trainer=: what its experiment chose and what was typed stay, but for what
+    the option says. How many processes there are is never the run's own."""
+    before, after, default = (compose_group("trainer", name) for name in (was, now, "default"))
+    kept = {
+        key: value for key, value in own.items() if value != before.get(key) and key not in ("devices", "num_nodes")
+    }
+    says = {key: value for key, value in after.items() if value != default.get(key)}
+    return OmegaConf.create({**after, **kept, **says})
+
+
+def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """Of those keys that name no class and nothing else that Hydra acts upon: their names begin with a letter."""
+    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)*", key)}
+    return {key: value for key, value in values.items() if value is None or isinstance(value, str | int | float)}
+
+
+def compose_group(group: str, name: str | None) -> DictConfig:
+    """One option of a group as conf/ has it now."""
+    # On the command line Hydra is at work already and must not be started again.
+    running = GlobalHydra.instance().is_initialized()
+    with contextlib.nullcontext() if running else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", [f"{group}={name}"])[group]

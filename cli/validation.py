@@ -1,0 +1,87 @@
+"""Check overrides before torch is loaded."""
+
+import functools
+import math
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cli.errors import suggest_nearest
+
+
+@functools.cache
+def _default_config(groups: tuple[str, ...]) -> DictConfig:
+    """The config with these parts and with no value changed. Jobs of a sweep ask for the same one again and again."""
+    return hydra.compose("config", list(groups))
+
+
+# What is said before torch is loaded. The parts that take these settings refuse the same, and say it later.
+MAY_BE_NEGATIVE = ("model.net.weight", "model.net.bias", "data.scale")
+POSITIVE_INTS: tuple[str, ...] = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads")
+POSITIVE_INTS += ("trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
+POSITIVE_INTS += ("checkpoint.every_n_steps", "record.every_n_batches", "callbacks.pictures.every_n_epochs")
+CHOICES = {
+    "data.validate_on": ("val", "test", "train"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.precision": (
+        "32-true",
+        "bf16-mixed",
+        "16-mixed",
+        "64-true",
+        "bf16-true",
+        "16-true",
+        "32",
+        "64",
+        "16",
+        "bf16",
+    ),
+}
+LIGHTNING_KNOWS = ("trainer.devices",)  # numbers or words
+
+
+def check_overrides(cfg: DictConfig) -> None:
+    """Raises ValueError for a typed value that cannot be, or is of another kind than the one in conf/."""
+    for group in ("model", "data", "optimizer", "trainer"):
+        if cfg.get(group) is None:
+            raise ValueError(f"{group} cannot be left out")
+    hydra_cfg = HydraConfig.get()
+    settings = {text.partition("=")[0]: text for text in hydra_cfg.overrides.task if text[0] not in "+~"}
+    parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)
+    for key in settings:
+        if key.partition("@")[0] in hydra_cfg.runtime.choices or key in LIGHTNING_KNOWS:
+            continue
+        value, default = OmegaConf.select(cfg, key), OmegaConf.select(_default_config(parts), key)
+        if key == "trainer.max_epochs" and value == -1:  # no end
+            continue
+        if key in CHOICES and str(value) not in CHOICES[key]:
+            choices = ", ".join(CHOICES[key])
+            raise ValueError(f"{key}={value} must be one of {choices}{suggest_nearest(str(value), list(CHOICES[key]))}")
+        if key == "seed" and isinstance(value, int) and value >= 2**32:
+            raise ValueError(f"seed={value} must be at most {2**32 - 1}")
+        if key in POSITIVE_INTS and value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{key}={value} must be a whole number of at least 1")
+        if key not in CHOICES and (expected := _expected(key, value, default)):
+            example = "" if isinstance(default, bool) else f", such as {default}"
+            raise ValueError(f"{key}={value} must be {expected}{example}")
+
+
+def _expected(key: str, value: Any, default: Any) -> str | None:
+    """What a value must be to stand in for the default, if it is not."""
+    if value is None or default is None:  # what may be left out is checked by the part that takes it
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, (int, float)):
+        whole = isinstance(default, int)
+        kind = "a whole number" if whole else "a number"
+        right = number and math.isfinite(value) and (isinstance(value, int) or not whole)
+        if default >= 0 and key not in MAY_BE_NEGATIVE:
+            kind, right = f"{kind} of at least 0", right and value >= 0
+        return None if right else kind
+    if isinstance(default, str):
+        return None if (isinstance(value, str) and value) or number else "a word"
+    kinds = {DictConfig: "settings by name", ListConfig: "a list"}
+    return next((words for kind, words in kinds.items() if isinstance(default, kind) > isinstance(value, kind)), None)

@@ -1,0 +1,1 @@
+"""Lightning loggers and profilers: where the figures of a run go."""

@@ -1,0 +1,83 @@
+"""Checkpoints on the disk: find one, read it without running any code, and write it whole."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from runs.migrate import upgrade_checkpoint
+from runs.safety import check_safe
+
+# What the weights and the optimizer's state in a checkpoint belong to.
+CHECKPOINT_GROUPS = ("model", "data", "optimizer", "scheduler")
+
+
+def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
+    """Return the directory of a run and one of its checkpoint files.
+
+    Args:
+        run: ``last``, the directory of a run, or a checkpoint file.
+        checkpoint: ``last`` or ``best``, where ``run`` is not a file.
+
+    Raises:
+        ValueError, FileNotFoundError: it is not a run, or the run has no such checkpoint.
+    """
+    run = str(run)  # a directory's name may look like a number
+    if "://" in run:
+        raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
+    if checkpoint not in ("last", "best"):
+        raise ValueError(f"checkpoint={checkpoint} must be last or best")
+    path = (Path("outputs", "last") if run == "last" else Path(run)).resolve()
+    if path.is_file():
+        if not zipfile.is_zipfile(path):  # said before torch is loaded
+            raise ValueError(f"{path} is damaged or not a checkpoint")
+        return (path.parent.parent if path.parent.name == "checkpoints" else path.parent), path
+    if not path.is_dir():
+        missing = (
+            "there is no run yet in outputs/" if run == "last" else f"{run} is neither a run directory nor a checkpoint"
+        )
+        raise FileNotFoundError(f"{missing}; python train.py makes one")
+    file = path / "checkpoints" / f"{checkpoint}.ckpt"
+    if not (path / "config.yaml").is_file():
+        raise FileNotFoundError(f"{path} is not a run directory: it has no config.yaml")
+    if not file.is_file():
+        raise FileNotFoundError(f"the run in {path} has no {checkpoint}.ckpt: it ended before its first epoch did")
+    return path, file
+
+
+def read_checkpoint(file: str | Path, map_location: Any = "cpu") -> Any:
+    """Read a checkpoint without running any code, in today's names."""
+    import torch
+
+    if "://" in str(file):
+        raise ValueError(f"{file} is not a file on this machine")
+    checkpoint = torch.load(file, map_location=map_location, weights_only=True)  # said here: the environment may differ
+    if isinstance(checkpoint, dict):
+        upgrade_checkpoint(checkpoint)
+    return checkpoint
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """Return a checkpoint of this project. Its ``config`` is safe to instantiate after this.
+
+    Raises:
+        ValueError: it is damaged, comes from elsewhere, or holds a config that would run something.
+    """
+    try:
+        checkpoint = read_checkpoint(file)
+    except Exception as error:  # torch raises whatever a damaged or foreign file makes it stumble over
+        reason = " ".join(str(error).split())
+        if "Weights only load failed" in reason:
+            raise ValueError(
+                f"{file} holds more than numbers and plain values, which could run code: refused"
+            ) from error
+        raise ValueError(f"{file} is damaged or not a checkpoint: {reason[:200]}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict):
+        lightning = checkpoint.get("pytorch-lightning_version") if isinstance(checkpoint, dict) else None
+        origin = f" (Lightning {lightning} wrote it)" if lightning else ""
+        raise ValueError(f"{file} is not a checkpoint of this project: it holds no config{origin}")
+    if missing := {*CHECKPOINT_GROUPS, "trainer", "seed", "threads", "choices"} - set(checkpoint["config"]):
+        made_by = checkpoint.get("made_by", "it does not say which")
+        lacks = ", ".join(sorted(missing))
+        raise ValueError(f"{file} was written by another version of this project ({made_by}): its config lacks {lacks}")
+    check_safe(checkpoint["config"], str(file))
+    return checkpoint

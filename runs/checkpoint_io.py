@@ -1,0 +1,29 @@
+"""How Lightning writes and reads checkpoints here."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from runs.checkpoint import read_checkpoint
+from runs.files import atomic_write
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves whole checkpoints or none, and loads nothing that could run code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        try:
+            with atomic_write(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:
+            # A full disk is a RuntimeError of the zip writer where torch notices it and an OSError where fsync does.
+            if isinstance(error, OSError) or "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+                raise OSError(f"{path} could not be written ({error}): is the disk full?") from error
+            raise
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path, map_location)

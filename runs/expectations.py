@@ -1,0 +1,78 @@
+"""What an experiment should give, beside what it gave."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from runs.format import format_metric
+
+
+class ExpectationMissed(Exception):
+    """A run with ``check=true`` did not give what its experiment expects."""
+
+    exit_code = 3
+
+
+@dataclass
+class Comparison:
+    """One metric: as the tutorial published it, as it is expected here, as it came out. ``None`` is not known."""
+
+    metric: str
+    published: float | None
+    expected: str
+    got: float | None
+    passed: bool
+    fits_epochs: bool = False  # whether it is one for as many epochs as were trained
+
+    def row(self) -> tuple[str, str, str, str, str]:
+        published, got = (
+            "" if value is None else format_metric(self.metric, value) for value in (self.published, self.got)
+        )
+        return self.metric, published, self.expected, got, "as expected" if self.passed else "NOT as expected"
+
+
+def check_expected(
+    expect: dict[str, dict[str, Any]],
+    metrics: dict[str, float | None],
+    rows: list[dict[str, float]],
+    epochs: int | None = None,
+) -> list[Comparison]:
+    """Compares a run with the ``expect:`` of its experiment.
+
+    Args:
+        expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``: a
+            number, or a list with one number for each epoch. A ``published`` that stands alone is for the eye. With
+            ``epochs`` it holds for a training of that length only.
+        metrics: of the end of the run.
+        rows: of ``metrics.csv``.
+        epochs: that were trained.
+    """
+    comparisons = []
+    for metric, how in expect.items():
+        if how.get("epochs", epochs) != epochs:
+            continue
+        published: Any = how.get("published")
+        exact = "rtol" in how or "atol" in how
+        within = f"± {how['rtol']:g} of it" if "rtol" in how else f"± {how.get('atol', 0):g}"
+        if isinstance(published, list):
+            series = [row[metric] for row in rows if metric in row]
+            passed = len(series) == len(published) and all(
+                _near(*pair, how) for pair in zip(series, published, strict=True)
+            )
+            expected = f"{within}, each of {len(published)}"
+            got, published = (series[-1] if series else None), published[-1]
+        else:
+            got = metrics.get(metric)
+            low, high = how.get("at_least", -float("inf")), how.get("at_most", float("inf"))
+            passed = got is not None and low <= got <= high and (not exact or _near(got, published, how))
+            bounds = [
+                f"{sign} {format_metric(metric, how[key])}"
+                for sign, key in (("≥", "at_least"), ("≤", "at_most"))
+                if key in how
+            ]
+            expected = ", ".join([*bounds, *([within] if exact else [])])
+        comparisons.append(Comparison(metric, published, expected, got, passed, "epochs" in how))
+    return comparisons
+
+
+def _near(got: float, published: float, how: dict[str, Any]) -> bool:
+    return abs(got - published) <= how.get("atol", 0.0) + how.get("rtol", 0.0) * abs(published)

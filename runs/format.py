@@ -1,0 +1,43 @@
+"""Numbers and tables as people read them."""
+
+from collections.abc import Sequence
+
+
+def format_metric(name: str, value: float) -> str:
+    """Format accuracies in percent and everything else with four significant digits."""
+    if "/acc" in name:
+        return f"{100 * value:.2f} %"
+    return f"{value:,.4f}" if 0.01 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Format a row of metrics as ``train loss 0.0712 acc 97.91 %  val loss …``."""
+    stages: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        stage, _, metric = name.partition("/")
+        if metric:
+            stages.setdefault(stage, []).append(f"{metric} {format_metric(name, value)}")
+    return "  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
+
+
+def pluralize(number: int, one: str, many: str | None = None) -> str:
+    """Return ``1 step`` or ``2,000 steps``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def round_float32(value: float) -> float:
+    """Keep the nine digits that tell one float32 from the next, without the noise behind them."""
+    return float(f"{value:.9g}")
+
+
+def text_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, its cells padded to the width of their columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def markdown_table(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Return the lines of a Markdown table; the keys of the first row are its header."""
+    return ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]), *(r.values() for r in rows))]

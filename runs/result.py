@@ -1,0 +1,62 @@
+"""``result.json``: what a run came to, for machines."""
+
+import functools
+import json
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from runs.files import atomic_write
+
+ENDED = ("finished", "diverged")  # statuses of a run that reached its end
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """Return the result of a run, or None where it has none."""
+    file = run_dir / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Write ``result.json``; a metric that is not finite becomes null, which JSON has."""
+    metrics = {name: _finite(value) for name, value in result["metrics"].items()}
+    with atomic_write(run_dir / "result.json") as temporary:
+        text = json.dumps(result | {"metrics": metrics}, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def has_diverged(rows: list[dict[str, float]]) -> bool:
+    """Return whether training made the loss worse: at its end more than twice what it was in the first epoch."""
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    return bool(losses) and not (math.isfinite(losses[-1]) and losses[-1] <= 2 * abs(losses[0]))
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Return the commit of this project, with ``-dirty`` when files differ from it; None outside a checkout."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide what a run gives."""
+    import lightning.pytorch as pl
+    import torch
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "lightning": pl.__version__,
+    }

@@ -1,0 +1,60 @@
+"""The end of a run as a person reads it."""
+
+from pathlib import Path
+from typing import Any
+
+from runs.expectations import Comparison
+from runs.format import format_metrics, pluralize, text_columns
+
+# The plot to open first.
+MAIN_PLOTS = ("predictions", "boundary", "line", "loss")
+
+
+def summary_line(result: dict[str, Any]) -> str:
+    """The end of a run in one line, for a job of a sweep."""
+    names = [f"{stage}/{metric}" for stage in ("val", "test") for metric in ("acc", "loss")]
+    metrics = {name: value for name in names if (value := result["metrics"].get(name)) is not None}
+    return f"{format_metrics(metrics)}  {result['seconds']['total']:.1f} s"
+
+
+def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], changed: list[str]) -> str:
+    """The end of a run as a person reads it.
+
+    Args:
+        result: of ``result.json``.
+        folder: of the run.
+        comparisons: with what the experiment expects.
+        changed: settings that differ from the experiment's, so that nothing is to be expected.
+    """
+    metrics, seconds = result["metrics"], result["seconds"]
+    rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
+    if metrics.get("test/acc") is not None:
+        rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
+    by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
+    for start in range(0, len(by_class), 5):
+        shares = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
+        rows.append(("" if start else "of each class", shares))
+    if metrics.get("test/loss") is not None:
+        rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
+    rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
+    length = f"{pluralize(result['epochs'], 'epoch')}, {pluralize(result['steps'], 'step')}"
+    again = " since it went on" if result["resumed"] else ""
+    rows += [
+        ("training", f"{length}, {seconds['fit']:.1f} s{again}"),
+        ("whole run", f"{seconds['total']:.1f} s{again}"),
+    ]
+    if result["status"] != "finished":
+        rows.append(("status", result["status"]))
+    if changed:
+        rows.append(("not compared", f"with the published figures, because of what was typed: {', '.join(changed)}"))
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    rows.append(("is in", str(folder)))
+    files = [folder / "pictures" / f"{name}.png" for name in MAIN_PLOTS]
+    rows += [("picture", str(file)) for file in files if file.exists()][:1]
+    if (folder / "dashboard.txt").exists():
+        rows.append(("look", "tensorboard --logdir outputs"))
+    lines = text_columns(rows)
+    if comparisons and not changed:
+        lines += ["", *text_columns([("metric", "published", "expected", "got", ""), *(c.row() for c in comparisons)])]
+    return "\n".join(lines)

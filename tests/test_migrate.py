@@ -1,0 +1,100 @@
+"""Runs made before names changed, and what users are used to typing, still work.
+
+The runs in tests/old_runs were made by commit f5485a6:
+
+    train.py data=tabular data.size=2000 data.batch_size=100 data.val_size=400 model=mlp model.net.hidden=[8] \
+        optimizer.lr=0.01 scheduler=cosine trainer.max_epochs=4 validate_first=true checkpoint.every_n_steps=10
+    train.py model=cnn data=mnist optimizer=sgd callbacks=details trainer.max_epochs=1 trainer.limit_train_batches=100
+
+The first was killed after the second epoch; undisturbed.csv is the metrics.csv of the same run without the kill.
+"""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runs.migrate import RENAMED_KEYS, upgrade_overrides
+from tests.conftest import PROJECT
+
+CPU = "trainer.accelerator=cpu"
+
+
+@pytest.fixture
+def old_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of an old run; the names of its files are those of a run that has just been made."""
+    return Path(shutil.copytree(PROJECT / "tests" / "old_runs" / request.param, tmp_path / "run"))
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    with open(path, newline="", encoding="utf-8") as lines:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(lines)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old_run", ["tabular_mlp"], indirect=True)
+def test_an_old_run_resumes_to_the_same_figures(old_run: Path, shell) -> None:
+    answer = shell(f"resume={old_run}", CPU, OMP_NUM_THREADS="1")
+    assert answer.returncode == 0, answer.stderr
+    resumed, undisturbed = rows(old_run / "metrics.csv"), rows(old_run / "undisturbed.csv")
+    assert [row["epoch"] for row in resumed] == [0, 1, 2, 3, 4]
+    for got, expected in zip(resumed, undisturbed, strict=True):
+        del got["seconds"], expected["seconds"]
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old_run", ["tabular_mlp"], indirect=True)
+def test_an_old_run_is_evaluated_predicted_and_exported(old_run: Path, shell) -> None:
+    evaluated = shell(f"run={old_run}", "split=val", CPU, script="evaluate.py")
+    assert evaluated.returncode == 0, evaluated.stderr
+    metrics = json.loads((old_run / "evaluations" / "val_last.json").read_text())["metrics"]
+    assert metrics["val/loss"] == pytest.approx(rows(old_run / "metrics.csv")[-1]["val/loss"], rel=1e-4)
+
+    predicted = shell(f"run={old_run}", "data=test", "n=3", script="predict.py")  # as it was typed then
+    assert predicted.returncode == 0, predicted.stderr
+    assert "note: data is now split" in predicted.stderr and "note: n is now limit" in predicted.stderr
+    assert len((old_run / "predictions" / "predictions.csv").read_text().splitlines()) == 1 + 3
+
+    exported = shell(f"run={old_run}", "to=old.pt", script="export.py")
+    assert exported.returncode == 0, exported.stderr
+    assert "note: to is now output" in exported.stderr and Path("old.pt").is_file()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("old_run", ["mnist_cnn"], indirect=True)
+def test_an_old_run_of_images_gives_the_accuracy_it_gave(old_run: Path, shell, real_root: Path) -> None:
+    answer = shell(f"run={old_run}", CPU, script="evaluate.py")
+    assert answer.returncode == 0, answer.stderr
+    metrics = json.loads((old_run / "evaluations" / "test_last.json").read_text())["metrics"]
+    before = json.loads((old_run / "result.json").read_text())["metrics"]
+    assert metrics["test/acc"] == pytest.approx(before["test/acc"], abs=2e-4)
+    more = shell(f"resume={old_run}", "trainer.max_epochs=2", CPU)
+    assert more.returncode == 0, more.stderr
+    assert [row["epoch"] for row in rows(old_run / "metrics.csv")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("train", "validate_first=true", "validate_before_training=true"),
+        ("train", "callbacks=details", "callbacks=tensorboard_extras"),
+        ("predict", "n=3", "limit=3"),
+        ("predict", "to=a=b\nc", "output=a=b\nc"),
+        ("export", "to=model.onnx", "output=model.onnx"),
+    ],
+)
+def test_an_old_name_is_the_new_one_with_a_note(command: str, old: str, new: str) -> None:
+    overrides, notes = upgrade_overrides([old, "seed=1"], command)
+    assert overrides == [new, "seed=1"]
+    (note,) = notes
+    assert " is now " in note
+
+
+def test_new_names_are_left_alone() -> None:
+    typed = ["n=3", "data=test", "~callbacks.pictures", "+trainer.min_epochs=2", "-m", "model=mlp,cnn"]
+    assert upgrade_overrides(typed, "train") == (typed, [])
+    assert not set(RENAMED_KEYS) & set(RENAMED_KEYS.values())
