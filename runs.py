@@ -185,14 +185,39 @@ def resumed(cfg: DictConfig, file: Path) -> DictConfig:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
     merged.chosen.overrides = list((before | _by_key(overrides)).values())
     merged.resume = cfg.resume
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    limit = merged.trainer.max_epochs
-    if limit is not None and 0 <= limit <= epochs and _status(file) in ("finished", "diverged"):
-        raise ValueError(
-            f"resume: the run in {file.parent.parent} has finished its {epochs} epochs; "
-            f"trainer.max_epochs={epochs + 5} would add five"
-        )
+    _check_limits(merged, checkpoint, file)
     return merged
+
+
+def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], file: Path) -> None:
+    """Raise ValueError where a resumed run has nothing left to train. One that was killed in its test may test."""
+    from lightning.pytorch.callbacks import Timer
+
+    stored, limits = checkpoint["config"]["trainer"], ("max_epochs", "max_steps", "max_time")
+    as_before = all(cfg.trainer.get(limit) == stored.get(limit) for limit in limits)
+    if as_before and _status(file) not in ("finished", "diverged"):
+        return
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    max_epochs, max_steps, max_time = (OmegaConf.to_container(cfg.trainer).get(limit) for limit in limits)  # type: ignore[union-attr]
+    raised = []
+    if max_epochs is not None and 0 <= max_epochs <= epochs:
+        raised.append(f"trainer.max_epochs={epochs + 5}")
+    if max_steps is not None and 0 <= max_steps <= checkpoint["global_step"]:
+        raised.append("trainer.max_steps=-1")
+    if max_time and (state := checkpoint["callbacks"].get("Timer")):
+        timer = Timer(max_time)
+        timer.load_state_dict(state)
+        if (timer.time_remaining() or 0) <= 0:
+            raised.append("trainer.max_time=null")
+    if raised == [f"trainer.max_epochs={epochs + 5}"]:
+        raise ValueError(
+            f"resume: the run in {file.parent.parent} has finished its {epochs} epochs; {raised[0]} would add five"
+        )
+    if raised:
+        raise ValueError(
+            f"resume: the run in {file.parent.parent} has nothing left to train after step "
+            f"{checkpoint['global_step']}; {' '.join(raised)} would go on"
+        )
 
 
 def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:

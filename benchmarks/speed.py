@@ -58,7 +58,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 import command_line
 import train
 from datamodules.in_memory import mix
-from lit_models.supervised import TINY_BATCH
+from lit_models.exact import TINY_BATCH
 
 PROJECT = Path(__file__).parent.parent
 # The others are so slow that a fifth of an epoch is enough to time them.
@@ -224,7 +224,7 @@ class Workload:
 
 
 def seed_of_step(seed: int, step: int) -> int:
-    """What the project seeds a step's random numbers with (lit_models/supervised.py)."""
+    """What the project seeds a step's random numbers with (lit_models/exact.py)."""
     digest = hashlib.blake2b(repr((seed, 0)).encode(), digest_size=7).digest()
     return int.from_bytes(digest) + step
 

@@ -1,6 +1,7 @@
 """Checkpoints that are always whole, and hold nothing that could run code."""
 
 import functools
+import logging
 import math
 import os
 import shutil
@@ -15,6 +16,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from callbacks.files import replacing
 from callbacks.record import data_of
+from lit_models import internals
+from lit_models.exact import completed_epochs, stopped_in_epoch
+
+log = logging.getLogger(__name__)
 
 # What "best" means: the first of these that the run measures.
 MONITORS = (("val/acc", max), ("val/loss", min), ("train/loss", min))
@@ -55,7 +60,7 @@ def commit() -> str | None:
 def between_steps(trainer: pl.Trainer) -> bool:
     """Whether a checkpoint can be written in the middle of an epoch: all gradients are used up, and more batches come.
     After the last one the epoch's own checkpoint follows."""
-    return not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
+    return not trainer.is_last_batch and (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class Checkpoints(Checkpoint):
@@ -75,9 +80,11 @@ class Checkpoints(Checkpoint):
         self.last = folder / "last.ckpt"
         self.git = commit() or "of no commit"
         self.best: float | None = None
+        self._stop = False  # training was told to stop, and stops after the running step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
+        internals.go_on_with_next_epoch(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # With a validation nothing else says which epoch is best, not even in epochs that are not validated.
@@ -88,12 +95,29 @@ class Checkpoints(Checkpoint):
                 leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self._stop_after_step(trainer)
         if every := self.every_n_steps:
             before, self._step = self._step, trainer.global_step  # a batch may be several steps
             if before // every < self._step // every and between_steps(trainer):
                 trainer.save_checkpoint(self.last)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._stop_after_step(trainer)
+
+    def _stop_after_step(self, trainer: pl.Trainer) -> None:
+        """Put off a stop between the batches of one step: their gradients are in no checkpoint."""
+        if not (trainer.should_stop or self._stop):
+            return
+        self._stop = not trainer.is_last_batch and not between_steps(trainer)
+        trainer.should_stop = not self._stop
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if stopped_in_epoch(trainer):
+            trainer.save_checkpoint(self.last)
+            step, epoch = trainer.global_step, completed_epochs(trainer) + 1
+            log.info("stopped after step %d, in epoch %d; resume= with a higher limit goes on from there", step, epoch)
+            return
         name, better = next(
             (monitor for monitor in self._monitors if monitor[0] in trainer.callback_metrics), (None, max)
         )
@@ -116,6 +140,8 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        if stopped_in_epoch(trainer):
+            internals.reopen_epoch(checkpoint)
         checkpoint["made_by"] = f"lit-classics {self.git}, torch {torch.__version__}, lightning {pl.__version__}"
 
     def state_dict(self) -> dict[str, Any]:

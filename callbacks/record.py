@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.files import replacing
+from lit_models.exact import stopped_in_epoch
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ class Record(Checkpoint):
             self._close_row(trainer, {"epoch": 0, "step": 0})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if stopped_in_epoch(trainer):  # its row comes when a resumed run has finished it
+            if trainer.is_global_zero:
+                self._write()
+            return
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= metrics_of(trainer, "train/")
         self._close_row(trainer, row)

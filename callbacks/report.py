@@ -20,6 +20,7 @@ from callbacks.expect import Comparison
 from callbacks.files import point, replacing
 from callbacks.pictures import MAIN
 from callbacks.record import Record, counted, metrics_of, readable
+from lit_models.exact import completed_epochs
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +79,11 @@ class Report(pl.Callback):
 
     def _close_fit(self, trainer: pl.Trainer) -> None:
         self._seconds["fit"] = time.monotonic() - self._fit_start
-        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self.result |= {"epochs": completed_epochs(trainer), "steps": trainer.global_step}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Again, for where nothing was left to train Lightning has not asked on_train_end.
-        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self.result |= {"epochs": completed_epochs(trainer), "steps": trainer.global_step}
         # A run that was killed after its last epoch has its figures from there.
         rows = next((callback.rows for callback in trainer.checkpoint_callbacks if isinstance(callback, Record)), [])
         before = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}

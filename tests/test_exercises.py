@@ -150,7 +150,7 @@ def test_another_number_of_classes_gets_a_new_head_and_frozen_trains_it_alone() 
 
 def test_the_floor_of_a_softmax_too_many() -> None:
     sure, classes = torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.tensor([0, 1])
-    assert losses.CrossEntropyOfSoftmax()(sure, classes).item() == pytest.approx(0.3133, abs=5e-5)
+    assert losses.DoubleSoftmaxCrossEntropy()(sure, classes).item() == pytest.approx(0.3133, abs=5e-5)
     assert nn.functional.cross_entropy(sure, classes).item() == 0
 
 

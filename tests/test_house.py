@@ -15,7 +15,7 @@ MAY_IMPORT = {  # folder -> which of our own parts it may import, and which othe
     "lit_models/nets": ({"lit_models.nets"}, {"torch", "torchvision", *sys.stdlib_module_names}),
     "lit_models": ({"lit_models"}, None),
     "datamodules": ({"datamodules"}, None),
-    "callbacks": ({"callbacks"}, None),
+    "callbacks": ({"callbacks", "lit_models"}, None),
     "hydra_plugins": ({"callbacks"}, None),
 }
 

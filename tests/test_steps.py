@@ -139,7 +139,7 @@ def test_gradients_that_are_scaled_need_help() -> None:
     for precision, reason in (("16-mixed", "trainer.precision=16-mixed"), ("bf16-mixed", None)):
         # As a plugin, because Lightning by itself takes bfloat16 for float16 on a CPU.
         model.trainer = pl.Trainer(accelerator="cpu", plugins=[MixedPrecision(precision, "cpu")], logger=False)
-        assert model._needs_help() == reason
+        assert model._requires_automatic_optimization() == reason
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
