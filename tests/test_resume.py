@@ -738,7 +738,7 @@ def test_max_time_then_the_rest_is_all_at_once(tiny: None, monkeypatch: pytest.M
     clock = itertools.count()  # a second passes whenever somebody looks
     with monkeypatch.context() as patch:
         patch.setattr("lightning.pytorch.callbacks.timer.time.monotonic", lambda: float(next(clock)))
-        result = run("parts", *settings, "+trainer.max_time='00:00:00:30'")
+        result = run("parts", *settings, "trainer.max_time=00:00:00:30")
     assert result["epochs"] < 3
     assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] % 10
     with pytest.raises(ValueError, match=r"nothing left to train after step \d+; trainer.max_time=null would go on"):
