@@ -112,7 +112,7 @@ class Workload:
     def net(self) -> torch.nn.Module:
         torch.manual_seed(self.cfg.seed)
         shape, num_classes = self.datamodule.shape, self.datamodule.num_classes
-        return instantiate(self.cfg.model.net, shape=shape, num_classes=num_classes).to(self.device)
+        return instantiate(self.cfg.model.net, input_shape=shape, num_classes=num_classes).to(self.device)
 
     def optimizer(self, net: torch.nn.Module, **settings: Any) -> torch.optim.Optimizer:
         return instantiate(self.cfg.optimizer, **settings)(net.parameters())

@@ -224,7 +224,7 @@ def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
         ("scheduler._target_", "torch.utils.data.DataLoader"),
         ("trainer._target_", "webbrowser.open"),
         ("trainer.plugins", [{"_target_": "os.system", "command": "touch owned"}]),
-        ("model.net.hidden", "${oc.env:HOME}"),
+        ("model.net.hidden_sizes", "${oc.env:HOME}"),
         ("name", "${oc.env:HOME}"),
         ("model._args_", ["touch owned"]),
     ],
