@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_models import internals
 
 
-class GradientSteps(pl.LightningModule):
+class GradientSteps(internals.QuickHooks):
     """Gradient steps on the loss that ``training_step`` returns, and the schedules of their learning rates.
 
     Lightning's own work around a gradient step takes as long as the step of a small net does. Where nothing needs it,

@@ -12,6 +12,20 @@ import lightning.pytorch as pl
 SCHEDULE_LENGTH_KEYS = ("total_steps", "T_max", "_schedule_phases")
 
 
+class QuickHooks(pl.LightningModule):
+    """Lightning writes the name of the running hook to the module some twenty times a step.
+
+    nn.Module looks at what kind of value each of them is. Without this class an epoch of mnist_cnn takes 3.5 % longer
+    (median of 12 interleaved rounds on one CPU thread).
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
 def share_step_counter(trainer: pl.Trainer) -> None:
     """Count gradient steps in one place, whoever makes them.
 

@@ -118,7 +118,11 @@ def test_resnet18_one_step_starts_from_a_file_of_weights_and_says_what_it_cannot
     assert all(torch.equal(state[f"net.{name}"], parameter) for name, parameter in reference.named_parameters())
     Path("garbage.pt").write_bytes(b"no weights")
     torch.save(nets.LeNet((1, 28, 28), 10).state_dict(), "lenet.pt")
-    for file, message in [("garbage.pt", "not a file of weights"), ("lenet.pt", "another net"), ("none.pt", "is not a file")]:
+    for file, message in [
+        ("garbage.pt", "not a file of weights"),
+        ("lenet.pt", "another net"),
+        ("none.pt", "is not a file"),
+    ]:
         with pytest.raises(Exception, match=r"model\.weights") as error:
             run(file.removesuffix(".pt"), "experiment=resnet18_one_step", f"model.weights={file}")
         assert message in errors.one_line(error.value)
