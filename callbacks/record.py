@@ -107,6 +107,7 @@ class Record(Checkpoint):
             "loss": float(self._loss),
             "batches": self._batches,
             "elapsed": elapsed,
+            "validation": self._validation,
         }
 
     def on_save_checkpoint(
@@ -119,6 +120,7 @@ class Record(Checkpoint):
         self.rows, self._loss, self._batches = state["rows"], state["loss"], state["batches"]
         self.curve = state["curve"]
         self._before = state["elapsed"]
+        self._validation = state.get("validation", {})  # of this epoch, in its middle
 
 
 def _over_processes(trainer: pl.Trainer, number: float | torch.Tensor) -> float:

@@ -690,6 +690,7 @@ def test_max_steps_then_the_rest_is_all_at_once(steps: int, scheduler: str, tiny
     [
         ("trainer.check_val_every_n_epoch=2",),
         ("+trainer.val_check_interval=5",),
+        ("trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=7"),
         ("trainer.limit_train_batches=7",),
         ("+trainer.reload_dataloaders_every_n_epochs=1",),
         ("trainer.precision=64-true",),
