@@ -59,7 +59,7 @@ import train
 from cli.compose import compose
 from cli.process import seed_and_set_threads
 from datamodules.in_memory import mix
-from lit_models.supervised import TINY_BATCH
+from lit_models.exact import TINY_BATCH
 
 PROJECT = Path(__file__).parent.parent
 # The others are so slow that a fifth of an epoch is enough to time them.
@@ -113,7 +113,7 @@ class Workload:
     def net(self) -> torch.nn.Module:
         torch.manual_seed(self.cfg.seed)
         shape, num_classes = self.datamodule.shape, self.datamodule.num_classes
-        return instantiate(self.cfg.model.net, shape=shape, num_classes=num_classes).to(self.device)
+        return instantiate(self.cfg.model.net, input_shape=shape, num_classes=num_classes).to(self.device)
 
     def optimizer(self, net: torch.nn.Module, **settings: Any) -> torch.optim.Optimizer:
         return instantiate(self.cfg.optimizer, **settings)(net.parameters())
@@ -225,7 +225,7 @@ class Workload:
 
 
 def seed_of_step(seed: int, step: int) -> int:
-    """What the project seeds a step's random numbers with (lit_models/supervised.py)."""
+    """What the project seeds a step's random numbers with (lit_models/exact.py)."""
     digest = hashlib.blake2b(repr((seed, 0)).encode(), digest_size=7).digest()
     return int.from_bytes(digest) + step
 

@@ -1,5 +1,6 @@
 """Checkpoints that are always whole, and hold nothing that could run code."""
 
+import logging
 import math
 import os
 import shutil
@@ -11,9 +12,13 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks import at_optimizer_step, get_datamodule
+from lit_models import internals
+from lit_models.exact import completed_epochs, stopped_in_epoch
 from runs.files import atomic_write
 from runs.monitor import MONITORS
 from runs.result import git_revision
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
@@ -33,9 +38,11 @@ class Checkpoints(Checkpoint):
         self.last = folder / "last.ckpt"
         self.git = git_revision() or "of no commit"
         self.best: float | None = None
+        self._stop = False  # training was told to stop, and stops after the running step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
+        internals.go_on_with_next_epoch(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # With a validation nothing else says which epoch is best, not even in epochs that are not validated.
@@ -48,12 +55,29 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._stop_after_step(trainer)
         if every := self.every_n_steps:
             before, self._step = self._step, trainer.global_step  # a batch may be several steps
             if before // every < self._step // every and at_optimizer_step(trainer, batch_idx):
                 trainer.save_checkpoint(self.last)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._stop_after_step(trainer)
+
+    def _stop_after_step(self, trainer: pl.Trainer) -> None:
+        """Put off a stop between the batches of one step: their gradients are in no checkpoint."""
+        if not (trainer.should_stop or self._stop):
+            return
+        self._stop = not trainer.is_last_batch and not at_optimizer_step(trainer, trainer.fit_loop.batch_idx)
+        trainer.should_stop = not self._stop
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if stopped_in_epoch(trainer):
+            trainer.save_checkpoint(self.last)
+            step, epoch = trainer.global_step, completed_epochs(trainer) + 1
+            log.info("stopped after step %d, in epoch %d; resume= with a higher limit goes on from there", step, epoch)
+            return
         name = next((name for name in self._monitors if name in trainer.callback_metrics), None)
         better = max if name and MONITORS[name] == "max" else min
         score = None if name is None else trainer.callback_metrics[name].item()
@@ -75,6 +99,8 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
+        if stopped_in_epoch(trainer):
+            internals.reopen_epoch(checkpoint)
         checkpoint["made_by"] = f"lit-classics {self.git}, torch {torch.__version__}, lightning {pl.__version__}"
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks import get_datamodule, logged_metrics
+from lit_models.exact import stopped_in_epoch
 from runs.files import atomic_write
 from runs.format import format_metrics, round_float32
 
@@ -69,6 +70,10 @@ class MetricsHistory(Checkpoint):
             self._close_row(trainer, {"epoch": 0, "step": 0})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if stopped_in_epoch(trainer):  # its row comes when a resumed run has finished it
+            if trainer.is_global_zero:
+                self._write()
+            return
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= logged_metrics(trainer, "train/")
         self._close_row(trainer, row)
@@ -104,6 +109,7 @@ class MetricsHistory(Checkpoint):
             "loss": float(self._loss),
             "batches": self._batches,
             "elapsed": elapsed,
+            "validation": self._validation,
         }
 
     def on_save_checkpoint(
@@ -116,6 +122,7 @@ class MetricsHistory(Checkpoint):
         self.rows, self._loss, self._batches = state["rows"], state["loss"], state["batches"]
         self.curve = state["curve"]
         self._before = state["elapsed"]
+        self._validation = state.get("validation", {})  # of this epoch, in its middle
 
 
 def _reduce_mean(trainer: pl.Trainer, number: float | torch.Tensor) -> float:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from callbacks import get_metrics_history, logged_metrics
+from lit_models.exact import completed_epochs
 from runs.files import atomic_write, update_symlink
 from runs.format import pluralize
 from runs.result import git_revision, library_versions, write_result
@@ -74,11 +75,11 @@ class RunSummary(pl.Callback):
 
     def _close_fit(self, trainer: pl.Trainer) -> None:
         self._seconds["fit"] = time.monotonic() - self._fit_start
-        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self.result |= {"epochs": completed_epochs(trainer), "steps": trainer.global_step}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Again, for where nothing was left to train Lightning has not asked on_train_end.
-        self.result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        self.result |= {"epochs": completed_epochs(trainer), "steps": trainer.global_step}
         # A run that was killed after its last epoch has its figures from there.
         rows = get_metrics_history(trainer).rows
         before = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}

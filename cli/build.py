@@ -17,7 +17,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
 
     seed_and_set_threads(cfg.seed, cfg.threads)
     datamodule = instantiate(cfg.data)
-    net = instantiate(cfg.model.net, shape=datamodule.shape, num_classes=datamodule.num_classes)
+    net = instantiate(cfg.model.net, input_shape=datamodule.shape, num_classes=datamodule.num_classes)
     optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
     model = instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
     model.check_targets(bool(datamodule.class_names))

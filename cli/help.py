@@ -39,7 +39,8 @@ def annotate_config(text: str, choices: dict[str, str | None]) -> str:
     for group, file in chosen:
         if file.is_file():
             whole = file.read_text().startswith("# @package _global_")
-            own = _comments(file, "" if whole else f"{group}.")
+            own = {key: comment for base in _bases(file) for key, comment in _comments(base, f"{group}.").items()}
+            own |= _comments(file, "" if whole else f"{group}.")
             # What an experiment says of a value comes on top of what the part says of it.
             comments = {**own, **comments} if group not in ("experiment", "sweep", "debug") else {**comments, **own}
     lines = []
@@ -49,6 +50,13 @@ def annotate_config(text: str, choices: dict[str, str | None]) -> str:
         lines += [f"{indent}{comment}" for comment in above]
         lines.append(f"{line} # {beside}" if beside else line)
     return "\n".join(lines) + "\n"
+
+
+def _bases(file: Path) -> list[Path]:
+    """The files that the defaults list of a file builds on, those first that say least of it."""
+    names = re.findall(r"^  - ([\w/]+)(?:@_here_)?$", file.read_text(), re.MULTILINE)
+    bases = [path for name in names if (path := file.parent / f"{name}.yaml").is_file()]
+    return [path for base in bases for path in (*_bases(base), base)]
 
 
 def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]]:

@@ -63,14 +63,38 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
             OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
     merged.choices.overrides = list((before | last_of_each(overrides)).values())
     merged.resume = cfg.resume
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    limit = merged.trainer.max_epochs
-    if limit is not None and 0 <= limit <= epochs and (read_result(file.parent.parent) or {}).get("status") in ENDED:
-        raise ValueError(
-            f"resume: the run in {file.parent.parent} has finished its {epochs} epochs; "
-            f"trainer.max_epochs={epochs + 5} would add five"
-        )
+    _check_limits(merged, checkpoint, file.parent.parent)
     return merged
+
+
+def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) -> None:
+    """Raise ValueError where a resumed run has nothing left to train. One that was killed in its test may test."""
+    from lightning.pytorch.callbacks import Timer
+
+    stored, limits = checkpoint["config"]["trainer"], ("max_epochs", "max_steps", "max_time")
+    as_before = all(cfg.trainer.get(limit) == stored.get(limit) for limit in limits)
+    if as_before and (read_result(run_dir) or {}).get("status") not in ENDED:
+        return
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    trainer: Any = OmegaConf.to_container(cfg.trainer)
+    max_epochs, max_steps, max_time = (trainer.get(limit) for limit in limits)
+    raised = []
+    if max_epochs is not None and 0 <= max_epochs <= epochs:
+        raised.append(f"trainer.max_epochs={epochs + 5}")
+    if max_steps is not None and 0 <= max_steps <= checkpoint["global_step"]:
+        raised.append("trainer.max_steps=-1")
+    if max_time and (state := checkpoint["callbacks"].get("Timer")):
+        timer = Timer(max_time)
+        timer.load_state_dict(state)
+        if (timer.time_remaining() or 0) <= 0:
+            raised.append("trainer.max_time=null")
+    if raised == [f"trainer.max_epochs={epochs + 5}"]:
+        raise ValueError(f"resume: the run in {run_dir} has finished its {epochs} epochs; {raised[0]} would add five")
+    if raised:
+        after = f"after step {checkpoint['global_step']}"
+        raise ValueError(
+            f"resume: the run in {run_dir} has nothing left to train {after}; {' '.join(raised)} would go on"
+        )
 
 
 def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:

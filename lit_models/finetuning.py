@@ -1,4 +1,4 @@
-"""Training that starts from weights somebody else trained."""
+"""Fine-tuning: training that starts from pretrained weights."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,18 @@ from lit_models.supervised import Classifier
 
 
 class FineTuning(Classifier):
-    """Classification that may start from ImageNet weights. A head for another number of classes starts anew.
+    """Classification that may start from ImageNet weights. A head for another number of classes starts at random.
 
     Args:
-        net: has torchvision's names for its weights and says in ``head`` which layer is the last one.
+        net: names its weights as torchvision does. Its attribute ``head`` is the name of the last layer.
         weights: None, ``DEFAULT`` for torchvision's ImageNet weights (downloaded once), or a file with a state dict.
-        frozen: trains the head alone.
+        frozen: train the head alone.
         **kwargs: see :class:`Supervised`.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError: the weights are not there, cannot be fetched, or do not fit.
+        FileNotFoundError: there is no such file of weights.
+        ConnectionError: the weights cannot be downloaded.
+        ValueError: the weights are those of another net.
     """
 
     def __init__(self, net: nn.Module, weights: str | None = None, frozen: bool = False, **kwargs: Any) -> None:
@@ -33,12 +35,12 @@ class FineTuning(Classifier):
                 parameter.requires_grad_(name.startswith(f"{net.head}."))
 
     def on_train_epoch_start(self) -> None:
-        if self.frozen:  # batch norm keeps the statistics it came with
+        if self.frozen:  # batch norm keeps its pretrained statistics
             self.net.eval()
 
 
 def _load(net: nn.Module, weights: str) -> None:
-    state = _fetch() if weights == "DEFAULT" else _read(Path(weights))
+    state = _download() if weights == "DEFAULT" else _read(Path(weights))
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
     if set(state) != set(shapes):
         raise ValueError(
@@ -50,24 +52,24 @@ def _load(net: nn.Module, weights: str) -> None:
     net.load_state_dict(fitting, strict=False)
 
 
-def _fetch() -> dict[str, Tensor]:
+def _download() -> dict[str, Tensor]:
     weights = torchvision.models.ResNet18_Weights.DEFAULT
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"model.weights=DEFAULT: {weights.url} could not be fetched ({error}); "
-            "give a file with model.weights=FILE, or start anew with model.weights=null"
+            f"model.weights=DEFAULT: {weights.url} could not be downloaded ({error}); "
+            "give a file with model.weights=FILE, or start at random with model.weights=null"
         ) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"model.weights={path} is no file; null and DEFAULT are the other choices")
+        raise FileNotFoundError(f"model.weights={path} is not a file; null and DEFAULT are the other choices")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever a foreign file makes it stumble over
-        raise ValueError(f"model.weights={path} is no file of weights that torch can read safely") from error
+    except Exception as error:  # torch raises anything for a foreign file
+        raise ValueError(f"model.weights={path} is not a file of weights that torch can read safely") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"model.weights={path} is no state dict")
+        raise ValueError(f"model.weights={path} is not a state dict")
     return state

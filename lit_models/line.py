@@ -13,7 +13,7 @@ class LineByAutograd(Supervised):
     With :class:`lit_models.nets.RawLine` as the net and the mean squared error as the loss.
     """
 
-    by_hand = True
+    own_gradient_step = True
 
 
 class LineByHand(LineByAutograd):
@@ -23,8 +23,8 @@ class LineByHand(LineByAutograd):
     """
 
     @torch.no_grad()
-    def gradient_step(self, batch: Batch, optimizer: Optimizer) -> Tensor:
-        loss, predictions = self.step(batch, "train")
+    def gradient_step(self, batch: Batch, batch_idx: int, optimizer: Optimizer) -> Tensor:
+        loss, predictions = self.model_step(batch, "train")
         inputs, targets = batch
         errors = predictions - targets  # (B, 1)
         self.net.weight.grad = 2 * (errors * inputs).mean()

@@ -11,8 +11,8 @@ class BinaryCrossEntropy(nn.Module):
         return F.binary_cross_entropy_with_logits(log_odds[:, 0], classes.float())
 
 
-class CrossEntropyOfSoftmax(nn.Module):
-    """Cross-entropy that takes the softmax of logits ``(B, C)`` for logits, as a common mistake has it.
+class DoubleSoftmaxCrossEntropy(nn.Module):
+    """Cross-entropy that takes the softmax of logits ``(B, C)`` for logits, a common mistake.
 
     The softmax is thus applied twice, and with two classes the loss cannot fall below ln(1 + 1/e) = 0.3133.
     """
@@ -22,7 +22,30 @@ class CrossEntropyOfSoftmax(nn.Module):
 
 
 class SumOfDifferences(nn.Module):
-    """``(predictions - targets).sum()``: no loss to minimise, but one that has a gradient."""
+    """``(predictions - targets).sum()``: not a loss to minimize, but one that has a gradient."""
 
     def forward(self, predictions: Tensor, targets: Tensor) -> Tensor:  # both (B, N), to a scalar
         return (predictions - targets).sum()
+
+
+LOSSES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, BinaryCrossEntropy, DoubleSoftmaxCrossEntropy)
+LOSSES_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
+
+
+def check_targets(loss: nn.Module, classes: bool) -> None:
+    """Check that a loss fits the targets of the data.
+
+    Args:
+        loss: of a model. One that is in neither list above fits both.
+        classes: whether the targets are classes, not numbers.
+
+    Raises:
+        ValueError: the loss is for classes and the targets are numbers, or the other way round.
+    """
+    for takes_classes, losses in ((True, LOSSES_OF_CLASSES), (False, LOSSES_OF_NUMBERS)):
+        if isinstance(loss, losses) and takes_classes != classes:
+            learns, has = ("classes", "numbers") if takes_classes else ("numbers", "classes")
+            raise ValueError(
+                f"this model learns {learns} (its loss is {type(loss).__name__}), "
+                f"and the targets of the data are {has}; model={'mlp' if classes else 'mlp_regression'} learns {has}"
+            )

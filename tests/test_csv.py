@@ -37,7 +37,7 @@ def make_table(path: str = "table.csv", size: int = 200, seed: int = 0) -> np.nd
 
 
 RUN = ("data=csv", "data.path=table.csv", "trainer.accelerator=cpu", "threads=1", "logger=none", "data.batch_size=16")
-KIND = (*RUN, "data.target=kind", "data.columns=[age,height]", "model=mlp", "model.net.hidden=[16]")
+KIND = (*RUN, "data.target=kind", "data.columns=[age,height]", "model=mlp", "model.net.hidden_sizes=[16]")
 PRICE = (*RUN, "data.target=price", "model=mlp_regression")
 
 

@@ -38,7 +38,7 @@ QUICK = {
     "trainer.max_epoch=3": "there is no trainer.max_epoch (did you mean trainer.max_epochs?); trainer has max_epochs, ",
     "data.batchsize=3": "there is no data.batchsize (did you mean data.batch_size?)",
     "lr=0.1": "there is no lr (did you mean optimizer.lr?)",
-    "model=mlp model.net.hiden=5": "there is no model.net.hiden (did you mean model.net.hidden?)",
+    "model=mlp model.net.hidden_size=5": "there is no model.net.hidden_size (did you mean model.net.hidden_sizes?)",
     "optimizer=sgd optimizer.betas=[0.9,0.99]": "there is no optimizer.betas; optimizer has lr, momentum, ",
     "optimizer.foo=1": "there is no optimizer.foo; optimizer has lr, betas, weight_decay, fused",
     "experiment=mnist_cnn expect.foo.at_least=1": "there is no expect.foo; expect has test/acc",
@@ -133,7 +133,7 @@ SLOWER = {
     "data=mnist model=line": "a line goes from one number to one number, not from shape (1, 28, 28) to 10",
     "data=image_folder data.root=nowhere": "data.root=nowhere: there is no such folder",
     "data=image_folder data.root=notes": "data.root=notes holds no folders of images, one for each of two or more",
-    "model=resnet18 model.weights=nowhere.pt": "model.weights=nowhere.pt is no file; null and DEFAULT are the other",
+    "model=resnet18 model.weights=nowhere.pt": "model.weights=nowhere.pt is not a file; null and DEFAULT are the other",
     "trainer.devices=many": "`devices` selected with `CPUAccelerator` should be an int > 0",
     "trainer.strategy=ddpp": "You selected an invalid strategy name: `strategy='ddpp'`",
     "trainer.limit_train_batches=2.5": "limit_train_batches",
@@ -236,7 +236,7 @@ def test_a_line_may_fall(shell) -> None:
 
 def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
-        train.train(compose("model=mlp", "model.net.hidden=[[5]]", "logger=none"), tmp_path)
+        train.train(compose("model=mlp", "model.net.hidden_sizes=[[5]]", "logger=none"), tmp_path)
     line = format_error(error.value)
     assert re.search(
         r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; HYDRA_FULL_ERROR=1 shows the way there\)$", line

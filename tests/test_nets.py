@@ -7,7 +7,7 @@ from torch import nn
 from lit_models import nets
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
-IMAGE_NETS = [nets.MLP, nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet, nets.SpeedrunNet]
+IMAGE_NETS = [nets.MLP, nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet, nets.CifarNet]
 
 
 def parameters(net: nn.Module) -> int:
@@ -18,13 +18,13 @@ def parameters(net: nn.Module) -> int:
     ("net", "count"),
     [
         (nets.MLP(GREY, 10), 575_050),
-        (nets.MLP((2,), 2, hidden=[5, 5], activation="Sigmoid"), 57),
-        (nets.BinaryMLP((8,), 2, hidden=[6, 4]), 87),
+        (nets.MLP((2,), 2, hidden_sizes=[5, 5], activation="Sigmoid"), 57),
+        (nets.BinaryMLP((8,), 2, hidden_sizes=[6, 4]), 87),
         (nets.Line((1,), 1), 2),
         (nets.CNN(GREY, 10), 8_490),
         (nets.ResNet18((3, 64, 64), 1000), 11_689_512),
-        (nets.ResNet18(COLOUR, 10, small_images=True), 11_173_962),
-        (nets.SpeedrunNet(COLOUR, 10), 1_972_792),
+        (nets.ResNet18(COLOUR, 10, cifar_stem=True), 11_173_962),
+        (nets.CifarNet(COLOUR, 10), 1_972_792),
         (nets.DropoutCNN(GREY, 10), 21_840),
         (nets.LeNet(GREY, 10), 61_706),
         (nets.LeNet(COLOUR, 10), 62_006),

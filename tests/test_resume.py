@@ -1,6 +1,7 @@
 """A run that goes on is the run that was never interrupted, to the bit."""
 
 import csv
+import itertools
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -227,7 +228,7 @@ def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
         ("scheduler._target_", "torch.utils.data.DataLoader"),
         ("trainer._target_", "webbrowser.open"),
         ("trainer.plugins", [{"_target_": "os.system", "command": "touch owned"}]),
-        ("model.net.hidden", "${oc.env:HOME}"),
+        ("model.net.hidden_sizes", "${oc.env:HOME}"),
         ("name", "${oc.env:HOME}"),
         ("model._args_", ["touch owned"]),
     ],
@@ -637,3 +638,178 @@ def test_what_made_a_checkpoint_is_said(tiny: None) -> None:
     torch.save(checkpoint, "run/checkpoints/last.ckpt")
     with pytest.raises(ValueError, match=r"another version of this project \(lit-classics .*lacks scheduler"):
         run("run", "resume=run", "trainer.max_epochs=2")
+
+
+# --- training that stops in the middle of an epoch ----------------------------------------------------------------
+
+
+class Stop(Callback):
+    """Sets ``trainer.should_stop`` in a hook of its own, once so many batches have been trained on."""
+
+    def __init__(self, batches: int, hook: str = "on_train_batch_end") -> None:
+        self.seen, self.batches = 0, batches
+        setattr(self, hook, self.stop)
+        if hook != "on_train_batch_end":
+            self.on_train_batch_end = self.count
+
+    def count(self, *_: object) -> None:
+        self.seen += 1
+
+    def stop(self, trainer: Trainer, *_: object) -> None:
+        self.seen += "on_validation_end" not in vars(self)
+        trainer.should_stop = self.seen >= self.batches
+
+
+def rows_of(folder: str) -> list[dict[str, str]]:
+    with open(f"{folder}/metrics.csv", newline="") as lines:
+        return [row | {"seconds": ""} for row in csv.DictReader(lines)]
+
+
+def assert_same_run(whole: str, parts: str) -> None:
+    one, other = (torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True) for folder in (whole, parts))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "epoch_sums"):
+        assert differences(one[part], other[part], part) == []
+    assert rows_of(whole) == rows_of(parts)
+    one, other = (json.loads(Path(folder, "result.json").read_text()) for folder in (whole, parts))
+    assert one["metrics"] == other["metrics"]
+    assert (one["epochs"], one["steps"], one["status"]) == (other["epochs"], other["steps"], "finished")
+
+
+@pytest.mark.parametrize("scheduler", ["none", "step"])
+@pytest.mark.parametrize("steps", [1, 4, 9, 10, 11, 25])
+def test_max_steps_then_the_rest_is_all_at_once(steps: int, scheduler: str, tiny: None) -> None:
+    settings = (*RUN, f"scheduler={scheduler}", "trainer.max_epochs=3", "logger=none", "record.every_n_batches=3")
+    run("whole", *settings)
+    result = run("parts", *settings, f"trainer.max_steps={steps}")
+    assert (result["epochs"], result["steps"]) == (steps // 10, steps)
+    assert [row["epoch"] for row in rows_of("parts") if row.get("train/loss")] == [
+        str(epoch) for epoch in range(1, steps // 10 + 1)
+    ]
+    run("parts", "resume=parts", f"trainer.max_steps={'-1' if steps % 2 else steps + 40}")
+    assert_same_run("whole", "parts")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("trainer.check_val_every_n_epoch=2",),
+        ("+trainer.val_check_interval=5",),
+        ("trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=7"),
+        ("trainer.limit_train_batches=7",),
+        ("+trainer.reload_dataloaders_every_n_epochs=1",),
+        ("trainer.precision=64-true",),
+        ("trainer.gradient_clip_val=0.5",),
+        ("trainer.limit_val_batches=0",),
+    ],
+)
+def test_max_steps_goes_with_other_settings(settings: tuple[str, ...], tiny: None) -> None:
+    settings = (*RUN, "scheduler=none", "trainer.max_epochs=4", "logger=none", *settings)
+    run("whole", *settings)
+    run("parts", *settings, "trainer.max_steps=5")
+    run("parts", "resume=parts", "trainer.max_steps=17")
+    run("parts", "resume=parts", "trainer.max_steps=-1")
+    assert_same_run("whole", "parts")
+
+
+def test_max_steps_and_many_steps_on_a_batch() -> None:
+    settings = ("model=blobs_mlp", "data=blobs", "data.batch_size=32", "model.steps_per_batch=7", "logger=none")
+    run("whole", *settings, "scheduler=none", "trainer.max_epochs=2", "threads=1")
+    result = run("parts", *settings, "scheduler=none", "trainer.max_epochs=2", "trainer.max_steps=10", "threads=1")
+    assert (result["epochs"], result["steps"]) == (0, 14)  # the batch is finished
+    run("parts", "resume=parts", "trainer.max_steps=-1")
+    assert_same_run("whole", "parts")
+    run("short", *settings, "scheduler=onecycle", "trainer.max_epochs=9", "trainer.max_steps=16")
+    (state,) = torch.load("short/checkpoints/last.ckpt", weights_only=True)["lr_schedulers"]
+    assert (state["total_steps"], state["last_epoch"]) == (21, 21)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("batches", [3, 4, 14])
+def test_a_callback_stops_in_the_middle_of_an_epoch(hook: str, accumulate: int, batches: int, tiny: None) -> None:
+    settings = (*RUN, "scheduler=none", "trainer.max_epochs=3", f"trainer.accumulate_grad_batches={accumulate}")
+    settings = (*settings, "logger=none", "+trainer.val_check_interval=2")
+    run("whole", *settings)
+    stop = ("+callbacks.stop._target_=tests.test_resume.Stop", f"+callbacks.stop.batches={batches}")
+    result = run("parts", *settings, *stop, f"+callbacks.stop.hook={hook}")
+    assert result["epochs"] == batches // 10
+    run("parts", "resume=parts")  # its callbacks are those of conf
+    assert_same_run("whole", "parts")
+
+
+def test_max_time_then_the_rest_is_all_at_once(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = (*RUN, "scheduler=onecycle", "trainer.max_epochs=3", "logger=none")
+    run("whole", *settings)
+    clock = itertools.count()  # a second passes whenever somebody looks
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.callbacks.timer.time.monotonic", lambda: float(next(clock)))
+        result = run("parts", *settings, "trainer.max_time=00:00:00:30")
+    assert result["epochs"] < 3
+    assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] % 10
+    with pytest.raises(ValueError, match=r"nothing left to train after step \d+; trainer.max_time=null would go on"):
+        run("parts", "resume=parts")
+    run("parts", "resume=parts", "trainer.max_time=null")
+    assert_same_run("whole", "parts")
+
+
+def test_max_steps_in_the_first_epoch_leaves_a_run_that_can_be_asked(tiny: None) -> None:
+    """Nothing was measured but the test; last.ckpt is there."""
+    result = run("run", *RUN, "trainer.max_steps=3", "logger=none")
+    assert (result["status"], result["epochs"], result["steps"]) == ("finished", 0, 3)
+    assert rows_of("run") == []
+    _, _, model = evaluate.rebuild("run", "last")
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("limits", "then", "message"),
+    [
+        (("trainer.max_steps=4",), (), "nothing left to train after step 4; trainer.max_steps=-1 would go on"),
+        (("trainer.max_steps=10",), (), "after step 10; trainer.max_steps=-1 would go on"),
+        ((), ("trainer.max_steps=25",), "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
+        ((), ("trainer.max_epochs=3", "trainer.max_steps=5"), "after step 10; trainer.max_steps=-1 would go on"),
+        ((), ("trainer.max_steps=5",), "after step 10; trainer.max_epochs=6 trainer.max_steps=-1 would go on"),
+    ],
+)
+def test_nothing_left_to_train_is_said(
+    limits: tuple[str, ...], then: tuple[str, ...], message: str, tiny: None
+) -> None:
+    epochs = ("trainer.max_epochs=2",) if limits else ("trainer.max_epochs=1",)
+    run("run", *RUN, *epochs, *limits, "logger=none")
+    before = Path("run/result.json").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run("run", "resume=run", *then)
+    assert Path("run/result.json").read_bytes() == before
+
+
+def test_a_limit_below_what_a_killed_run_has_done_is_said(tiny: None) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 15)
+        run("run", *RUN, "trainer.max_epochs=3", "logger=none")
+    with pytest.raises(ValueError, match=r"after step 10; trainer.max_steps=-1 would go on"):
+        run("run", "resume=run", "trainer.max_steps=8")
+
+
+@pytest.mark.parametrize("step", [4, 10, 14, 20])
+def test_a_killed_run_with_max_steps_goes_on(step: int, tiny: None) -> None:
+    settings = (*RUN, "trainer.max_epochs=9", "trainer.max_steps=25", "logger=none", "checkpoint.every_n_steps=1")
+    run("whole", *settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, step)
+        run("parts", *settings)
+    run("parts", "resume=parts")
+    assert_same_run("whole", "parts")
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("model", ["dropout_cnn", "quick_cnn"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_other_precisions_resume_exactly(precision: str, model: str, optimizer: str, tiny: None) -> None:
+    settings = (*RUN, f"model={model}", f"optimizer={optimizer}", f"trainer.precision={precision}", "logger=none")
+    settings = (*settings, "trainer.max_epochs=3", "checkpoint.every_n_steps=1")
+    run("whole", *settings)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 14)
+        run("parts", *settings)
+    run("parts", "resume=parts")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []

@@ -78,7 +78,7 @@ def test_result_json(finished) -> None:
 def test_config_yaml_is_resolved(finished) -> None:
     text = (finished[0] / "same_name" / "config.yaml").read_text()
     assert "${" not in text
-    assert yaml.safe_load(text)["model"]["net"]["hidden"] == [5, 5]
+    assert yaml.safe_load(text)["model"]["net"]["hidden_sizes"] == [5, 5]
 
 
 def test_checkpoints_hold_plain_values_and_the_config(finished) -> None:

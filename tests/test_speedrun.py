@@ -16,7 +16,8 @@ from cli.compose import compose
 from datamodules import CIFAR10
 from datamodules.images import flip_crop
 from lit_models import nets
-from lit_models.muon import LinearDecay, Muon, orthogonal
+from lit_models.optim import LinearDecay, Muon
+from lit_models.optim.muon import newton_schulz
 from tests.kill_and_resume import differences, end
 from tests.test_resume import Killed, kill_at
 
@@ -58,8 +59,8 @@ def state(folder: str) -> dict[str, Tensor]:
 def test_whitened_patches_are_uncorrelated_with_both_signs(channels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = F.avg_pool2d(torch.randn(600, channels, 14, 14, generator=generator), 3, stride=1)  # neighbours are alike
-    net = nets.SpeedrunNet(images.shape[1:], 10)
-    net.whiten(images)
+    net = nets.CifarNet(images.shape[1:], 10)
+    net.init_whiten(images)
     answers = F.conv2d(images, net.whitening.weight)  # (600, 8 C, 11, 11)
     size = 4 * channels
     torch.testing.assert_close(answers[:, :size], -answers[:, size:])
@@ -72,7 +73,7 @@ def test_whitened_patches_are_uncorrelated_with_both_signs(channels: int) -> Non
 
 
 def test_convolutions_hand_on_what_comes_in_and_batch_norm_has_no_scale() -> None:
-    net = nets.SpeedrunNet((3, 32, 32), 10)
+    net = nets.CifarNet((3, 32, 32), 10)
     inputs = torch.randn(2, 24, 8, 8)
     torch.testing.assert_close(net.groups[0].conv1(inputs)[:, :24], inputs)
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
@@ -84,10 +85,10 @@ def test_convolutions_hand_on_what_comes_in_and_batch_norm_has_no_scale() -> Non
 def test_evaluation_is_the_weighted_mean_over_six_views(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     images = torch.randn(5, *shape)
-    net = nets.SpeedrunNet(shape, 10, widths=[8, 16, 16])
+    net = nets.CifarNet(shape, 10, widths=[8, 16, 16])
     for _ in range(20):  # so that batch norm has seen something
         net(images)
-    plain = nets.SpeedrunNet(shape, 10, widths=[8, 16, 16], views=False)
+    plain = nets.CifarNet(shape, 10, widths=[8, 16, 16], tta=False)
     plain.load_state_dict(net.state_dict())
     net.eval(), plain.eval()
     padded = F.pad(images, [1] * 4, mode="reflect")
@@ -105,12 +106,12 @@ def test_evaluation_is_the_weighted_mean_over_six_views(shape: tuple[int, ...]) 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (24, 24 * 9)])
 def test_the_update_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonal(matrix)
+    result = newton_schulz(matrix)
     values = torch.linalg.svdvals(result)
     assert 0.5 < values.min() <= values.max() < 1.3
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     assert F.cosine_similarity(result.flatten(), (u @ v).flatten(), dim=0) > 0.97
-    torch.testing.assert_close(orthogonal(1e-3 * matrix), result, atol=0.01, rtol=0)
+    torch.testing.assert_close(newton_schulz(1e-3 * matrix), result, atol=0.01, rtol=0)
 
 
 SETTINGS = {"lr": 0.24, "momentum": 0.6, "bias_lr": 0.5, "head_lr": 0.1, "sgd_momentum": 0.85, "weight_decay": 0.01}
@@ -124,12 +125,12 @@ def test_a_filter_gets_one_size_and_then_a_nearly_orthogonal_step() -> None:
     weight.grad = gradients[0]
     optimizer.step()
     step = (1 + 0.6) * gradients[0]
-    expected = start * 8**0.5 / start.norm() - 0.24 * orthogonal(step.flatten(1)).view_as(step)
+    expected = start * 8**0.5 / start.norm() - 0.24 * newton_schulz(step.flatten(1)).view_as(step)
     torch.testing.assert_close(weight.detach(), expected)
     weight.grad = gradients[1]
     optimizer.step()
     step = gradients[1] + 0.6 * (0.6 * gradients[0] + gradients[1])
-    expected = expected * 8**0.5 / expected.norm() - 0.24 * orthogonal(step.flatten(1)).view_as(step)
+    expected = expected * 8**0.5 / expected.norm() - 0.24 * newton_schulz(step.flatten(1)).view_as(step)
     torch.testing.assert_close(weight.detach(), expected)
 
 
@@ -235,8 +236,8 @@ def test_it_learns_what_is_frozen_stays_and_an_evaluation_gives_its_figures(
     weights, (images, _) = state("run"), stripes(300, 0)
     assert all((weight == 1).all() for name, weight in weights.items() if "norm" in name and name.endswith("weight"))
     _, datamodule, model = load_run("run", "last")
-    net = nets.SpeedrunNet((3, 32, 32), 10, widths=[8, 16, 16])
-    net.whiten(datamodule.prepare(images))
+    net = nets.CifarNet((3, 32, 32), 10, widths=[8, 16, 16])
+    net.init_whiten(datamodule.prepare(images))
     assert torch.equal(net.whitening.weight, weights["net.whitening.weight"])
     # With other training images at hand the run's own whitening stays.
     monkeypatch.setattr("datamodules.images.ImageDataModule.load", lambda _: (stripes(300, 7), stripes(100, 1)))

@@ -1,5 +1,6 @@
 """A gradient step is the same with Lightning's help (clipping, accumulation …) and without it."""
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch._dynamo.utils import counters
 
 import train
+from callbacks.checkpoints import Checkpoints
 from cli.build import build
 from cli.compose import compose
-from datamodules import CIFAR10
+from datamodules import CIFAR10, Blobs
+from lit_models.exact import ExactModule
+from tests.kill_and_resume import differences
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "data.batch_size=30", "model.steps_per_batch=1", "logger=none")
 NO_CLIPPING = "trainer.gradient_clip_val=1e9"  # but Lightning's way through a step
@@ -140,7 +144,7 @@ def test_gradients_that_are_scaled_need_help() -> None:
     for precision, reason in (("16-mixed", "trainer.precision=16-mixed"), ("bf16-mixed", None)):
         # As a plugin, because Lightning by itself takes bfloat16 for float16 on a CPU.
         model.trainer = pl.Trainer(accelerator="cpu", plugins=[MixedPrecision(precision, "cpu")], logger=False)
-        assert model._needs_help() == reason
+        assert model._requires_automatic_optimization() == reason
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
@@ -163,3 +167,58 @@ def test_other_precisions_train(precision: str) -> None:
 def test_steps_of_ones_own_take_no_help(steps: tuple[str, ...], setting: str, named: str) -> None:
     with pytest.raises(ValueError, match=f"does not go with.*{named}"):
         run("run", *steps, setting, "logger=none")
+
+
+class Gan(ExactModule):
+    """Two optimizers, each with a schedule, which no base class knows; neither classes nor a ``net``."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=3)
+        self.automatic_optimization = False
+        self.generator = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(), torch.nn.Linear(8, 2))
+        self.discriminator = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        real, losses = batch[0], {}
+        for (name, sign), optimizer in zip({"g_loss": -1, "d_loss": 1}.items(), self.optimizers(), strict=True):
+            fake = self.generator(torch.randn(len(real), 3))
+            losses[name] = sign * (self.discriminator(fake).tanh().mean() - self.discriminator(real).tanh().mean())
+            optimizer.zero_grad()
+            self.manual_backward(losses[name])
+            optimizer.step()
+        for scheduler in self.lr_schedulers():
+            scheduler.step()
+        self.accumulate("train", len(real), losses)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        self.accumulate("val", len(batch[0]), {"real": self.discriminator(batch[0]).mean()})
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizers = [torch.optim.Adam(part.parameters(), lr=0.01) for part in (self.generator, self.discriminator)]
+        decay = functools.partial(torch.optim.lr_scheduler.LinearLR, end_factor=0.1, total_iters=20)
+        return optimizers, [self.schedule(decay, optimizer) for optimizer in optimizers]
+
+
+def train_gan(folder: str, max_steps: int, resume: str | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
+    checkpoints = Checkpoints(Path(folder), {})
+    limits = {"max_epochs": 3, "max_steps": max_steps, "accelerator": "cpu"}
+    trainer = pl.Trainer(**limits, logger=False, enable_progress_bar=False, callbacks=[checkpoints])
+    torch.manual_seed(0)
+    model = Gan()
+    data = Blobs(size=200, batch_size=30, val_size=20)
+    torch.manual_seed(1 if resume else 2)  # the steps have seeds of their own
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+    return torch.load(checkpoints.last, weights_only=True), trainer.callback_metrics
+
+
+def test_a_procedure_with_two_optimizers_goes_on_to_the_bit() -> None:
+    whole, metrics = train_gan("whole", max_steps=-1)
+    assert set(metrics) == {"train/g_loss", "train/d_loss", "val/real"}
+    batches = whole["global_step"] // 6  # two steps on each of them, three epochs
+    parts, _ = train_gan("parts", max_steps=2 * batches + 4)
+    assert parts["epoch_sums"]["count"] == 60  # of the second epoch, which is open
+    parts, again = train_gan("parts", max_steps=-1, resume="parts/last.ckpt")
+    assert differences(whole["state_dict"], parts["state_dict"]) == []
+    assert differences(whole["optimizer_states"], parts["optimizer_states"]) == []
+    assert differences(whole["lr_schedulers"], parts["lr_schedulers"]) == []
+    assert metrics == again

@@ -1,4 +1,4 @@
-"""The small convolutional nets of the MNIST tutorials. Shapes in the comments are those for a 28 x 28 grey image."""
+"""The small convolutional nets of the MNIST tutorials. Shapes in the comments are those for a 28 x 28 gray image."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_models.nets.errors import unsupported_inputs
 
-def _numbers_out(features: nn.Module, shape: Sequence[int]) -> int:
-    """How many numbers ``features`` makes of one image. Raises ValueError for inputs that are none."""
-    if len(shape) != 3:
-        raise ValueError(
-            f"a convolutional net takes images (channels, height, width), not inputs of shape {tuple(shape)}; "
-            "model=mlp takes any inputs"
-        )
+
+def _num_features(features: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return how many features ``features`` makes of one image.
+
+    Raises:
+        ValueError: the inputs are not images.
+    """
+    if len(input_shape) != 3:
+        raise unsupported_inputs("a convolutional net takes images (channels, height, width)", input_shape)
     with torch.no_grad():
-        return features(torch.zeros(1, *shape)).numel()
+        return features(torch.zeros(1, *input_shape)).numel()
 
 
 class CNN(nn.Module):
     """Two convolutions and one linear layer; 8,490 parameters on MNIST. Returns logits."""
 
-    def __init__(self, shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(shape[0], 10, 5),  # (B, 10, 24, 24)
+            nn.Conv2d(input_shape[0], 10, 5),  # (B, 10, 24, 24)
             nn.MaxPool2d(2),  # (B, 10, 12, 12)
             nn.ReLU(),
             nn.Conv2d(10, 20, 5),  # (B, 20, 8, 8)
@@ -32,7 +35,7 @@ class CNN(nn.Module):
             nn.ReLU(),
             nn.Flatten(),  # (B, 320)
         )
-        self.fc = nn.Linear(_numbers_out(self.features, shape), num_classes)
+        self.fc = nn.Linear(_num_features(self.features, input_shape), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         return self.fc(self.features(x))  # (B, num_classes)
@@ -51,13 +54,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """The CNN's answer to vanishing gradients: a residual block (He et al. 2015, arXiv:1512.03385, figure 2) after each
-    convolution. Returns logits."""
+    """A residual block after each of two convolutions, against vanishing gradients (He et al. 2015, arXiv:1512.03385,
+    figure 2); 41,514 parameters on MNIST. Returns logits."""
 
-    def __init__(self, shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(shape[0], 16, 5),  # (B, 16, 24, 24)
+            nn.Conv2d(input_shape[0], 16, 5),  # (B, 16, 24, 24)
             nn.ReLU(),
             nn.MaxPool2d(2),  # (B, 16, 12, 12)
             ResidualBlock(16),
@@ -67,26 +70,27 @@ class ResidualCNN(nn.Module):
             ResidualBlock(32),
             nn.Flatten(),  # (B, 512)
         )
-        self.fc = nn.Linear(_numbers_out(self.features, shape), num_classes)
+        self.fc = nn.Linear(_num_features(self.features, input_shape), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         return self.fc(self.features(x))  # (B, num_classes)
 
 
 class QuickCNN(nn.Module):
-    """Made for one epoch on a CPU: two convolutions with batch norm behind the pooling, where there is less to do, on
-    images without their border; 43,386 parameters on MNIST. Returns logits.
+    """A net for one epoch on a CPU: two convolutions on cropped images, with batch norm after the pooling, where there
+    is less to do; 43,386 parameters on MNIST. Returns logits.
 
     Args:
-        shape, num_classes: of the images and of the answer.
-        crop: pixels that are cut off at each side. MNIST's digits fill 20 x 20 pixels.
+        input_shape: ``(C, H, W)``.
+        num_classes: number of logits.
+        crop: pixels to cut off at each side. MNIST's digits fill 20 x 20 pixels.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int, crop: int = 4) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int, crop: int = 4) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.ZeroPad2d(-crop),  # (B, 1, 20, 20)
-            nn.Conv2d(shape[0], 16, 5, bias=False),  # (B, 16, 16, 16)
+            nn.Conv2d(input_shape[0], 16, 5, bias=False),  # (B, 16, 16, 16)
             nn.MaxPool2d(2),  # (B, 16, 8, 8)
             nn.BatchNorm2d(16),
             nn.ReLU(),
@@ -97,7 +101,7 @@ class QuickCNN(nn.Module):
             nn.Flatten(),  # (B, 288)
         )
         self.classifier = nn.Sequential(
-            nn.Linear(_numbers_out(self.features, shape), 128),  # (B, 128)
+            nn.Linear(_num_features(self.features, input_shape), 128),  # (B, 128)
             nn.ReLU(),
             nn.Linear(128, num_classes),
         )
@@ -112,10 +116,10 @@ class DropoutCNN(nn.Module):
     Returns logits: the tutorial's log-softmax and negative log likelihood together are the cross-entropy.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(shape[0], 10, 5),  # (B, 10, 24, 24)
+            nn.Conv2d(input_shape[0], 10, 5),  # (B, 10, 24, 24)
             nn.MaxPool2d(2),  # (B, 10, 12, 12)
             nn.ReLU(),
             nn.Conv2d(10, 20, 5),  # (B, 20, 8, 8)
@@ -125,7 +129,7 @@ class DropoutCNN(nn.Module):
             nn.Flatten(),  # (B, 320)
         )
         self.classifier = nn.Sequential(
-            nn.Linear(_numbers_out(self.features, shape), 50),  # (B, 50)
+            nn.Linear(_num_features(self.features, input_shape), 50),  # (B, 50)
             nn.ReLU(),
             nn.Dropout(),
             nn.Linear(50, num_classes),

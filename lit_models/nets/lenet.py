@@ -5,27 +5,26 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_models.nets.errors import unsupported_inputs
+
 
 class LeNet(nn.Module):
     """Two convolutions and three linear layers (LeCun et al. 1998, Gradient-based learning applied to document
     recognition, figure 2). 61,706 parameters with one input channel, 62,006 with three. Returns logits.
 
     Args:
-        shape: ``(C, 32, 32)``, or ``(C, 28, 28)``, which is padded with zeros to 32 x 32.
+        input_shape: ``(C, 32, 32)``, or ``(C, 28, 28)``, which is padded with zeros to 32 x 32.
         num_classes: number of logits.
 
     Raises:
-        ValueError: images of another size.
+        ValueError: the images have another size.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        channels, *size = shape
+        channels, *size = input_shape
         if size not in ([28, 28], [32, 32]):
-            raise ValueError(
-                f"LeNet takes images (channels, 28, 28) or (channels, 32, 32), not inputs of shape {tuple(shape)}; "
-                "model=mlp takes any inputs"
-            )
+            raise unsupported_inputs("LeNet takes images (channels, 28, 28) or (channels, 32, 32)", input_shape)
         self.padding = (32 - size[0]) // 2
         self.conv1 = nn.Conv2d(channels, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)

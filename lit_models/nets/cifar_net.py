@@ -8,43 +8,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_models.nets.errors import unsupported_inputs
 
-class SpeedrunNet(nn.Module):
+
+class CifarNet(nn.Module):
     """Whitened patches, three groups of convolutions and a linear layer (Jordan 2024, arXiv:2404.00498, section 3);
-    1,972,792 parameters on CIFAR-10. Returns logits; in evaluation those of six views of each image, weighted.
+    1,972,792 parameters on CIFAR-10. Returns logits; in evaluation the weighted mean over six views of each image.
 
     Args:
-        shape, num_classes: of the images, of 9 x 9 pixels or more, and of the answer.
+        input_shape: ``(C, H, W)``, 9 x 9 pixels or more.
+        num_classes: number of logits.
         widths: channels of each group.
-        views: whether evaluation looks at more than the image as it is. It then takes six times as long.
+        tta: whether evaluation looks at more than the image itself (test-time augmentation). It then takes six times as
+            long.
+
+    Raises:
+        ValueError: the inputs are not images, or too small.
     """
 
     def __init__(
-        self, shape: Sequence[int], num_classes: int, widths: Sequence[int] = (64, 256, 256), views: bool = True
+        self, input_shape: Sequence[int], num_classes: int, widths: Sequence[int] = (64, 256, 256), tta: bool = True
     ) -> None:
         least = 2 ** len(widths) + 1  # each group halves what the whitening leaves
-        if len(shape) != 3 or min(shape[1:]) < least:
-            raise ValueError(
-                f"SpeedrunNet takes images of at least {least} x {least} pixels, not inputs of shape {tuple(shape)}; "
-                "model=mlp takes any inputs"
-            )
+        if len(input_shape) != 3 or min(input_shape[1:]) < least:
+            raise unsupported_inputs(f"CifarNet takes images of at least {least} x {least} pixels", input_shape)
         super().__init__()
-        self.views = views
-        self.whitening = nn.Conv2d(shape[0], 8 * shape[0], 2)  # each direction of the 2 x 2 patches with both signs
+        self.tta = tta
+        channels = input_shape[0]
+        self.whitening = nn.Conv2d(channels, 8 * channels, 2)  # each direction of the 2 x 2 patches, with both signs
         self.whitening.weight.requires_grad_(False)
-        self.groups = nn.Sequential(*itertools.starmap(Group, itertools.pairwise([8 * shape[0], *widths])))
+        self.groups = nn.Sequential(*itertools.starmap(ConvGroup, itertools.pairwise([8 * channels, *widths])))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        features = self.features(x) if self.training or not self.views else self.features_of_views(x)
+        features = self.features(x) if self.training or not self.tta else self.tta_features(x)
         return self.head(features) / 9  # (B, num_classes)
 
     def features(self, x: Tensor) -> Tensor:  # (B, 3, 32, 32)
         x = F.gelu(self.whitening(x))  # (B, 24, 31, 31)
         return self.groups(x).amax((2, 3))  # (B, 256, 3, 3), then (B, 256)
 
-    def features_of_views(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        """Weighted means, which are the same of features and of logits: the last layer has no bias."""
+    def tta_features(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        """Return the weighted mean of the features of six views.
+
+        The logits of that mean are the mean of the logits: the last layer has no bias.
+        """
         height, width = x.shape[2:]
         padded = F.pad(x, [1] * 4, mode="reflect")
         up_left, down_right = padded[..., :height, :width], padded[..., 2:, 2:]
@@ -53,9 +61,15 @@ class SpeedrunNet(nn.Module):
         return functools.reduce(torch.add, parts)  # (B, 256)
 
     @torch.no_grad()
-    def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Makes the first layer's answers to the 2 x 2 patches of ``images`` ``(N, C, H, W)`` uncorrelated, of mean
-        square 1: each filter is an eigenvector of the patches' second moments over the root of its eigenvalue."""
+    def init_whiten(self, images: Tensor, eps: float = 5e-4) -> None:
+        """Make the outputs of the first layer for the 2 x 2 patches of ``images`` uncorrelated, with mean square 1.
+
+        Each filter is an eigenvector of the patches' second moments, divided by the root of its eigenvalue.
+
+        Args:
+            images: ``(N, C, H, W)``.
+            eps: added to the eigenvalues.
+        """
         moments = torch.zeros(())
         for part in images.split(500):
             patches = F.unfold(part.float(), 2)  # (500, 4 C, places)
@@ -65,7 +79,7 @@ class SpeedrunNet(nn.Module):
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 
 
-class Group(nn.Module):
+class ConvGroup(nn.Module):
     """Two convolutions, the second on a quarter of the pixels, each with batch norm and GELU."""
 
     def __init__(self, channels: int, width: int) -> None:
@@ -81,11 +95,12 @@ class Group(nn.Module):
 
 def _convolution(channels: int, width: int) -> nn.Conv2d:
     convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-    nn.init.dirac_(convolution.weight.data[:channels])  # hands on what comes in; channels beyond that start at random
+    # The first output channels are the input channels. Those beyond start at random.
+    nn.init.dirac_(convolution.weight.data[:channels])
     return convolution
 
 
 def _batch_norm(width: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)  # 200 steps are few for torch's 0.1
+    norm = nn.BatchNorm2d(width, eps=1e-12, momentum=0.4)  # with only 200 steps torch's 0.1 is too slow
     norm.weight.requires_grad_(False)  # stays 1
     return norm

@@ -1,4 +1,4 @@
-"""Optimizers written out."""
+"""Gradient descent, written out."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class GradientDescent(Optimizer):
+class PlainSGD(Optimizer):
     """``weight -= lr * gradient``, and nothing else: the steps of torch.optim.SGD without momentum."""
 
     def __init__(self, params: Iterable[Tensor], lr: float) -> None:

@@ -1,0 +1,164 @@
+"""Who makes the gradient steps: Lightning where something needs its automatic optimization, else a few fast lines."""
+
+import contextlib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_models import internals
+
+
+class GradientSteps(internals.QuickHooks):
+    """Gradient steps on the loss that ``training_step`` returns, and the schedules of their learning rates.
+
+    Lightning's own work around a gradient step takes as long as the step of a small net does. Where nothing needs it,
+    :meth:`gradient_step` takes its place. With several processes Lightning makes the steps, and the gradient is the
+    mean over the examples, not over the processes.
+
+    A subclass with several optimizers sets ``automatic_optimization = False`` in its constructor and makes its own
+    steps in ``training_step``, as with plain Lightning.
+
+    Args:
+        steps_per_batch: gradient steps on each batch, in one call of Lightning. For a net of a few weights Lightning's
+            work around a call takes longer than the step.
+    """
+
+    own_gradient_step = False  # whether a subclass must make its gradient steps with a `gradient_step` of its own
+
+    def __init__(self, steps_per_batch: int = 1) -> None:
+        super().__init__()
+        if steps_per_batch < 1:
+            raise ValueError(f"model.steps_per_batch={steps_per_batch} must be at least 1")
+        self.steps_per_batch = steps_per_batch
+        self._fast = self._distributed = self._tiny_batches = False
+        self._outside_autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # The first hook that Lightning calls.
+        self._distributed = self.trainer.world_size > 1
+        self.__dict__.pop("training_step", None)  # of the training before
+        if self._fast:
+            self._fast, self.automatic_optimization = False, True
+        steps = f"model.steps_per_batch={self.steps_per_batch}"
+        if not self.automatic_optimization:  # the subclass does, in its training_step
+            if self.steps_per_batch > 1:
+                raise ValueError(f"{steps} does not go with {type(self).__name__}, which makes its own gradient steps")
+            return []
+        if reason := self._requires_automatic_optimization():
+            if self.own_gradient_step:
+                raise ValueError(f"{type(self).__name__} makes its own gradient steps, which does not go with {reason}")
+            if self.steps_per_batch > 1:
+                raise ValueError(f"{steps} does not go with {reason}; model.steps_per_batch=1 does")
+            if self._distributed:
+                self.training_step = self._weighted_training_step  # type: ignore[method-assign]
+            return []
+        self._fast, self.automatic_optimization = True, False
+        self.training_step = self._fast_training_step  # type: ignore[method-assign]
+        self._outside_autocast = contextlib.nullcontext
+        if isinstance(plugin := self.trainer.precision_plugin, MixedPrecision):
+            # Lightning has all of training_step under autocast, which is for the forward pass.
+            self._outside_autocast = functools.partial(torch.autocast, plugin.device, enabled=False)
+        return []
+
+    def _requires_automatic_optimization(self) -> str | None:
+        """Return what needs Lightning's automatic optimization, or None."""
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            return "several processes (trainer.devices, trainer.num_nodes)"
+        if trainer.gradient_clip_val or trainer.accumulate_grad_batches > 1:
+            return "trainer.gradient_clip_val and trainer.accumulate_grad_batches"
+        if getattr(trainer.precision_plugin, "scaler", None):  # of gradients in float16
+            return f"trainer.precision={trainer.precision}"
+        hooks = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
+            methods = {hook: getattr(callback, hook) for hook in hooks}
+            if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)) or any(
+                getattr(method, "__func__", method) is not getattr(pl.Callback, hook)
+                for hook, method in methods.items()
+            ):
+                return f"the callback {type(callback).__name__}"
+        return None
+
+    def gradient_step(self, batch: Any, batch_idx: int, optimizer: Optimizer) -> Tensor:
+        """Make one gradient step on the loss that ``training_step`` returns, and return that loss."""
+        optimizer.zero_grad()
+        loss = self._training_loss(batch, batch_idx)
+        with self._outside_autocast():
+            loss.backward()
+            optimizer.step()
+        return loss.detach()
+
+    def _training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """Call the subclass's ``training_step``, behind which :meth:`configure_callbacks` may have put another."""
+        output: Any = type(self).training_step(self, batch, batch_idx)
+        return output["loss"] if isinstance(output, Mapping) else output
+
+    def _fast_training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        (optimizer,) = self.trainer.optimizers
+        with self._convolutions():
+            for _ in range(self.steps_per_batch):
+                loss = self.gradient_step(batch, batch_idx, optimizer)
+                self._step_schedulers("step")
+        internals.count_steps(self.trainer, self.steps_per_batch)
+        return loss
+
+    def _convolutions(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context that the convolutions of a step run in: for tiny batches without oneDNN."""
+        if not self._tiny_batches:
+            return contextlib.nullcontext()
+        as_it_is: Any = None  # the defaults warn on machines without an Intel GPU, and take 17 us where this takes 6
+        return torch.backends.mkldnn.flags(enabled=False, allow_tf32=as_it_is, fp32_precision=as_it_is)
+
+    def _weighted_training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self._training_loss(batch, batch_idx) * self._ddp_loss_weight(self.batch_examples(batch), batch_idx)
+
+    def batch_examples(self, batch: Any) -> int:
+        """Return the number of examples in a batch: a tensor, or a tuple of tensors."""
+        return len(batch if isinstance(batch, Tensor) else batch[0])
+
+    def _ddp_loss_weight(self, examples: int, batch_idx: int) -> float:
+        """Return what makes DistributedDataParallel's mean over the processes one over the examples, of which the
+        processes may have unequal numbers in the last batch."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "train_indices"):
+            return 1.0
+        processes, total = self.trainer.world_size, len(data.train_indices)
+        size = (data.batch_size or total) * processes
+        return processes * examples / min(size, total - batch_idx * size)
+
+    def schedule(self, scheduler: Callable[..., LRScheduler], optimizer: Optimizer) -> dict[str, Any]:
+        """Return Lightning's entry for a scheduler.
+
+        One that must know the length of the training (``total_steps``, ``T_max``) is told it and changes the learning
+        rate after every step. Any other changes it after every epoch.
+        """
+        lengths = {"total_steps", "T_max"} & set(inspect.signature(scheduler).parameters)
+        if not lengths:
+            return {"scheduler": scheduler(optimizer), "interval": "epoch"}
+        steps = self.trainer.estimated_stepping_batches * self.steps_per_batch
+        internals.forget_train_loader(self.trainer)
+        if 0 <= (limit := self.trainer.max_steps) < steps:  # it stops at the end of the batch that reaches the limit
+            steps = math.ceil(limit / self.steps_per_batch) * self.steps_per_batch
+        if not math.isfinite(steps):
+            raise ValueError(
+                "this scheduler needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
+                "or take scheduler=none or scheduler=step"
+            )
+        return {"scheduler": scheduler(optimizer, **dict.fromkeys(lengths, int(steps))), "interval": "step"}
+
+    def _step_schedulers(self, interval: str) -> None:
+        """Do what Lightning does in automatic optimization."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval:
+                scheduler: LRScheduler = config.scheduler
+                scheduler.step()
