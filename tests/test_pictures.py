@@ -1,6 +1,12 @@
 """Digits as people have them: in files of every kind and size, and a run that is asked about them."""
 
 import csv
+import os
+import socket
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,7 @@ import evaluate
 import predict
 import train
 from datamodules.pictures import read_picture
+from tests.conftest import PROJECT
 
 MNIST = {"shape": (1, 28, 28), "dark_background": True, "centre": True}
 CIFAR10 = {"shape": (3, 32, 32), "dark_background": False, "centre": False}
@@ -314,3 +321,106 @@ def test_lenet_reads_mnist_from_files(real_root: Path) -> None:
     for folder in ("as_stored", "enlarged"):
         read = [int(row["label"]) for row in ask(Path("run").resolve(), folder)]
         assert sum(ours == theirs for ours, theirs in zip(read, labels[:10].tolist(), strict=True)) >= 9
+
+
+# --- files that are hostile --------------------------------------------------------------------------------------
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["drawn.png", "drawn.jpg", "drawn.eps"])
+def test_postscript_starts_no_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(command: list[str], *_: Any, **__: Any) -> None:
+        started.append(command)
+        raise OSError("Ghostscript is not to be started")
+
+    monkeypatch.setattr("subprocess.check_call", start)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    Path(name).write_bytes(POSTSCRIPT)
+    with Image.open(name) as file, pytest.raises(OSError, match="Ghostscript"):
+        file.load()  # Pillow on its own would
+    assert started.pop()
+    with pytest.raises(ValueError, match="is no picture"):
+        read_picture(Path(name), **CIFAR10)
+    assert started == []
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def write_png(name: str, width: int, height: int, color_type: int, bits: int, *chunks: bytes) -> None:
+    """An image with no pixels in it beyond what ``chunks`` have."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))
+    Path(name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + png_chunk(b"IEND", b""))
+
+
+def write_tiled_tiff(name: str, size: int, tile: int) -> None:
+    """An image ``size`` x ``size``, deflated in one tile ``tile`` x ``tile``."""
+    entries = {256: size, 257: size, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8 + 2 + 120 + 4, 325: 9}
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    Path(name).write_bytes(head + table + bytes(4) + zlib.compress(b""))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("png", "13000 x 13000 is more than 67,108,864 pixels"),
+        ("png, 16 bits", "13000 x 13000 is more than 67,108,864 pixels"),
+        ("gif", "12000 x 12000 is more than 67,108,864 pixels"),
+        ("ppm", "12000 x 12000 is more than 67,108,864 pixels"),
+        ("tile", "26000 x 26000 is more than 67,108,864 pixels"),
+        ("text", "Decompressed data too large"),
+        ("profile", "Decompressed data too large"),
+    ],
+)
+def test_a_bomb_is_refused_before_it_is_decoded(kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = zlib.compress(bytes(80_000_000), 9)
+    if kind.startswith("png"):
+        write_png("bomb", 13000, 13000, 6, 16 if "16" in kind else 8)
+    elif kind == "gif":
+        Image.new("L", (1, 1)).save("bomb", "gif")
+        raw = Path("bomb").read_bytes()
+        Path("bomb").write_bytes(raw[:6] + struct.pack("<HH", 12000, 12000) + raw[10:])
+    elif kind == "ppm":
+        Path("bomb").write_bytes(b"P6 12000 12000 255\n")
+    elif kind == "tile":
+        write_tiled_tiff("bomb", 64, 26000)
+    elif kind == "text":
+        write_png("bomb", 8, 8, 2, 8, png_chunk(b"zTXt", b"Comment\0\0" + bomb))
+    else:
+        write_png("bomb", 8, 8, 2, 8, png_chunk(b"iCCP", b"icc\0\0" + bomb))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load_prepare", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match=f"bomb is no picture: {reason}"):
+        read_picture(Path("bomb"), **CIFAR10)
+
+
+def test_a_photo_of_a_hundred_million_pixels_is_read_at_a_fraction_of_its_size() -> None:
+    Image.new("L", (12000, 9000), 200).save("photo.jpg")
+    pixels, notes = read_picture(Path("photo.jpg"), **CIFAR10)
+    assert notes == ["12000 x 9000 resized"]
+    assert pixels[:, 16].eq(200).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fifo", "socket", "directory", "device"])
+def test_what_is_no_regular_file_is_skipped_at_once(kind: str) -> None:
+    script = "import sys; from pathlib import Path; from datamodules.pictures import read_picture\n"
+    script += "try: read_picture(Path(sys.argv[1]), (3, 32, 32), False, False)\nexcept ValueError as e: print(e)"
+    if kind == "fifo":
+        os.mkfifo("x.png")
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind("x.png")
+    elif kind == "directory":
+        Path("x.png").mkdir()
+    else:
+        Path("x.png").symlink_to("/dev/zero")
+    path = str(Path("x.png").resolve())
+    try:
+        done = subprocess.run([sys.executable, "-c", script, path], cwd=PROJECT, capture_output=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        pytest.fail("it waits")
+    assert done.stdout.decode() == f"{path} is no picture: not a regular file\n"
