@@ -50,8 +50,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     datamodule, model = build(cfg)
     if cfg.get("compile"):
         model.net.compile()  # in place, so the names of its weights stay
-    cfg.data.update(datamodule.found())  # so that the run knows it without the files
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["data"] |= datamodule.found()  # after that, for nothing that files hold is to be resolved
     report = Report(folder, config, getattr(datamodule, "md5", None), command_line.changed(cfg.chosen.overrides, []))
     record = Record(folder, cfg.record.every_n_batches)
     checkpoints = Checkpoints(folder / "checkpoints", config, cfg.checkpoint.every_n_steps)

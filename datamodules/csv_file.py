@@ -4,10 +4,15 @@ import csv
 import difflib
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from datamodules.in_memory import check_storable
+
+_BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 
 class CSVFile:
@@ -31,7 +36,7 @@ class CSVFile:
             text = self.content.decode("utf-8-sig")  # spreadsheets begin a file with a mark
             delimiter = max(",;\t", key=text.partition("\n")[0].count)
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+            lines = [(reader.line_num, [in_one_line(cell) for cell in cells]) for cells in reader]
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
         lines = [(number, cells) for number, cells in lines if any(cells)]
@@ -93,8 +98,6 @@ def is_number(cell: str) -> bool:
         return False
 
 
-def check_storable(names: Sequence[str], path: Path) -> None:
-    """Raises ValueError for names that a stored config would take for something else."""
-    for name in names:
-        if "${" in name or name == "???":
-            raise ValueError(f"{path}: {name!r} cannot be the name of a column or a class here; choose another")
+def in_one_line(cell: str) -> str:
+    """A cell without the blanks around it, and with one for each line break in it, as spreadsheets have in names."""
+    return _BREAKS.sub(" ", cell.strip())

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.csv_file import CSVFile, check_storable, is_number
-from datamodules.in_memory import Batch, InMemoryDataModule, check_shares
+from datamodules.csv_file import CSVFile, in_one_line, is_number
+from datamodules.in_memory import Batch, InMemoryDataModule, check_shares, check_storable
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +68,17 @@ class CSVTable(InMemoryDataModule):
 
     def found(self) -> dict[str, Any]:
         paths = {"path": self.path, "test_path": self.test_path}
-        return {name: path and str(path.resolve()) for name, path in paths.items()} | {"known": self.known}
+        resolved = {name: str(path.resolve()) for name, path in paths.items() if path}
+        check_storable(resolved.values(), "data.path")
+        return resolved | {"known": self.known}
 
     def _know(self, **facts: Any) -> None:
         plain = {name: fact if isinstance(fact, (str, float)) else list(fact) for name, fact in facts.items()}
         self.known |= plain
-        self.md5, self.columns, self.class_names = (
-            self.known["md5"], tuple(self.known["columns"]), tuple(self.known["class_names"])
-        )  # fmt: skip
+        self.md5 = self.known["md5"]
+        self.columns, self.class_names = (
+            tuple(map(in_one_line, self.known[name])) for name in ("columns", "class_names")
+        )
         self.shape, self.num_classes = (len(self.columns),), len(self.class_names) or 1
         if "mean" in self.known:
             self._mean, self._std = torch.tensor(self.known["mean"]), torch.tensor(self.known["std"])

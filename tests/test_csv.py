@@ -197,6 +197,24 @@ def test_a_run_answers_about_raw_rows_without_its_table() -> None:
     assert answers[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
 
 
+def test_a_folder_whose_name_a_config_would_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path in a run is absolute: what the folder is called stands in it."""
+    Path("${oc.env:HOME}").mkdir()
+    monkeypatch.chdir("${oc.env:HOME}")
+    make_table()
+    assert "/${oc.env:HOME}/table.csv' cannot be a name here: a config would evaluate it" in line_about(*KIND)
+
+
+def test_line_breaks_in_a_name_are_blanks() -> None:
+    """Spreadsheets have them in long headers."""
+    lines = "".join(f'{row},"cl{row % 2}\n a"\n' for row in range(40))
+    Path("table.csv").write_text(f'"height\r\n(cm)","y\t"\n{lines}')
+    run("run", *RUN, "data.target=y", "model=mlp", "trainer.max_epochs=1")
+    assert evaluate.rebuild("run", "last")[1].columns == ("height (cm)",)
+    Path("rows.csv").write_text('"height\n(cm)"\n1\n')
+    assert ask(Path("run"), csv="rows.csv")[0]["label"] in ("cl0 a", "cl1 a")
+
+
 def test_an_evaluation_gives_the_figures_of_the_run() -> None:
     make_table()
     metrics = run("run", *PRICE, "trainer.max_epochs=2")["metrics"]
@@ -274,7 +292,10 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         ("x,y\n1,a\n2,b,c\n", "", "table.csv, line 3: 3 cells for 2 columns"),
         ("x,x,y\n1,2,a\n", "", "table.csv has more than one column x"),
         ('x,y\n1,"a\n2,b\n', "", "table.csv is no CSV file in UTF-8: unexpected end of data"),
-        ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be the name of a column or a class here"),
+        ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be a name here: a config would evaluate it"),
+        ("x,y\n1,a\n2,???\n", "", "table.csv: '???' cannot be a name here: a config would evaluate it"),
+        ("${oc.env:HOME},y\n1,a\n2,b\n", "", "table.csv: '${oc.env:HOME}' cannot be a name here"),
+        ("x,y\n1,a\n2,\x1b[31mb\n", "", r"table.csv: '\x1b[31mb' cannot be a name here: there are control characters"),
         (SMALL, "data.val_size=1.0", "data.val_size=1.0 is a share of the examples: at least 0 and below 1"),
         (SMALL, "data.test_size=-0.1", "data.test_size=-0.1 is a share of the examples: at least 0 and below 1"),
         (SMALL, "data.val_size=0.9", "table.csv has too few rows (3) to hold any out"),
