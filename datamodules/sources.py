@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+LARGEST_IDX = 47_040_016  # bytes: 60,000 images of 28 x 28 and the head of their file
 Files = dict[str, np.ndarray]  # file name -> its decoded bytes, uint8, one dimension
 
 
@@ -115,7 +116,8 @@ def _files(name: str, root: Path) -> Files:
 
 def _read_cache(cache: Path, dataset: Published) -> Files:
     """The cached files. Raises whatever it meets when there are none, or none that are whole."""
-    files = {name: data.numpy() for name, data in torch.load(cache, mmap=True, weights_only=True).items()}
+    # Read, not mapped: what is checked here is what a run learns from, whatever becomes of the file meanwhile.
+    files = {name: data.numpy() for name, data in torch.load(cache, mmap=False, weights_only=True).items()}
     _check(files, dataset)
     return files
 
@@ -256,7 +258,11 @@ def _read_idx(folder: Path) -> Files:
     files = {}
     for name in DATASETS["mnist"].md5:
         path = folder / name
-        raw = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+        if path.exists():
+            raw = path.read_bytes()
+        else:
+            with gzip.open(folder / f"{name}.gz") as archive:
+                raw = archive.read(LARGEST_IDX + 1)
         files[name] = np.frombuffer(raw, np.uint8).copy()
     return files
 
