@@ -36,6 +36,8 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
 
     import torch
 
+    from callbacks.files import replacing
+
     skipped: list[str] = []
     truths: list[Any] = []
     if cfg.images:
@@ -49,8 +51,10 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
         outputs = datamodule.restore(model(datamodule.prepare(examples)))
     rows = _rows(names, outputs, truths, model, datamodule.class_names)
     to = folder / cfg.to
-    to.mkdir(parents=True, exist_ok=True)
-    with open(to / "predictions.csv", "w", newline="") as out:
+    with (
+        replacing(to / "predictions.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as out,
+    ):
         writer = csv.DictWriter(out, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -87,6 +91,8 @@ def _files(pattern: Any) -> list[Path]:
 def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, list[str]]:
     import torch
 
+    from datamodules.names import printable
+
     if not hasattr(datamodule, "read_picture"):
         other = "try csv=" if len(datamodule.shape) == 1 else "data=test asks it about its own examples"
         raise ValueError(
@@ -98,12 +104,12 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
             picture, notes = datamodule.read_picture(file)
         except ValueError as error:
             log.warning("skipped: %s", error)
-            skipped.append(str(file))
+            skipped.append(printable(str(file)))
             continue
-        names.append(str(file))
+        names.append(printable(str(file)))
         pictures.append(picture)
         if notes:
-            log.info("%s: %s", file, ", ".join(notes))
+            log.info("%s: %s", names[-1], ", ".join(notes))
     if not pictures:
         raise ValueError(f"none of the {len(files)} files is a picture")
     return names, torch.stack(pictures), skipped

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.in_memory import check_storable
+from datamodules.names import check_names
 
 _BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
@@ -53,7 +53,7 @@ class CSVFile:
         named = [name for name in self.header if name]
         if twice := {name for name in named if named.count(name) > 1 and not is_number(name)}:
             raise ValueError(f"{self.path} has more than one column {min(twice)}")
-        check_storable(named, self.path)
+        check_names(named, self.path)
         if not self.rows:
             raise ValueError(f"{self.path} has no rows, only one line, which names the columns")
         for number, cells in zip(self.lines, self.rows, strict=True):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from datamodules.csv_file import CSVFile, in_one_line, is_number
-from datamodules.in_memory import Batch, InMemoryDataModule, check_shares, check_storable
+from datamodules.in_memory import Batch, InMemoryDataModule, check_shares
+from datamodules.names import check_names
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class CSVTable(InMemoryDataModule):
     def found(self) -> dict[str, Any]:
         paths = {"path": self.path, "test_path": self.test_path}
         resolved = {name: str(path.resolve()) for name, path in paths.items() if path}
-        check_storable(resolved.values(), "data.path")
+        check_names(resolved.values(), "data.path")
         return resolved | {"known": self.known}
 
     def _know(self, **facts: Any) -> None:
@@ -144,7 +145,7 @@ class CSVTable(InMemoryDataModule):
         names = sorted(set(cells), key=lambda cell: (float(cell) if is_number(cell) else math.inf, cell))
         if len(names) < 2:
             raise ValueError(f"{self.path}, column {self.target}: all rows are {names[0]!r}, nothing can be learnt")
-        check_storable(names, self.path)
+        check_names(names, self.path)
         return names
 
     def _examples(self, table: CSVFile) -> tuple[Tensor, Tensor]:

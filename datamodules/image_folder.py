@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import ImageDataModule
-from datamodules.in_memory import Batch, BatchLoader, check_shares, check_storable
+from datamodules.in_memory import Batch, BatchLoader, check_shares
+from datamodules.names import check_names, printable
 from datamodules.pictures import IMG_EXTENSIONS, read_picture
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class ImageFolder(ImageDataModule):
             raise FileNotFoundError(
                 f"data.root={self.root} holds no folders of images, one for each of two or more classes"
             )
-        check_storable(names, training)
+        check_names(names, training)
         return names
 
     def _files(self, folder: Path) -> tuple[list[Path], Tensor]:
@@ -313,4 +314,4 @@ class FolderLoader(BatchLoader):
         for file in files:
             if file not in self._skipped:
                 self._skipped.add(file)
-                log.warning("skipped: %s is no picture (%d so far)", file, len(self._skipped))
+                log.warning("skipped: %s is no picture (%d so far)", printable(str(file)), len(self._skipped))

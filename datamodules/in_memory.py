@@ -1,8 +1,7 @@
 """Data that fits in memory, served as whole batches cut from one tensor: no worker, no per-example Python."""
 
 import math
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -107,16 +106,6 @@ def check_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise ValueError(f"data.{name}={share} is a share of the examples: at least 0 and below 1")
-
-
-def check_storable(names: Iterable[str], origin: object) -> None:
-    """Raises ValueError for names out of files that a config would evaluate, or that no terminal or file can show."""
-    for name in names:
-        reason = "a config would evaluate it" if "${" in name or name == "???" else ""
-        if {unicodedata.category(character) for character in name} & {"Cc", "Cs", "Zl", "Zp"}:
-            reason = "there are control characters in it, or what is no text in UTF-8"
-        if reason:
-            raise ValueError(f"{origin}: {name!r} cannot be a name here: {reason}; choose another")
 
 
 class InMemoryDataModule(pl.LightningDataModule):

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from datamodules.names import printable
+
 # The only formats that Pillow may look for, whatever a file is called: for PostScript it starts Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMG_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -48,7 +50,7 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
             plain = picture.mode in ("L", "RGB") and "transparency" not in picture.info
             picture = picture.copy() if plain else picture.convert("RGBA")
     except Exception as error:  # whatever the libraries behind PIL raise for a file that is none
-        raise ValueError(f"{path} is no picture: {error}") from error
+        raise ValueError(printable(f"{path} is no picture: {error}")) from error
     notes = []
     if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255:
         notes.append("transparent parts made white")
@@ -92,7 +94,7 @@ def _centred(picture: Image.Image, size: int, path: Path) -> Image.Image:
     thing = _fitted(picture.crop(ink), size * 20 // 28, size * 20 // 28)
     weights = np.asarray(thing, np.float64)
     if ink is None or not weights.any():
-        raise ValueError(f"{path} shows nothing bright on a dark background or dark on a bright one")
+        raise ValueError(f"{printable(str(path))} shows nothing bright on a dark background or dark on a bright one")
     rows, columns = np.indices(weights.shape)
     left = round(size / 2 - 0.5 - (weights * columns).sum() / weights.sum())
     top = round(size / 2 - 0.5 - (weights * rows).sum() / weights.sum())

@@ -202,7 +202,7 @@ def test_a_folder_whose_name_a_config_would_evaluate(monkeypatch: pytest.MonkeyP
     Path("${oc.env:HOME}").mkdir()
     monkeypatch.chdir("${oc.env:HOME}")
     make_table()
-    assert "/${oc.env:HOME}/table.csv' cannot be a name here: a config would evaluate it" in line_about(*KIND)
+    assert "/${oc.env:HOME}/table.csv' cannot be used as a name: a config would evaluate it" in line_about(*KIND)
 
 
 def test_line_breaks_in_a_name_are_blanks() -> None:
@@ -292,10 +292,10 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         ("x,y\n1,a\n2,b,c\n", "", "table.csv, line 3: 3 cells for 2 columns"),
         ("x,x,y\n1,2,a\n", "", "table.csv has more than one column x"),
         ('x,y\n1,"a\n2,b\n', "", "table.csv is no CSV file in UTF-8: unexpected end of data"),
-        ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be a name here: a config would evaluate it"),
-        ("x,y\n1,a\n2,???\n", "", "table.csv: '???' cannot be a name here: a config would evaluate it"),
-        ("${oc.env:HOME},y\n1,a\n2,b\n", "", "table.csv: '${oc.env:HOME}' cannot be a name here"),
-        ("x,y\n1,a\n2,\x1b[31mb\n", "", r"table.csv: '\x1b[31mb' cannot be a name here: there are control characters"),
+        ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be used as a name: a config would evaluate it"),
+        ("x,y\n1,a\n2,???\n", "", "table.csv: '???' cannot be used as a name: a config would evaluate it"),
+        ("${oc.env:HOME},y\n1,a\n2,b\n", "", "table.csv: '${oc.env:HOME}' cannot be used as a name"),
+        ("x,y\n1,a\n2,\x1b[31mb\n", "", r"table.csv: '\x1b[31mb' cannot be used as a name: it has control characters"),
         (SMALL, "data.val_size=1.0", "data.val_size=1.0 is a share of the examples: at least 0 and below 1"),
         (SMALL, "data.test_size=-0.1", "data.test_size=-0.1 is a share of the examples: at least 0 and below 1"),
         (SMALL, "data.val_size=0.9", "table.csv has too few rows (3) to hold any out"),

@@ -381,9 +381,9 @@ def test_a_batch_larger_than_shared_memory() -> None:
         ("${new_folder:made}", "a config would evaluate it"),
         ("a ${b", "a config would evaluate it"),
         ("???", "a config would evaluate it"),
-        ("two\nlines", "there are control characters"),
-        ("\x1b[31mred", "there are control characters"),
-        (os.fsdecode(b"caf\xe9"), "what is no text in UTF-8"),
+        ("two\nlines", "it has control characters"),
+        ("\x1b[31mred", "it has control characters"),
+        (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
     ],
 )
 def test_a_folder_with_such_a_name_is_no_class(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +393,7 @@ def test_a_folder_with_such_a_name_is_no_class(name: str, reason: str, monkeypat
     with pytest.raises(Exception) as error:
         run("refused", *RUN)
     line = errors.one_line(error.value)
-    assert f"pictures: {name!r} cannot be a name here: " in line.replace("\\\\", "\\") and reason in line
+    assert f"pictures: {name!r} cannot be used as a name: " in line.replace("\\\\", "\\") and reason in line
     assert not any(Path("refused").iterdir()) and not Path("made").exists()
     line.encode()
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -424,3 +425,35 @@ def test_what_is_no_regular_file_is_skipped_at_once(kind: str) -> None:
     except subprocess.TimeoutExpired:
         pytest.fail("it waits")
     assert done.stdout.decode() == f"{path} is no picture: not a regular file\n"
+
+
+# --- predictions.csv ---------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_text_is_written_with_its_bytes(run: Path) -> None:
+    """And one with control characters reaches no terminal as it is."""
+    for name in (os.fsdecode(b"caf\xe9.png"), "\x1b[31mred\n.png", "$x^{.png"):
+        digit(3).save(name)
+    Path(os.fsdecode(b"no\xe9.png")).write_bytes(b"no picture")
+    with pytest.raises(predict.SomeSkipped) as skipped:
+        ask(run, "*.png", to=Path("answers").resolve())
+    assert "no\\udce9.png" in str(skipped.value)
+    inputs = [row["input"] for row in rows(Path("answers"))]
+    assert inputs == ["\\x1b[31mred\\n.png", "$x^{.png", "caf\\udce9.png"]
+    assert Path("answers/predictions.png").stat().st_size > 1000
+
+
+def test_a_full_disk_leaves_the_old_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):
+        digit(number % 10).save(f"{number}.png")
+    ask(run, "[0-9].png", to=Path("answers").resolve())
+    before = Path("answers/predictions.csv").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ask(run, "*.png", to=Path("answers").resolve())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Path("answers/predictions.csv").read_bytes() == before
+    assert sorted(path.name for path in Path("answers").iterdir()) == ["predictions.csv", "predictions.png"]
