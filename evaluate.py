@@ -40,7 +40,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     from callbacks.interrupts import Interrupts
     from callbacks.record import metrics_of, shown
 
-    datamodule.test_on = cfg.split
+    datamodule.test_split = cfg.split
     trainer = pl.Trainer(
         **cfg.trainer,
         precision=stored.trainer.precision,

@@ -48,7 +48,7 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
         names, examples, truths = _read_test_set(cfg.data, cfg.n, datamodule)
 
     with torch.inference_mode():
-        outputs = datamodule.restore(model(datamodule.prepare(examples)))
+        outputs = datamodule.denormalize_targets(model(datamodule.normalize(examples)))
     rows = _rows(names, outputs, truths, model, datamodule.class_names)
     to = folder / cfg.to
     with (
@@ -61,7 +61,7 @@ def predict(cfg: DictConfig, folder: Path) -> list[dict[str, Any]]:
     for row in rows:
         log.info("  %s", _line(row))
     written = [to / "predictions.csv"]
-    if hasattr(datamodule, "read_picture"):
+    if hasattr(datamodule, "load_image"):
         from callbacks import charts
 
         written.append(to / "predictions.png")
@@ -93,7 +93,7 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
 
     from datamodules.names import printable
 
-    if not hasattr(datamodule, "read_picture"):
+    if not hasattr(datamodule, "load_image"):
         other = "try csv=" if len(datamodule.shape) == 1 else "data=test asks it about its own examples"
         raise ValueError(
             f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on picture files; {other}"
@@ -101,7 +101,7 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
     names, pictures, skipped = [], [], []
     for file in files:
         try:
-            picture, notes = datamodule.read_picture(file)
+            picture, notes = datamodule.load_image(file)
         except ValueError as error:
             log.warning("skipped: %s", error)
             skipped.append(printable(str(file)))
@@ -119,7 +119,7 @@ def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
     import torch
 
     if len(datamodule.shape) != 1:
-        other = "try images=" if hasattr(datamodule, "read_picture") else "data=test asks it about its own examples"
+        other = "try images=" if hasattr(datamodule, "load_image") else "data=test asks it about its own examples"
         raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on rows; {other}")
     if hasattr(datamodule, "read_rows"):
         return datamodule.read_rows(file)
@@ -155,7 +155,7 @@ def _read_test_set(split: str, n: int, datamodule: Any) -> tuple[list[str], Any,
     loader, batches, seen = datamodule.test_dataloader(), [], 0
     if not len(loader):
         raise ValueError("data=test: this run has no test set")
-    loader.prepare = None  # as they are stored
+    loader.normalize = None  # as they are stored
     for inputs, targets in loader:  # of a folder of images no more are read than are asked for
         batches.append((inputs, targets))
         seen += len(targets)
@@ -163,7 +163,7 @@ def _read_test_set(split: str, n: int, datamodule: Any) -> tuple[list[str], Any,
             break
     inputs, targets = (torch.cat(part)[:n] for part in zip(*batches, strict=True))
     names = [f"test[{number}]" for number in range(len(inputs))]
-    return names, inputs, [target.squeeze().tolist() for target in datamodule.restore(targets)]
+    return names, inputs, [target.squeeze().tolist() for target in datamodule.denormalize_targets(targets)]
 
 
 def _rows(

@@ -51,7 +51,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if cfg.get("compile"):
         model.net.compile()  # in place, so the names of its weights stay
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config["data"] |= datamodule.found()  # after that, for nothing that files hold is to be resolved
+    config["data"] |= datamodule.fitted_config()  # after that, for nothing that files hold is to be resolved
     report = Report(folder, config, getattr(datamodule, "md5", None), command_line.changed(cfg.chosen.overrides, []))
     record = Record(folder, cfg.record.every_n_batches)
     checkpoints = Checkpoints(folder / "checkpoints", config, cfg.checkpoint.every_n_steps)

@@ -20,7 +20,7 @@ class CSVFile:
 
     Args:
         path: of the file. Its cells are separated by commas, semicolons or tabs: what the first line has most of.
-        names: of the columns where the file has no header, which is where its first line holds numbers alone.
+        names: of the columns where the file has no header, which is where its first line holds numbers replicate.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is no table, or an empty one.

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.image_files import IMG_EXTENSIONS, load_image
 from datamodules.images import ImageDataModule
-from datamodules.in_memory import Batch, BatchLoader, check_shares
+from datamodules.in_memory import Batch, BatchLoader, check_fractions
 from datamodules.names import check_names, printable
-from datamodules.pictures import IMG_EXTENSIONS, read_picture
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ImageFolder(ImageDataModule):
         image: ``(C, H, W)`` that every image is brought to: scaled to fit, with black around.
         num_workers: processes that read images.
         val_size, test_size: shares that are held out, below 1; a split has about so many.
-        fitted_state: what :meth:`found` gave before: the names of the classes, and of each split a digest of its files.
+        fitted_state: what :meth:`fitted_config` gave before: the names of the classes, and of each split a digest of its files.
             Without digests the splits are those of a fixed permutation, as runs had them before there were digests.
             Null asks the folder.
         **images: see :class:`ImageDataModule`.
@@ -57,15 +57,15 @@ class ImageFolder(ImageDataModule):
         **images: Any,
     ) -> None:
         self.name, self.shape, self.root = "image_folder", tuple(image), Path(root)
-        check_shares(val_size=val_size, test_size=test_size)
+        check_fractions(val_size=val_size, test_size=test_size)
         self.class_names = tuple(fitted_state["class_names"] if fitted_state else self._classes())
         self.num_classes = len(self.class_names)
         super().__init__(root=self.root, **images)
-        self.num_workers, self.val_share, self.test_share = num_workers, val_size, test_size
+        self.num_workers, self.val_fraction, self.test_fraction = num_workers, val_size, test_size
         self._permuted = fitted_state is not None and "digests" not in fitted_state
         self._digests: dict[str, str] = dict(fitted_state.get("digests", {})) if fitted_state else {}
         self._changed: set[str] = set()  # the splits whose files are others than when the run began
-        self._loaders: list[FolderLoader] = []  # whose workers are at work
+        self._loaders: list[ImageFileLoader] = []  # whose workers are at work
 
     def _classes(self) -> list[str]:
         training = self.root / "train" if (self.root / "train").is_dir() else self.root
@@ -87,7 +87,7 @@ class ImageFolder(ImageDataModule):
             raise FileNotFoundError(f"{folder} holds no images of {', '.join(self.class_names)}")
         return [path for path, _ in found], torch.tensor([label for _, label in found])
 
-    def found(self) -> dict[str, Any]:
+    def fitted_config(self) -> dict[str, Any]:
         self.setup()
         digests = {} if self._permuted else {"digests": self._digests}
         return {"fitted_state": {"class_names": list(self.class_names), **digests}}
@@ -127,10 +127,10 @@ class ImageFolder(ImageDataModule):
         numbers = torch.tensor([_hash(name) for name in names], dtype=torch.float64)  # (N, 2), uniform in [0, 1)
         rest, test, val = torch.arange(len(names)), torch.arange(0), torch.arange(0)
         if hold_out_test:
-            held_out = _below(numbers[:, 0], self.test_share)
+            held_out = _below(numbers[:, 0], self.test_fraction)
             test, rest = rest[held_out], rest[~held_out]
         if hold_out_val:
-            share, second = self.val_share, numbers[rest, 1]
+            share, second = self.val_fraction, numbers[rest, 1]
             held_out = _below(second, share) if self.folds is None else (second * self.folds).long() == self.fold
             if self.folds and not held_out.any():
                 raise ValueError(
@@ -147,9 +147,9 @@ class ImageFolder(ImageDataModule):
         rest = torch.randperm(size, generator=generator) if shuffled else torch.arange(size)
         test, val = torch.arange(0), torch.arange(0)
         if hold_out_test:
-            test, rest = self._draw(rest, self.test_share, generator, validation=False)
+            test, rest = self._random_split(rest, self.test_fraction, generator, validation=False)
         if hold_out_val:
-            val, rest = self._draw(rest, self.val_share, generator)
+            val, rest = self._random_split(rest, self.val_fraction, generator)
         return test, val, rest
 
     def _compare_digests(self, splits: dict[str, list[Path]]) -> None:
@@ -166,7 +166,7 @@ class ImageFolder(ImageDataModule):
             )
         super().load_state_dict(state)
 
-    def _evaluation(self, split: str, alone: bool = False) -> BatchLoader | list[Batch]:
+    def _eval_dataloader(self, split: str, replicate: bool = False) -> BatchLoader | list[Batch]:
         if split in self._changed:
             self._changed.remove(split)  # said once
             log.warning(
@@ -174,12 +174,14 @@ class ImageFolder(ImageDataModule):
                 split,
                 self.root,
             )
-        return super()._evaluation(split, alone)
+        return super()._eval_dataloader(split, replicate)
 
-    def _loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
+    def _make_loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         files, labels = self._parts[part]
-        dataset, size = PictureFiles(files, labels, self.shape), batch_size or len(indices)
-        loader = FolderLoader(dataset, indices, size, self.num_workers, self._device(), **self._serving(training))
+        dataset, size = ImageFileDataset(files, labels, self.shape), batch_size or len(indices)
+        loader = ImageFileLoader(
+            dataset, indices, size, self.num_workers, self._device(), **self._loader_options(training)
+        )
         self._loaders.append(loader)
         return loader
 
@@ -221,7 +223,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
 
 
-class PictureFiles(Dataset[Any]):
+class ImageFileDataset(Dataset[Any]):
     """Files as uint8 images ``shape``, read a batch at a time."""
 
     def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, ...]) -> None:
@@ -238,7 +240,7 @@ class PictureFiles(Dataset[Any]):
         broken: list[int] = []
         for index in indices:
             try:
-                pictures[len(whole)], _ = read_picture(self.files[index], self.shape, False, False)
+                pictures[len(whole)], _ = load_image(self.files[index], self.shape, False, False)
                 whole.append(index)
             except ValueError:
                 broken.append(index)
@@ -246,7 +248,7 @@ class PictureFiles(Dataset[Any]):
         return np.array(whole, np.int64), pictures[: len(whole)].numpy(), labels.numpy(), broken
 
 
-def as_it_is(batch: Any) -> Any:
+def _keep_batch(batch: Any) -> Any:
     return batch
 
 
@@ -262,7 +264,7 @@ def _init_worker(_: int, parent: int) -> None:
             os._exit(1)
 
 
-class FolderLoader(BatchLoader):
+class ImageFileLoader(BatchLoader):
     """A :class:`BatchLoader` over files: the order and the place are its own, the reading is a DataLoader's.
 
     A batch without a single picture is empty: all processes of a run have the same number of batches.
@@ -276,7 +278,7 @@ class FolderLoader(BatchLoader):
 
     def __init__(
         self,
-        dataset: PictureFiles,
+        dataset: ImageFileDataset,
         indices: Tensor,
         batch_size: int,
         num_workers: int,
@@ -298,11 +300,11 @@ class FolderLoader(BatchLoader):
                 num_workers=self.num_workers,
                 persistent_workers=self.num_workers > 0,
                 worker_init_fn=functools.partial(_init_worker, parent=os.getpid()),
-                collate_fn=as_it_is,
+                collate_fn=_keep_batch,
                 generator=torch.Generator(),  # torch draws a number for its workers; the run's are not for that
             )
         for *batch, broken in self._reader:
-            self._say(self.files.files[index] for index in broken)
+            self._warn_skipped(self.files.files[index] for index in broken)
             index, pictures, labels = (torch.from_numpy(array).to(self.device) for array in batch)
             yield index, pictures, labels
 
@@ -310,7 +312,7 @@ class FolderLoader(BatchLoader):
         """Ends the workers; left to Python's collector they take five seconds."""
         self._reader = None
 
-    def _say(self, files: Iterator[Path]) -> None:
+    def _warn_skipped(self, files: Iterator[Path]) -> None:
         for file in files:
             if file not in self._skipped:
                 self._skipped.add(file)

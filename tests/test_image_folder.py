@@ -19,7 +19,7 @@ import errors
 import evaluate
 import train
 from datamodules import CIFAR10, ImageFolder
-from datamodules.image_folder import FolderLoader, PictureFiles
+from datamodules.image_folder import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
 from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
@@ -108,7 +108,9 @@ def test_a_run_of_the_time_of_the_permutation_tests_on_what_it_held_out() -> Non
     )
     assert parts(old)["test"] == {"green/2.png", "red/0.png"}
     assert parts(old)["val"] == {"green/3.png", "green/4.png"}
-    assert old.found() == {"fitted_state": {"class_names": ["green", "red"]}}  # nor does a resumed run forget it
+    assert old.fitted_config() == {
+        "fitted_state": {"class_names": ["green", "red"]}
+    }  # nor does a resumed run forget it
 
 
 NOISE = (*RUN, "data.num_workers=0", "data.test_size=0.3", "data.val_size=0.2", "data.augment=none")
@@ -221,10 +223,10 @@ def test_processes_make_as_many_batches_as_each_other_whatever_is_broken(workers
     make_pictures(Path("pictures/train"), 5)
     break_files("green/0.png", "green/1.png", "green/4.png")  # of green/0 to 4 and red/0 to 4
     files = sorted(Path("pictures/train").rglob("*.png"))
-    dataset, device = PictureFiles(files, torch.arange(10), (3, 8, 8)), torch.device("cpu")
+    dataset, device = ImageFileDataset(files, torch.arange(10), (3, 8, 8)), torch.device("cpu")
     shares = []
     for rank in (0, 1):
-        loader = FolderLoader(dataset, torch.arange(10), 2, workers, device, rank=rank, world_size=2)
+        loader = ImageFileLoader(dataset, torch.arange(10), 2, workers, device, rank=rank, world_size=2)
         shares.append([(tuple(pictures.shape), labels.tolist()) for pictures, labels in loader])
         assert {(pictures.dtype, labels.dtype) for pictures, labels in loader} == {(torch.uint8, torch.int64)}
         assert len(loader) == 3
@@ -298,9 +300,9 @@ from datamodules import image_folder
 def read(*_):
     os.write(1, b"%d\\n" % os.getpid())
     time.sleep(1000)
-image_folder.read_picture = read
-dataset = image_folder.PictureFiles([image_folder.Path(str(k)) for k in range(4)], torch.arange(4), (3, 8, 8))
-next(iter(image_folder.FolderLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
+image_folder.load_image = read
+dataset = image_folder.ImageFileDataset([image_folder.Path(str(k)) for k in range(4)], torch.arange(4), (3, 8, 8))
+next(iter(image_folder.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         readers = [int(process.stdout.readline()) for _ in range(2)]

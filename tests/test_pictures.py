@@ -22,11 +22,11 @@ import datamodules
 import evaluate
 import predict
 import train
-from datamodules.pictures import read_picture
+from datamodules.image_files import load_image
 from tests.conftest import PROJECT
 
-MNIST = {"shape": (1, 28, 28), "dark_background": True, "centre": True}
-CIFAR10 = {"shape": (3, 32, 32), "dark_background": False, "centre": False}
+MNIST = {"shape": (1, 28, 28), "dark_background": True, "center": True}
+CIFAR10 = {"shape": (3, 32, 32), "dark_background": False, "center": False}
 
 
 def digit(label: int, size: int = 100, x: float = 0.5, y: float = 0.5, part: float = 0.7) -> Image.Image:
@@ -58,7 +58,7 @@ def test_a_photo_read_at_a_fraction_of_its_size_looks_the_same() -> None:
     photo.save("photo.jpg", quality=90, exif=turned)
     with Image.open("photo.jpg") as file:
         ImageOps.exif_transpose(file).save("photo.png")
-    (jpeg, notes), (png, _) = (read_picture(Path(name), **CIFAR10) for name in ("photo.jpg", "photo.png"))
+    (jpeg, notes), (png, _) = (load_image(Path(name), **CIFAR10) for name in ("photo.jpg", "photo.png"))
     assert notes == ["1600 x 1200 resized"]
     assert jpeg.shape == png.shape == (3, 32, 32)
     assert (jpeg.int() - png.int()).abs().max() <= 4
@@ -111,7 +111,7 @@ def test_a_lossless_file_of_the_right_size_is_the_tensor(name: str, change: Any)
     stored = torch.randint(256, (28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     stored[0] = stored[-1] = stored[:, 0] = stored[:, -1] = 0
     change(Image.fromarray(stored.numpy())).save(name)
-    pixels, notes = read_picture(Path(name), **MNIST)
+    pixels, notes = load_image(Path(name), **MNIST)
     assert pixels.dtype == torch.uint8
     assert torch.equal(pixels, stored[None])
     assert notes == []
@@ -120,7 +120,7 @@ def test_a_lossless_file_of_the_right_size_is_the_tensor(name: str, change: Any)
 def test_a_photograph_of_the_right_size_is_the_tensor() -> None:
     stored = torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(stored.permute(1, 2, 0).numpy()).save("photo.png")
-    pixels, notes = read_picture(Path("photo.png"), **CIFAR10)
+    pixels, notes = load_image(Path("photo.png"), **CIFAR10)
     assert torch.equal(pixels, stored)
     assert notes == []
 
@@ -132,17 +132,17 @@ def test_dark_on_bright_is_inverted_and_what_is_transparent_is_white() -> None:
     ink = Image.new("RGBA", white_on_black.size, "black")
     ink.putalpha(white_on_black)
     ink.save("ink_on_nothing.png")
-    expected, notes = read_picture(Path("white_on_black.png"), **MNIST)
+    expected, notes = load_image(Path("white_on_black.png"), **MNIST)
     assert notes == ["100 x 100 resized"]
     for name, said in [("black_on_white", []), ("ink_on_nothing", ["transparent parts made white"])]:
-        pixels, notes = read_picture(Path(f"{name}.png"), **MNIST)
+        pixels, notes = load_image(Path(f"{name}.png"), **MNIST)
         assert torch.equal(pixels, expected)
         assert notes == [*said, "inverted", "100 x 100 resized"]
 
 
 def test_a_photograph_is_never_inverted() -> None:
     Image.new("RGB", (64, 64), "white").save("white.png")
-    assert read_picture(Path("white.png"), **CIFAR10)[0].unique().tolist() == [255]
+    assert load_image(Path("white.png"), **CIFAR10)[0].unique().tolist() == [255]
 
 
 def test_a_rotated_file_is_turned_as_it_says() -> None:
@@ -151,13 +151,13 @@ def test_a_rotated_file_is_turned_as_it_says() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save("rotated.png", exif=exif)
-    expected, _ = read_picture(Path("upright.png"), **MNIST)
-    assert torch.equal(read_picture(Path("rotated.png"), **MNIST)[0], expected)
+    expected, _ = load_image(Path("upright.png"), **MNIST)
+    assert torch.equal(load_image(Path("rotated.png"), **MNIST)[0], expected)
 
 
 def test_a_digit_is_brought_to_the_size_and_the_place_of_mnist() -> None:
     digit(8, size=300, x=0.2, y=0.8, part=0.2).save("far_off.png")
-    pixels = read_picture(Path("far_off.png"), **MNIST)[0][0].double()
+    pixels = load_image(Path("far_off.png"), **MNIST)[0][0].double()
     seen = (pixels > 0).nonzero()
     assert (seen.max(0).values - seen.min(0).values + 1).max() == 20
     weights = pixels / pixels.sum()
@@ -168,7 +168,7 @@ def test_a_digit_is_brought_to_the_size_and_the_place_of_mnist() -> None:
 
 def test_a_picture_keeps_its_proportions() -> None:
     Image.new("RGB", (64, 32), "red").save("wide.png")
-    pixels, _ = read_picture(Path("wide.png"), **CIFAR10)
+    pixels, _ = load_image(Path("wide.png"), **CIFAR10)
     assert torch.equal(
         pixels[0] == 255, torch.arange(32)[:, None].expand(32, 32).clamp(8, 23) == torch.arange(32)[:, None]
     )
@@ -179,7 +179,7 @@ def test_a_picture_keeps_its_proportions() -> None:
 @pytest.mark.parametrize("like", [MNIST, CIFAR10])
 def test_a_picture_of_any_proportions_is_seen(size: tuple[int, int], like: dict) -> None:
     Image.new("L", size, 100).save("odd.png")
-    pixels, notes = read_picture(Path("odd.png"), **like)
+    pixels, notes = load_image(Path("odd.png"), **like)
     assert pixels.shape == like["shape"]
     assert pixels.max() == 100
     assert notes == [f"{size[0]} x {size[1]} resized"]
@@ -189,21 +189,21 @@ def test_a_picture_of_any_proportions_is_seen(size: tuple[int, int], like: dict)
 def test_an_empty_page_shows_nothing(colour: str) -> None:
     Image.new("L", (50, 50), colour).save("page.png")
     with pytest.raises(ValueError, match=r"page\.png shows nothing"):
-        read_picture(Path("page.png"), **MNIST)
+        load_image(Path("page.png"), **MNIST)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n half of one"])
 def test_a_file_that_is_no_picture_is_named(content: bytes) -> None:
     Path("digit.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"digit\.png is no picture"):
-        read_picture(Path("digit.png"), **MNIST)
+        load_image(Path("digit.png"), **MNIST)
 
 
 def test_a_torn_file_is_no_picture() -> None:
     digit(3, size=300).save("whole.png")
     Path("torn.png").write_bytes(Path("whole.png").read_bytes()[:-500])
     with pytest.raises(ValueError, match=r"torn\.png is no picture"):
-        read_picture(Path("torn.png"), **MNIST)
+        load_image(Path("torn.png"), **MNIST)
 
 
 # --- asking a run ------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_the_table_is_what_the_net_says(run: Path) -> None:
     assert list(table[0]) == ["input", "label", "probability", "top 3"]
     _, datamodule, model = evaluate.rebuild(str(run), "last")
     with torch.inference_mode():
-        shares = model.net(datamodule.prepare(images[:5])).softmax(1)
+        shares = model.net(datamodule.normalize(images[:5])).softmax(1)
     for row, share in zip(table, shares, strict=True):
         best = share.sort(descending=True)
         assert row["label"] == str(best.indices[0].item())
@@ -344,7 +344,7 @@ def test_postscript_starts_no_program(name: str, monkeypatch: pytest.MonkeyPatch
         file.load()  # Pillow on its own would
     assert started.pop()
     with pytest.raises(ValueError, match="is no picture"):
-        read_picture(Path(name), **CIFAR10)
+        load_image(Path(name), **CIFAR10)
     assert started == []
 
 
@@ -396,12 +396,12 @@ def test_a_bomb_is_refused_before_it_is_decoded(kind: str, reason: str, monkeypa
         write_png("bomb", 8, 8, 2, 8, png_chunk(b"iCCP", b"icc\0\0" + bomb))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load_prepare", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(ValueError, match=f"bomb is no picture: {reason}"):
-        read_picture(Path("bomb"), **CIFAR10)
+        load_image(Path("bomb"), **CIFAR10)
 
 
 def test_a_photo_of_a_hundred_million_pixels_is_read_at_a_fraction_of_its_size() -> None:
     Image.new("L", (12000, 9000), 200).save("photo.jpg")
-    pixels, notes = read_picture(Path("photo.jpg"), **CIFAR10)
+    pixels, notes = load_image(Path("photo.jpg"), **CIFAR10)
     assert notes == ["12000 x 9000 resized"]
     assert pixels[:, 16].eq(200).all()
 
@@ -409,8 +409,8 @@ def test_a_photo_of_a_hundred_million_pixels_is_read_at_a_fraction_of_its_size()
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fifo", "socket", "directory", "device"])
 def test_what_is_no_regular_file_is_skipped_at_once(kind: str) -> None:
-    script = "import sys; from pathlib import Path; from datamodules.pictures import read_picture\n"
-    script += "try: read_picture(Path(sys.argv[1]), (3, 32, 32), False, False)\nexcept ValueError as e: print(e)"
+    script = "import sys; from pathlib import Path; from datamodules.image_files import load_image\n"
+    script += "try: load_image(Path(sys.argv[1]), (3, 32, 32), False, False)\nexcept ValueError as e: print(e)"
     if kind == "fifo":
         os.mkfifo("x.png")
     elif kind == "socket":

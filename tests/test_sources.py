@@ -70,7 +70,7 @@ CIFAR_PICKLES = {
 }
 
 
-def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> sources.Published:
+def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> sources.DatasetSpec:
     """The small MNIST, which torchvision downloads from ``url``, where it expects ``archives``."""
     changes = {"mirrors": [f"{url}/"], "resources": list(md5s(archives).items())}
     return dataclasses.replace(

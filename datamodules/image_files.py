@@ -21,14 +21,14 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limi
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
 
 
-def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre: bool) -> tuple[Tensor, list[str]]:
+def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: bool) -> tuple[Tensor, list[str]]:
     """A picture file of any size and mode as uint8 ``(C, H, W)``, and what was done to it.
 
     Args:
         path: of the file. What is transparent in it becomes white.
         shape: ``(C, H, W)`` of the data set.
         dark_background: the data set shows bright things on black; a picture with a bright border is inverted.
-        centre: the thing is cut out, scaled to 20/28 of the size and set with its centre of mass in the middle, as
+        center: the thing is cut out, scaled to 20/28 of the size and set with its center of mass in the middle, as
             MNIST's authors did (http://yann.lecun.com/exdb/mnist). Not done to a picture that has the size already.
 
     Raises:
@@ -40,7 +40,7 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
             raise ValueError("not a regular file")
         with Image.open(path, formats=FORMATS) as opened:
             size = f"{opened.width} x {opened.height}"
-            if not centre:  # a JPEG can be read at a half to an eighth of its size: a photo in a seventh of the time
+            if not center:  # a JPEG can be read at a half to an eighth of its size: a photo in a seventh of the time
                 opened.draft(None, (4 * max(height, width),) * 2)
             _check_size(opened)
             ImageOps.exif_transpose(opened, in_place=True)
@@ -55,20 +55,20 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
     if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255:
         notes.append("transparent parts made white")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    grey_or_colour = picture.convert("L" if channels == 1 else "RGB")
+    gray_or_color = picture.convert("L" if channels == 1 else "RGB")
     if dark_background:
-        edge = np.asarray(grey_or_colour.convert("L"))
+        edge = np.asarray(gray_or_color.convert("L"))
         border = np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]])
         if border.mean() > 127:
-            grey_or_colour = ImageOps.invert(grey_or_colour)
+            gray_or_color = ImageOps.invert(gray_or_color)
             notes.append("inverted")
-    if grey_or_colour.size != (width, height):
+    if gray_or_color.size != (width, height):
         notes.append(f"{size} resized")
-        if centre:
-            grey_or_colour = _centred(grey_or_colour, width, path)
+        if center:
+            gray_or_color = _center(gray_or_color, width, path)
         else:
-            grey_or_colour = ImageOps.pad(_fitted(grey_or_colour, width, height), (width, height))
-    pixels = torch.from_numpy(np.array(grey_or_colour)).view(height, width, channels)
+            gray_or_color = ImageOps.pad(_fitted(gray_or_color, width, height), (width, height))
+    pixels = torch.from_numpy(np.array(gray_or_color)).view(height, width, channels)
     return pixels.permute(2, 0, 1).contiguous(), notes
 
 
@@ -89,7 +89,7 @@ def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _centred(picture: Image.Image, size: int, path: Path) -> Image.Image:
+def _center(picture: Image.Image, size: int, path: Path) -> Image.Image:
     ink = picture.point(lambda value: 255 if value > 64 else 0).getbbox()
     thing = _fitted(picture.crop(ink), size * 20 // 28, size * 20 // 28)
     weights = np.asarray(thing, np.float64)
