@@ -5,6 +5,7 @@ from pathlib import Path
 
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "sweep", "debug")
+BASE = re.compile(r"^  - ([\w/]+)@_here_$", re.MULTILINE)  # in the defaults list of a file: what it builds on
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w/@-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
 
 
@@ -47,6 +48,9 @@ def commented(text: str, choices: dict[str, str | None]) -> str:
 def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]]:
     """Of each key the comment lines above it and the comment beside it."""
     found: dict[str, tuple[list[str], str | None]] = {}
+    for base in BASE.findall(file.read_text()):
+        found |= _comments(file.parent / f"{base}.yaml", prefix)
+    inherited = dict(found)
     above: list[str] = []
     for path, line in _paths(file.read_text()):
         if not path or not (match := LINE.match(line)):
@@ -57,7 +61,7 @@ def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]
             found[prefix + path] = (above, beside)
         above = []
     if prefix or "config" not in file.name:  # the header of a file is about all of it
-        first = next(iter(found), None)
+        first = next((key for key in found if found[key] is not inherited.get(key)), None)
         if first and found[first][0] and found[first][0][0] == file.read_text().splitlines()[0]:
             found[first] = ([], found[first][1])
     return found
