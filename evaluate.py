@@ -31,7 +31,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     from callbacks.per_class_accuracy import PerClassAccuracy
     from callbacks.signal_handler import SignalHandler
 
-    datamodule.test_on = cfg.split
+    datamodule.test_split = cfg.split
     trainer = pl.Trainer(
         **cfg.trainer,
         precision=stored.trainer.precision,

@@ -57,11 +57,11 @@ def _whole(datamodule: Any, model: Any) -> tuple[Any, Any]:
             self.net = model.net
 
         def forward(self, inputs: Tensor) -> Tensor:  # (B, *shape), as stored, to (B, classes)
-            return datamodule.restore(self.net(datamodule.prepare(inputs)))
+            return datamodule.denormalize_targets(self.net(datamodule.normalize(inputs)))
 
     generator = torch.Generator().manual_seed(0)
     size = (3, *datamodule.shape)
-    if hasattr(datamodule, "read_picture"):
+    if hasattr(datamodule, "load_image"):
         return FromStored().eval(), torch.randint(256, size, dtype=torch.uint8, generator=generator)
     return FromStored().eval(), torch.randn(size, generator=generator)
 

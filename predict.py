@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 
 from cli.build import load_run
 from cli.main import main
+from runs.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +47,20 @@ def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
         names, examples, truths = _read_split(cfg.split, cfg.limit, datamodule)
 
     with torch.inference_mode():
-        outputs = datamodule.restore(model(datamodule.prepare(examples)))
+        outputs = datamodule.denormalize_targets(model(datamodule.normalize(examples)))
     rows = _rows(names, outputs, truths, model, datamodule.class_names)
     output = run_dir / cfg.output
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / "predictions.csv", "w", newline="") as out:
+    with (
+        atomic_write(output / "predictions.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as out,
+    ):
         writer = csv.DictWriter(out, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
         log.info("  %s", _line(row))
     written = [output / "predictions.csv"]
-    if hasattr(datamodule, "read_picture"):
+    if hasattr(datamodule, "load_image"):
         from plots import charts
 
         written.append(output / "predictions.png")
@@ -87,7 +90,9 @@ def _files(pattern: Any) -> list[Path]:
 def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, list[str]]:
     import torch
 
-    if not hasattr(datamodule, "read_picture"):
+    from datamodules.names import printable
+
+    if not hasattr(datamodule, "load_image"):
         other = "try csv=" if len(datamodule.shape) == 1 else "split=test asks it about its own examples"
         raise ValueError(
             f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on picture files; {other}"
@@ -95,15 +100,15 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
     names, pictures, skipped = [], [], []
     for file in files:
         try:
-            picture, notes = datamodule.read_picture(file)
+            picture, notes = datamodule.load_image(file)
         except ValueError as error:
             log.warning("skipped: %s", error)
-            skipped.append(str(file))
+            skipped.append(printable(str(file)))
             continue
-        names.append(str(file))
+        names.append(printable(str(file)))
         pictures.append(picture)
         if notes:
-            log.info("%s: %s", file, ", ".join(notes))
+            log.info("%s: %s", names[-1], ", ".join(notes))
     if not pictures:
         raise ValueError(f"none of the {len(files)} files is a picture")
     return names, torch.stack(pictures), skipped
@@ -113,7 +118,7 @@ def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
     import torch
 
     if len(datamodule.shape) != 1:
-        other = "try images=" if hasattr(datamodule, "read_picture") else "split=test asks it about its own examples"
+        other = "try images=" if hasattr(datamodule, "load_image") else "split=test asks it about its own examples"
         raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on rows; {other}")
     if hasattr(datamodule, "read_rows"):
         return datamodule.read_rows(file)
@@ -149,7 +154,7 @@ def _read_split(split: str, limit: int, datamodule: Any) -> tuple[list[str], Any
     loader, batches, seen = datamodule.test_dataloader(), [], 0
     if not len(loader):
         raise ValueError("split=test: this run has no test set")
-    loader.prepare = None  # as they are stored
+    loader.normalize = None  # as they are stored
     for inputs, targets in loader:  # of a folder of images no more are read than are asked for
         batches.append((inputs, targets))
         seen += len(targets)
@@ -157,7 +162,7 @@ def _read_split(split: str, limit: int, datamodule: Any) -> tuple[list[str], Any
             break
     inputs, targets = (torch.cat(part)[:limit] for part in zip(*batches, strict=True))
     names = [f"test[{number}]" for number in range(len(inputs))]
-    return names, inputs, [target.squeeze().tolist() for target in datamodule.restore(targets)]
+    return names, inputs, [target.squeeze().tolist() for target in datamodule.denormalize_targets(targets)]
 
 
 def _rows(

@@ -44,8 +44,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     datamodule, model = build(cfg)
     if cfg.get("compile"):
         model.net.compile()  # in place, so the names of its weights stay
-    cfg.data.update(datamodule.found())  # so that the run knows it without the files
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
 
     md5, compared_by = getattr(datamodule, "md5", None), relevant_overrides(cfg.choices.overrides, [])
     summary = RunSummary(run_dir, config, md5, compared_by)

@@ -58,7 +58,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 import train
 from cli.compose import compose
 from cli.process import seed_and_set_threads
-from datamodules.in_memory import mix
+from datamodules.in_memory import derive_seed
 from lit_models.exact import TINY_BATCH
 
 PROJECT = Path(__file__).parent.parent
@@ -133,7 +133,7 @@ class Workload:
             return self.bare(memory_format, fused=self.cfg.optimizer.get("fused"))
 
     def bare(self, memory_format: torch.memory_format = torch.channels_last, fused: bool | None = None) -> list[Tensor]:
-        cfg, prepare = self.cfg, self.datamodule.prepare
+        cfg, prepare = self.cfg, self.datamodule.normalize
         net = self.net().to(memory_format=memory_format)
         optimizer = self.optimizer(net, fused=fused)
         loss_of = instantiate(cfg.model.loss)
@@ -151,7 +151,7 @@ class Workload:
             net.train()
             order = torch.arange(size)
             if self.datamodule.shuffle:
-                order = torch.randperm(size, generator=torch.Generator().manual_seed(mix(cfg.seed, epoch)))
+                order = torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(cfg.seed, epoch)))
             for index in order.to(self.device).split(batch_size):
                 batch, labels = prepare(inputs[index]), targets[index]
                 if batch.dim() == 4:

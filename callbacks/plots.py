@@ -81,7 +81,7 @@ class Plots(pl.Callback):
         self._shares.append(shares.cpu())
         self._targets.append(targets.cpu())
         if inputs.dim() == 4:
-            pictures = get_datamodule(trainer).pictures
+            pictures = get_datamodule(trainer).to_uint8
             confidence, label = shares.max(1)
             order = torch.where(label == targets, -1.0, confidence).argsort(descending=True)[:MOST]
             worst = order[(label != targets)[order]]
@@ -119,7 +119,7 @@ class Plots(pl.Callback):
             figures["filters"] = charts.filters(first.weight.detach().cpu())
         two = datamodule.shape == (2,) and len(datamodule.class_names) == 2
         if self.way and two and hasattr(pl_module, "probabilities"):
-            names, prepare = datamodule.class_names, datamodule.prepare
+            names, prepare = datamodule.class_names, datamodule.normalize
             columns = getattr(datamodule, "columns", ("first feature", "second feature"))
             points, targets = datamodule.load()[0]
             figures |= charts.boundaries(pl_module, self.way, points, targets, names, prepare, columns)
@@ -128,7 +128,7 @@ class Plots(pl.Callback):
             path = np.array([[tensor.item() for tensor in state.values()] for state in self.way.values()])  # (n, 2)
             path = np.vstack([path, [parameter.item() for parameter in net.parameters()]])
             path = path[np.isfinite(path).all(1)]
-            x, y = datamodule.prepare(inputs)[:, 0].numpy(), targets[:, 0].numpy()
+            x, y = datamodule.normalize(inputs)[:, 0].numpy(), targets[:, 0].numpy()
             figures |= {"line": charts.line(x, y, *path[-1]), "surface": charts.surface(x, y, path)}
         return figures
 

@@ -32,7 +32,7 @@ class TensorBoardExtras(pl.Callback):
         )
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        images = get_datamodule(trainer).pictures(batch[0]) if len(batch[0].shape) == 4 else batch[0][:, :0]
+        images = get_datamodule(trainer).to_uint8(batch[0]) if len(batch[0].shape) == 4 else batch[0][:, :0]
         self._batches.append((pl_module.probabilities(outputs).cpu(), batch[1].cpu(), images.cpu()))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,6 +12,7 @@ import hydra
 from cli import CONF
 
 GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "sweep", "debug")
+BASE = re.compile(r"^  - ([\w/]+)@_here_$", re.MULTILINE)  # in the defaults list of a file: what it builds on
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w/@-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
 
 
@@ -39,8 +40,7 @@ def annotate_config(text: str, choices: dict[str, str | None]) -> str:
     for group, file in chosen:
         if file.is_file():
             whole = file.read_text().startswith("# @package _global_")
-            own = {key: comment for base in _bases(file) for key, comment in _comments(base, f"{group}.").items()}
-            own |= _comments(file, "" if whole else f"{group}.")
+            own = _comments(file, "" if whole else f"{group}.")
             # What an experiment says of a value comes on top of what the part says of it.
             comments = {**own, **comments} if group not in ("experiment", "sweep", "debug") else {**comments, **own}
     lines = []
@@ -52,16 +52,12 @@ def annotate_config(text: str, choices: dict[str, str | None]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bases(file: Path) -> list[Path]:
-    """The files that the defaults list of a file builds on, those first that say least of it."""
-    names = re.findall(r"^  - ([\w/]+)(?:@_here_)?$", file.read_text(), re.MULTILINE)
-    bases = [path for name in names if (path := file.parent / f"{name}.yaml").is_file()]
-    return [path for base in bases for path in (*_bases(base), base)]
-
-
 def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]]:
     """Of each key the comment lines above it and the comment beside it."""
     found: dict[str, tuple[list[str], str | None]] = {}
+    for base in BASE.findall(file.read_text()):
+        found |= _comments(file.parent / f"{base}.yaml", prefix)
+    inherited = dict(found)
     above: list[str] = []
     for path, line in _paths(file.read_text()):
         if not path or not (match := LINE.match(line)):
@@ -72,7 +68,7 @@ def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]
             found[prefix + path] = (above, beside)
         above = []
     if prefix or "config" not in file.name:  # the header of a file is about all of it
-        first = next(iter(found), None)
+        first = next((key for key in found if found[key] is not inherited.get(key)), None)
         if first and found[first][0] and found[first][0][0] == file.read_text().splitlines()[0]:
             found[first] = ([], found[first][1])
     return found

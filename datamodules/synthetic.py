@@ -30,7 +30,7 @@ class Table(InMemoryDataModule):
         columns = torch.tensor(self.inputs)[:, None], torch.tensor(self.targets)[:, None]
         return columns, columns
 
-    def prepare(self, inputs: Tensor) -> Tensor:
+    def normalize(self, inputs: Tensor) -> Tensor:
         return self.scale * inputs
 
 
@@ -67,8 +67,8 @@ class Blobs(Generated):
 
     def draw(self, generator: torch.Generator) -> Batch:
         targets = (torch.arange(self.size) >= self.size // 2).long()
-        centres = torch.tensor([[2.0, 2.0], [-2.0, -2.0]])[targets]
-        return centres + torch.randn(centres.shape, generator=generator), targets
+        centers = torch.tensor([[2.0, 2.0], [-2.0, -2.0]])[targets]
+        return centers + torch.randn(centers.shape, generator=generator), targets
 
 
 class Separable(Generated):

@@ -84,7 +84,7 @@ def test_a_number_is_learnt_in_its_own_unit() -> None:
 def test_a_line_through_one_column_as_it_is() -> None:
     x = np.linspace(-1, 1, 50)
     Path("table.csv").write_text("x,y\n" + "".join(f"{number},{3 * number + 2}\n" for number in x))
-    settings = ("model=line", "data.target=y", "data.standardise=false", "optimizer=sgd", "optimizer.lr=0.2")
+    settings = ("model=line", "data.target=y", "data.standardize=false", "optimizer=sgd", "optimizer.lr=0.2")
     settings += ("optimizer.momentum=0",)
     metrics = run("run", *RUN, *settings, "scheduler=none", "trainer.max_epochs=40")["metrics"]
     assert (metrics["w"], metrics["b"]) == pytest.approx((3, 2), abs=0.01)
@@ -122,7 +122,7 @@ def test_folds_cover_what_is_not_the_test_set() -> None:
     make_table()
     folds = [CSVTable("table.csv", "kind", ["age", "height"], folds=3, fold=fold) for fold in range(3)]
     assert len(set.union(*(raw(table, "val") for table in folds))) == 160
-    assert len({tuple(table.known["mean"]) for table in folds}) == 3
+    assert len({tuple(table.fitted_state["mean"]) for table in folds}) == 3
 
 
 def test_means_are_those_of_the_training_rows() -> None:
@@ -130,11 +130,11 @@ def test_means_are_those_of_the_training_rows() -> None:
     table = CSVTable("table.csv", "price", val_size=0.25)
     assert table.columns == ("age", "height")  # the texts are left out
     (inputs, targets), (others, _) = table.load()
-    seen = table.prepare(inputs[table.train_indices])
+    seen = table.normalize(inputs[table.train_indices])
     torch.testing.assert_close(seen.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.std(0, correction=0), torch.ones(2))
     torch.testing.assert_close(targets[table.train_indices].std(0, correction=0), torch.ones(1))
-    assert table.prepare(others).mean(0).abs().max() > 1e-3
+    assert table.normalize(others).mean(0).abs().max() > 1e-3
 
 
 def test_means_do_not_look_at_other_rows() -> None:
@@ -146,7 +146,7 @@ def test_means_do_not_look_at_other_rows() -> None:
     assert len(held_out) == 16
     Path("other.csv").write_text("\n".join(["x,y", *("1e6,9" if row in held_out else rows[row] for row in range(40))]))
     known = CSVTable("other.csv", "y", val_size=0.25).known
-    assert {**known, "md5": ""} == {**table.known, "md5": ""}
+    assert {**known, "md5": ""} == {**table.fitted_state, "md5": ""}
 
 
 def test_a_file_for_the_test_and_a_column_that_never_changes() -> None:
@@ -156,7 +156,7 @@ def test_a_file_for_the_test_and_a_column_that_never_changes() -> None:
     (inputs, targets), (test_inputs, test_targets) = table.load()
     assert inputs.tolist() == [[pytest.approx(0.1), number] for number in (1, 2, 3)]
     assert (targets.tolist(), test_inputs[0, 1], test_targets.tolist()) == ([0, 1, 0], 5, [1])
-    assert table.prepare(inputs)[:, 0].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    assert table.normalize(inputs)[:, 0].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
 
 
 # --- what a run knows --------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_a_run_answers_about_raw_rows_without_its_table() -> None:
     table = make_table()
     run("run", *KIND, "trainer.max_epochs=3")
     stored = torch.load("run/checkpoints/last.ckpt", weights_only=True)["config"]["data"]
-    assert stored["known"]["class_names"] == ["small", "tall and old"]
+    assert stored["fitted_state"]["class_names"] == ["small", "tall and old"]
     assert stored["path"] == str(Path("table.csv").resolve())
     Path("table.csv").unlink()
 
@@ -188,14 +188,32 @@ def test_a_run_answers_about_raw_rows_without_its_table() -> None:
     with open("named.csv", "w", newline="") as out:
         csv.writer(out).writerows([("kind", "height", "age"), *(("?", height, age) for age, height in rows)])
     net = trained_net(Path("run"), load_run("run", "last")[2].net)
-    standardised = (rows - np.float32(stored["known"]["mean"])) / np.float32(stored["known"]["std"])
+    standardized = (rows - np.float32(stored["fitted_state"]["mean"])) / np.float32(stored["fitted_state"]["std"])
     with torch.inference_mode():
-        shares = net(torch.from_numpy(standardised)).softmax(1)
+        shares = net(torch.from_numpy(standardized)).softmax(1)
     for name in ("bare", "named"):
         answers = ask(Path("run"), csv=f"{name}.csv")
-        assert [row["label"] for row in answers] == [stored["known"]["class_names"][k] for k in shares.argmax(1)]
+        assert [row["label"] for row in answers] == [stored["fitted_state"]["class_names"][k] for k in shares.argmax(1)]
         assert [row["probability"] for row in answers] == pytest.approx(shares.amax(1).tolist(), abs=2e-6)
     assert answers[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
+
+
+def test_a_folder_whose_name_a_config_would_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path in a run is absolute: what the folder is called stands in it."""
+    Path("${oc.env:HOME}").mkdir()
+    monkeypatch.chdir("${oc.env:HOME}")
+    make_table()
+    assert "/${oc.env:HOME}/table.csv' cannot be used as a name: a config would evaluate it" in line_about(*KIND)
+
+
+def test_line_breaks_in_a_name_are_blanks() -> None:
+    """Spreadsheets have them in long headers."""
+    lines = "".join(f'{row},"cl{row % 2}\n a"\n' for row in range(40))
+    Path("table.csv").write_text(f'"height\r\n(cm)","y\t"\n{lines}')
+    run("run", *RUN, "data.target=y", "model=mlp", "trainer.max_epochs=1")
+    assert load_run("run", "last")[1].columns == ("height (cm)",)
+    Path("rows.csv").write_text('"height\n(cm)"\n1\n')
+    assert ask(Path("run"), csv="rows.csv")[0]["label"] in ("cl0 a", "cl1 a")
 
 
 def test_an_evaluation_gives_the_figures_of_the_run() -> None:
@@ -270,11 +288,14 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
             "table.csv, line 3, column y: 'many' is not a number; "
             "data.classes=true takes what is in the column for classes",
         ),
-        ("x,y\n1,a\n2,a\n", "", "table.csv, column y: all rows are 'a', nothing can be learnt"),
+        ("x,y\n1,a\n2,a\n", "", "table.csv, column y: all rows are 'a', nothing can be learned"),
         ("x,y\n1,a\n2,b,c\n", "", "table.csv, line 3: 3 cells for 2 columns"),
         ("x,x,y\n1,2,a\n", "", "table.csv has more than one column x"),
         ('x,y\n1,"a\n2,b\n', "", "table.csv is no CSV file in UTF-8: unexpected end of data"),
-        ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be the name of a column or a class here"),
+        ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be used as a name: a config would evaluate it"),
+        ("x,y\n1,a\n2,???\n", "", "table.csv: '???' cannot be used as a name: a config would evaluate it"),
+        ("${oc.env:HOME},y\n1,a\n2,b\n", "", "table.csv: '${oc.env:HOME}' cannot be used as a name"),
+        ("x,y\n1,a\n2,\x1b[31mb\n", "", r"table.csv: '\x1b[31mb' cannot be used as a name: it has control characters"),
         (SMALL, "data.val_size=1.0", "data.val_size=1.0 is a share of the examples: at least 0 and below 1"),
         (SMALL, "data.test_size=-0.1", "data.test_size=-0.1 is a share of the examples: at least 0 and below 1"),
         (SMALL, "data.val_size=0.9", "table.csv has too few rows (3) to hold any out"),
@@ -321,7 +342,7 @@ def test_as_typed(shell, tmp_path: Path) -> None:
     typed = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")
     answer = shell(*typed, "trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert "not learnt from, for there are no numbers in them: name, kind" in answer.stdout
+    assert "not learned from, for there are no numbers in them: name, kind" in answer.stdout
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "finished"
     for wrong, line in (
         ("data=csv model=mlp data.path=table.csv", "data.target=… is required"),

@@ -120,10 +120,10 @@ def test_images_of_a_data_set_of_one_s_own_are_drawn(tmp_path: Path) -> None:
     cfg.data = {"_target_": f"{__name__}.Bars", "batch_size": 8, "val_size": 8}
     assert train.train(cfg, tmp_path)["status"] == "finished"
     assert (tmp_path / "pictures/predictions.png").exists()
-    pictures = Bars().pictures(Bars().load()[0][0][:2])
+    pictures = Bars().to_uint8(Bars().load()[0][0][:2])
     assert (pictures.dtype, pictures.shape) == (torch.uint8, (2, 1, 12, 12))
     assert set(pictures.unique().tolist()) == {0, 255}
-    assert len(Bars().pictures(torch.zeros(0, 1, 12, 12))) == 0
+    assert len(Bars().to_uint8(torch.zeros(0, 1, 12, 12))) == 0
 
 
 def test_pictures_in_between_and_over_a_resume() -> None:

@@ -26,6 +26,20 @@ def test_cfg_has_the_comments_of_conf(shell) -> None:
     assert any("Of everything random" in line for line in above)
 
 
+def test_cfg_has_the_comments_of_the_files_that_a_choice_builds_on(shell) -> None:
+    lines = shell("data=blobs", "--cfg", "job").stdout.splitlines()
+    assert "  fold: 0 # the first" in lines  # of conf/data/base/default.yaml
+    assert "  batch_size: null # all at once" in lines  # of base/generated.yaml, which has its own words
+    assert "  data_seed: 2 # with this seed no point lies in the other cloud" in lines  # of blobs.yaml
+    assert "  validate_on: val # or test, or train" in lines
+    assert not any("Gaussian clouds" in line for line in lines)
+
+
+def test_bases_are_no_choices(shell) -> None:
+    assert "base" not in shell("data=mnits").stderr
+    assert "base" not in shell("--help").stdout
+
+
 def test_cfg_is_the_config_still(shell) -> None:
     import yaml
 

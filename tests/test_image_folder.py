@@ -2,6 +2,8 @@
 
 import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,18 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import train
 from cli.build import load_run
 from cli.compose import compose
+from cli.errors import format_error
 from datamodules import CIFAR10, ImageFolder
-from datamodules.image_folder import FolderLoader, PictureFiles
+from datamodules.image_folder import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
 from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
 from tests.test_resume import Killed, kill_at
-from tests.test_scripts import ask
+from tests.test_scripts import ask, score
 
 
 def make_pictures(root: Path, per_class: int = 30) -> None:
@@ -44,19 +48,123 @@ def run(folder: str, *overrides: str) -> dict:
     return train.train(compose(*overrides), Path(folder))
 
 
-def test_one_folder_is_split_by_seed_and_nothing_is_in_two_parts() -> None:
-    make_pictures(Path("pictures"))
-    folder = ImageFolder("pictures", val_size=0.25, test_size=0.2, **SETTINGS)
+def parts(folder: ImageFolder) -> dict[str, set[str]]:
+    """The files of each split."""
     folder.setup()
-    assert folder.class_names == ("green", "red")
-    assert (len(folder.train_indices), len(folder.val_indices), len(folder._parts[1][0])) == (36, 12, 12)
-    train_files = {folder._parts[0][0][index] for index in folder.train_indices}
-    val_files = {folder._parts[0][0][index] for index in folder.val_indices}
-    test_files = set(folder._parts[1][0])
-    assert len(train_files | val_files | test_files) == 60
-    again = ImageFolder("pictures", val_size=0.25, test_size=0.2, seed=7, **SETTINGS)
-    again.setup()
-    assert set(again._parts[1][0]) == test_files
+    files = {"train": [folder._parts[0][0][index] for index in folder.train_indices]}
+    files |= {"val": [folder._parts[0][0][index] for index in folder.val_indices], "test": folder._parts[1][0]}
+    return {split: {str(file.relative_to(folder.root)) for file in found} for split, found in files.items()}
+
+
+def test_one_folder_is_split_and_nothing_is_in_two_parts() -> None:
+    make_pictures(Path("pictures"), 200)
+    split = parts(ImageFolder("pictures", val_size=0.25, test_size=0.2, **SETTINGS))
+    assert [len(split[name]) for name in ("train", "val", "test")] == pytest.approx([240, 80, 80], abs=25)
+    assert sum(map(len, split.values())) == len(set.union(*split.values())) == 400
+    assert parts(ImageFolder("pictures", val_size=0.25, test_size=0.2, seed=7, **SETTINGS)) == split
+    assert parts(ImageFolder("pictures", val_size=0.5, test_size=0.2, **SETTINGS))["test"] == split["test"]
+
+
+def test_no_file_moves_to_another_split_when_others_come_and_go() -> None:
+    make_pictures(Path("pictures"), 100)
+    before = parts(ImageFolder("pictures", **SETTINGS))
+    Path("pictures/green/5.png").unlink()
+    Path("pictures/green/0.png").rename("pictures/green/a.png")
+    for number in range(20):
+        (Path("pictures/green") / f"new_{number}.png").write_bytes(Path("pictures/red/1.png").read_bytes())
+    Path("pictures/amber").mkdir()  # the first of the classes
+    Path("pictures/red/3.png").rename("pictures/amber/3.png")
+    after = parts(ImageFolder("pictures", **SETTINGS))
+    gone = {"green/5.png", "green/0.png", "red/3.png"}
+    for split, files in before.items():
+        assert files - gone <= after[split]
+    was, now = (next(name for name in split if file in split[name]) for split, file in
+                ((before, "red/3.png"), (after, "amber/3.png")))  # fmt: skip
+    assert was == now
+
+
+def test_every_file_is_in_one_fold() -> None:
+    make_pictures(Path("pictures"), 50)
+    splits = [parts(ImageFolder("pictures", folds=3, fold=fold, **SETTINGS)) for fold in range(3)]
+    learnt_from = splits[0]["train"] | splits[0]["val"]
+    assert sorted(file for split in splits for file in split["val"]) == sorted(learnt_from)
+    for split in splits:
+        assert split["train"] == learnt_from - split["val"]
+        assert len(split["val"]) == pytest.approx(len(learnt_from) / 3, abs=12)
+
+
+def test_a_small_folder_holds_out_something() -> None:
+    """Also one of whose files none is in the share by chance."""
+    for size in range(3, 12):
+        make_pictures(Path(f"pictures{size}"), size)
+        split = parts(ImageFolder(f"pictures{size}", val_size=0.2, test_size=0.2, **SETTINGS))
+        assert all(split.values()), size
+
+
+def test_a_run_of_the_time_of_the_permutation_tests_on_what_it_held_out() -> None:
+    make_pictures(Path("pictures"), 5)
+    old = ImageFolder(
+        "pictures", val_size=0.25, test_size=0.2, fitted_state={"class_names": ["green", "red"]}, **SETTINGS
+    )
+    assert parts(old)["test"] == {"green/2.png", "red/0.png"}
+    assert parts(old)["val"] == {"green/3.png", "green/4.png"}
+    assert old.fitted_config() == {
+        "fitted_state": {"class_names": ["green", "red"]}
+    }  # nor does a resumed run forget it
+
+
+NOISE = (*RUN, "data.num_workers=0", "data.test_size=0.3", "data.val_size=0.2", "data.augment=none")
+
+
+def held_out() -> ImageFolder:
+    return ImageFolder("pictures", val_size=0.2, test_size=0.3, **SETTINGS)
+
+
+def rename_into(split: str, file: Path) -> Path:
+    """Gives a file a name with which it is in another split."""
+    for number in range(1000):
+        file = file.rename(file.with_name(f"renamed_{number}.png"))
+        if str(file.relative_to("pictures")) in parts(held_out())[split]:
+            return file
+    raise AssertionError
+
+
+def change(kind: str) -> None:
+    test, train = (Path("pictures", min(parts(held_out())[split])) for split in ("test", "train"))
+    if kind == "removed":
+        test.unlink()
+    elif kind == "overwritten":
+        Image.new("RGB", (5, 5)).save(test)
+    else:
+        rename_into("test", train)
+
+
+@pytest.mark.parametrize("kind", ["renamed", "overwritten", "removed"])
+def test_other_test_images_are_said(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    make_pictures(Path("pictures"))
+    run("run", *NOISE, "trainer.max_epochs=1")
+    line = (
+        "the test images in pictures are not those of the run: some were added, removed, renamed or overwritten since"
+    )
+    score("run")
+    ask(Path("run"), split="test", limit=5)
+    assert line not in caplog.text
+    change(kind)
+    for asks in (lambda: score("run"), lambda: ask(Path("run"), split="test", limit=5)):
+        caplog.clear()
+        asks()
+        assert [record.getMessage() for record in caplog.records].count(line) == 1
+
+
+def test_a_run_does_not_go_on_to_learn_from_what_it_held_out() -> None:
+    make_pictures(Path("pictures"))
+    run("run", *NOISE, "trainer.max_epochs=1")
+    test = Path("pictures", min(parts(held_out())["test"]))
+    renamed = rename_into("train", test)
+    with pytest.raises(ValueError, match=r"^resume: images in pictures \(train\) were added, removed, renamed or"):
+        run("run", "resume=run", "trainer.max_epochs=2")
+    renamed.rename(test)
+    assert run("run", "resume=run", "trainer.max_epochs=2")["status"] == "finished"
 
 
 def test_folders_for_train_val_and_test_are_taken_as_they_are() -> None:
@@ -115,10 +223,10 @@ def test_processes_make_as_many_batches_as_each_other_whatever_is_broken(workers
     make_pictures(Path("pictures/train"), 5)
     break_files("green/0.png", "green/1.png", "green/4.png")  # of green/0 to 4 and red/0 to 4
     files = sorted(Path("pictures/train").rglob("*.png"))
-    dataset, device = PictureFiles(files, torch.arange(10), (3, 8, 8)), torch.device("cpu")
+    dataset, device = ImageFileDataset(files, torch.arange(10), (3, 8, 8)), torch.device("cpu")
     shares = []
     for rank in (0, 1):
-        loader = FolderLoader(dataset, torch.arange(10), 2, workers, device, rank=rank, world_size=2)
+        loader = ImageFileLoader(dataset, torch.arange(10), 2, workers, device, rank=rank, world_size=2)
         shares.append([(tuple(pictures.shape), labels.tolist()) for pictures, labels in loader])
         assert {(pictures.dtype, labels.dtype) for pictures, labels in loader} == {(torch.uint8, torch.int64)}
         assert len(loader) == 3
@@ -182,6 +290,128 @@ def test_a_signal_to_all_is_the_run_s_to_answer(number: signal.Signals, code: in
     assert third.startswith("go on with: python train.py resume=")
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process as Linux can")
+def test_readers_end_with_a_run_that_is_killed() -> None:
+    """Also those that are in the middle of a file."""
+    script = """
+import os, sys, time
+import torch
+from datamodules import image_folder
+def read(*_):
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(1000)
+image_folder.load_image = read
+dataset = image_folder.ImageFileDataset([image_folder.Path(str(k)) for k in range(4)], torch.arange(4), (3, 8, 8))
+next(iter(image_folder.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        readers = [int(process.stdout.readline()) for _ in range(2)]
+        alive = [os.pidfd_open(pid) for pid in readers]
+        process.kill()
+        process.wait()
+    for pid, running in zip(readers, alive, strict=True):
+        ended = bool(select.select([running], [], [], 20)[0])
+        os.close(running)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+        assert ended
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fifo_among_the_images_is_skipped(workers: int) -> None:
+    make_pictures(Path("pictures/train"), 5)
+    make_pictures(Path("pictures/test"), 3)
+    os.mkfifo("pictures/test/red/fifo.png")
+    script = "import sys; from datamodules import ImageFolder\n"
+    script += (
+        "folder = ImageFolder(sys.argv[1], [3, 8, 8], mean=[0.5] * 3, std=[0.5] * 3, num_workers=int(sys.argv[2]))\n"
+    )
+    script += "folder.setup(); print(sum(len(labels) for _, labels in folder.test_dataloader()))"
+    command = [sys.executable, "-c", script, str(Path("pictures").resolve()), str(workers)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            said, _ = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail("it waits for the FIFO")
+    assert said == b"6\n"
+
+
+def test_no_batch_goes_through_shared_memory() -> None:
+    """Of which a container has 64 MB."""
+    make_pictures(Path("pictures"))
+    folder = ImageFolder("pictures", **SETTINGS | {"num_workers": 2, "augment": "none"})
+    folder.setup()
+    loader = folder.train_dataloader()
+    for index, pictures, labels in loader._fetch([torch.arange(4), torch.arange(4, 8)]):
+        assert not any(tensor.is_shared() for tensor in (index, pictures, labels))
+
+
+SMALL_SHM = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+
+
+def can_make_shm_small() -> bool:
+    return bool(shutil.which("unshare")) and subprocess.run([*SMALL_SHM, "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_make_shm_small(), reason="needs the right to mount")
+def test_a_batch_larger_than_shared_memory() -> None:
+    make_pictures(Path("pictures"))
+    typed = [
+        *RUN,
+        "data.image=[3,224,224]",
+        "data.batch_size=30",
+        "data.num_workers=2",
+        "trainer.max_epochs=1",
+        "model=mlp",
+    ]
+    command = [*SMALL_SHM, sys.executable, str(PROJECT / "train.py"), *typed]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, said = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail("it hangs")
+    assert (process.returncode, said) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("${oc.env:SECRET}", "a config would evaluate it"),
+        ("${new_folder:made}", "a config would evaluate it"),
+        ("a ${b", "a config would evaluate it"),
+        ("???", "a config would evaluate it"),
+        ("two\nlines", "it has control characters"),
+        ("\x1b[31mred", "it has control characters"),
+        (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
+    ],
+)
+def test_a_folder_with_such_a_name_is_no_class(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "swordfish")
+    make_pictures(Path("pictures"))
+    Path("pictures/red").rename(Path("pictures") / name)
+    with pytest.raises(Exception) as error:
+        run("refused", *RUN)
+    line = format_error(error.value)
+    assert f"pictures: {name!r} cannot be used as a name: " in line.replace("\\\\", "\\") and reason in line
+    assert not any(Path("refused").iterdir()) and not Path("made").exists()
+    line.encode()
+
+
+def test_names_that_look_like_something_else_stay_names() -> None:
+    make_pictures(Path("pictures"))
+    for before, after in (("red", "null"), ("green", "{a: [1], $b}")):
+        Path("pictures", before).rename(Path("pictures", after))
+    run("run", *RUN, "trainer.max_epochs=1", "data.num_workers=0")
+    assert {row["truth"] for row in ask(Path("run"), split="test", limit=20)} == {"null", "{a: [1], $b}"}
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["fitted_state"]["class_names"] == [
+        "null",
+        "{a: [1], $b}",
+    ]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(workers: int) -> None:
     make_pictures(Path("pictures"))
@@ -198,9 +428,10 @@ def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
     settings = [setting for setting in RUN if "max_epochs" not in setting]
     result = run("run", *settings, "data.num_workers=0", "trainer.max_epochs=4")
     assert result["metrics"]["test/acc"] == 1
-    answers = ask(Path("run"), split="test", limit=7)
+    green = sum(name.startswith("green/") for name in parts(ImageFolder("pictures", **SETTINGS))["test"])
+    answers = ask(Path("run"), split="test", limit=green + 1)
     truths = [row["truth"] for row in answers]
-    assert truths == [row["label"] for row in answers] == ["green"] * 6 + ["red"]
+    assert truths == [row["label"] for row in answers] == ["green"] * green + ["red"]
     Path("pictures").rename("elsewhere")
     _, datamodule, _ = load_run("run", "last")
     assert datamodule.class_names == ("green", "red")

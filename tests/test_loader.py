@@ -102,7 +102,7 @@ def test_normalisation_is_torchvisions_to_the_bit(small_mnist: MNIST) -> None:
 
     images = small_mnist.load()[0][0]
     theirs = Compose([ToTensor(), Normalize((0.1307,), (0.3081,))])
-    assert torch.equal(small_mnist.prepare(images), torch.stack([theirs(image[0].numpy()) for image in images]))
+    assert torch.equal(small_mnist.normalize(images), torch.stack([theirs(image[0].numpy()) for image in images]))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,13 @@
 """Digits as people have them: in files of every kind and size, and a run that is asked about them."""
 
 import csv
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +22,11 @@ import predict
 import train
 from cli.build import load_run
 from cli.compose import compose
-from datamodules.pictures import read_picture
+from datamodules.image_files import load_image
+from tests.conftest import PROJECT
 
-MNIST = {"shape": (1, 28, 28), "dark_background": True, "centre": True}
-CIFAR10 = {"shape": (3, 32, 32), "dark_background": False, "centre": False}
+MNIST = {"shape": (1, 28, 28), "dark_background": True, "center": True}
+CIFAR10 = {"shape": (3, 32, 32), "dark_background": False, "center": False}
 
 
 def digit(label: int, size: int = 100, x: float = 0.5, y: float = 0.5, part: float = 0.7) -> Image.Image:
@@ -50,7 +58,7 @@ def test_a_photo_read_at_a_fraction_of_its_size_looks_the_same() -> None:
     photo.save("photo.jpg", quality=90, exif=turned)
     with Image.open("photo.jpg") as file:
         ImageOps.exif_transpose(file).save("photo.png")
-    (jpeg, notes), (png, _) = (read_picture(Path(name), **CIFAR10) for name in ("photo.jpg", "photo.png"))
+    (jpeg, notes), (png, _) = (load_image(Path(name), **CIFAR10) for name in ("photo.jpg", "photo.png"))
     assert notes == ["1600 x 1200 resized"]
     assert jpeg.shape == png.shape == (3, 32, 32)
     assert (jpeg.int() - png.int()).abs().max() <= 4
@@ -103,7 +111,7 @@ def test_a_lossless_file_of_the_right_size_is_the_tensor(name: str, change: Any)
     stored = torch.randint(256, (28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     stored[0] = stored[-1] = stored[:, 0] = stored[:, -1] = 0
     change(Image.fromarray(stored.numpy())).save(name)
-    pixels, notes = read_picture(Path(name), **MNIST)
+    pixels, notes = load_image(Path(name), **MNIST)
     assert pixels.dtype == torch.uint8
     assert torch.equal(pixels, stored[None])
     assert notes == []
@@ -112,7 +120,7 @@ def test_a_lossless_file_of_the_right_size_is_the_tensor(name: str, change: Any)
 def test_a_photograph_of_the_right_size_is_the_tensor() -> None:
     stored = torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(stored.permute(1, 2, 0).numpy()).save("photo.png")
-    pixels, notes = read_picture(Path("photo.png"), **CIFAR10)
+    pixels, notes = load_image(Path("photo.png"), **CIFAR10)
     assert torch.equal(pixels, stored)
     assert notes == []
 
@@ -124,17 +132,17 @@ def test_dark_on_bright_is_inverted_and_what_is_transparent_is_white() -> None:
     ink = Image.new("RGBA", white_on_black.size, "black")
     ink.putalpha(white_on_black)
     ink.save("ink_on_nothing.png")
-    expected, notes = read_picture(Path("white_on_black.png"), **MNIST)
+    expected, notes = load_image(Path("white_on_black.png"), **MNIST)
     assert notes == ["100 x 100 resized"]
     for name, said in [("black_on_white", []), ("ink_on_nothing", ["transparent parts made white"])]:
-        pixels, notes = read_picture(Path(f"{name}.png"), **MNIST)
+        pixels, notes = load_image(Path(f"{name}.png"), **MNIST)
         assert torch.equal(pixels, expected)
         assert notes == [*said, "inverted", "100 x 100 resized"]
 
 
 def test_a_photograph_is_never_inverted() -> None:
     Image.new("RGB", (64, 64), "white").save("white.png")
-    assert read_picture(Path("white.png"), **CIFAR10)[0].unique().tolist() == [255]
+    assert load_image(Path("white.png"), **CIFAR10)[0].unique().tolist() == [255]
 
 
 def test_a_rotated_file_is_turned_as_it_says() -> None:
@@ -143,13 +151,13 @@ def test_a_rotated_file_is_turned_as_it_says() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save("rotated.png", exif=exif)
-    expected, _ = read_picture(Path("upright.png"), **MNIST)
-    assert torch.equal(read_picture(Path("rotated.png"), **MNIST)[0], expected)
+    expected, _ = load_image(Path("upright.png"), **MNIST)
+    assert torch.equal(load_image(Path("rotated.png"), **MNIST)[0], expected)
 
 
 def test_a_digit_is_brought_to_the_size_and_the_place_of_mnist() -> None:
     digit(8, size=300, x=0.2, y=0.8, part=0.2).save("far_off.png")
-    pixels = read_picture(Path("far_off.png"), **MNIST)[0][0].double()
+    pixels = load_image(Path("far_off.png"), **MNIST)[0][0].double()
     seen = (pixels > 0).nonzero()
     assert (seen.max(0).values - seen.min(0).values + 1).max() == 20
     weights = pixels / pixels.sum()
@@ -160,7 +168,7 @@ def test_a_digit_is_brought_to_the_size_and_the_place_of_mnist() -> None:
 
 def test_a_picture_keeps_its_proportions() -> None:
     Image.new("RGB", (64, 32), "red").save("wide.png")
-    pixels, _ = read_picture(Path("wide.png"), **CIFAR10)
+    pixels, _ = load_image(Path("wide.png"), **CIFAR10)
     assert torch.equal(
         pixels[0] == 255, torch.arange(32)[:, None].expand(32, 32).clamp(8, 23) == torch.arange(32)[:, None]
     )
@@ -171,7 +179,7 @@ def test_a_picture_keeps_its_proportions() -> None:
 @pytest.mark.parametrize("like", [MNIST, CIFAR10])
 def test_a_picture_of_any_proportions_is_seen(size: tuple[int, int], like: dict) -> None:
     Image.new("L", size, 100).save("odd.png")
-    pixels, notes = read_picture(Path("odd.png"), **like)
+    pixels, notes = load_image(Path("odd.png"), **like)
     assert pixels.shape == like["shape"]
     assert pixels.max() == 100
     assert notes == [f"{size[0]} x {size[1]} resized"]
@@ -181,21 +189,21 @@ def test_a_picture_of_any_proportions_is_seen(size: tuple[int, int], like: dict)
 def test_an_empty_page_shows_nothing(colour: str) -> None:
     Image.new("L", (50, 50), colour).save("page.png")
     with pytest.raises(ValueError, match=r"page\.png shows nothing"):
-        read_picture(Path("page.png"), **MNIST)
+        load_image(Path("page.png"), **MNIST)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n half of one"])
 def test_a_file_that_is_no_picture_is_named(content: bytes) -> None:
     Path("digit.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"digit\.png is no picture"):
-        read_picture(Path("digit.png"), **MNIST)
+        load_image(Path("digit.png"), **MNIST)
 
 
 def test_a_torn_file_is_no_picture() -> None:
     digit(3, size=300).save("whole.png")
     Path("torn.png").write_bytes(Path("whole.png").read_bytes()[:-500])
     with pytest.raises(ValueError, match=r"torn\.png is no picture"):
-        read_picture(Path("torn.png"), **MNIST)
+        load_image(Path("torn.png"), **MNIST)
 
 
 # --- asking a run ------------------------------------------------------------------------------------------------
@@ -223,7 +231,7 @@ def test_the_table_is_what_the_net_says(run: Path) -> None:
     assert list(table[0]) == ["input", "label", "probability", "top 3"]
     _, datamodule, model = load_run(str(run), "last")
     with torch.inference_mode():
-        shares = model.net(datamodule.prepare(images[:5])).softmax(1)
+        shares = model.net(datamodule.normalize(images[:5])).softmax(1)
     for row, share in zip(table, shares, strict=True):
         best = share.sort(descending=True)
         assert row["label"] == str(best.indices[0].item())
@@ -321,3 +329,138 @@ def test_lenet_reads_mnist_from_files(real_root: Path) -> None:
     for folder in ("as_stored", "enlarged"):
         read = [int(row["label"]) for row in ask(Path("run").resolve(), folder)]
         assert sum(ours == theirs for ours, theirs in zip(read, labels[:10].tolist(), strict=True)) >= 9
+
+
+# --- files that are hostile --------------------------------------------------------------------------------------
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["drawn.png", "drawn.jpg", "drawn.eps"])
+def test_postscript_starts_no_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(command: list[str], *_: Any, **__: Any) -> None:
+        started.append(command)
+        raise OSError("Ghostscript is not to be started")
+
+    monkeypatch.setattr("subprocess.check_call", start)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    Path(name).write_bytes(POSTSCRIPT)
+    with Image.open(name) as file, pytest.raises(OSError, match="Ghostscript"):
+        file.load()  # Pillow on its own would
+    assert started.pop()
+    with pytest.raises(ValueError, match="is no picture"):
+        load_image(Path(name), **CIFAR10)
+    assert started == []
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def write_png(name: str, width: int, height: int, color_type: int, bits: int, *chunks: bytes) -> None:
+    """An image with no pixels in it beyond what ``chunks`` have."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))
+    Path(name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + png_chunk(b"IEND", b""))
+
+
+def write_tiled_tiff(name: str, size: int, tile: int) -> None:
+    """An image ``size`` x ``size``, deflated in one tile ``tile`` x ``tile``."""
+    entries = {256: size, 257: size, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8 + 2 + 120 + 4, 325: 9}
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    Path(name).write_bytes(head + table + bytes(4) + zlib.compress(b""))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("png", "13000 x 13000 is more than 67,108,864 pixels"),
+        ("png, 16 bits", "13000 x 13000 is more than 67,108,864 pixels"),
+        ("gif", "12000 x 12000 is more than 67,108,864 pixels"),
+        ("ppm", "12000 x 12000 is more than 67,108,864 pixels"),
+        ("tile", "26000 x 26000 is more than 67,108,864 pixels"),
+        ("text", "Decompressed data too large"),
+        ("profile", "Decompressed data too large"),
+    ],
+)
+def test_a_bomb_is_refused_before_it_is_decoded(kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = zlib.compress(bytes(80_000_000), 9)
+    if kind.startswith("png"):
+        write_png("bomb", 13000, 13000, 6, 16 if "16" in kind else 8)
+    elif kind == "gif":
+        Image.new("L", (1, 1)).save("bomb", "gif")
+        raw = Path("bomb").read_bytes()
+        Path("bomb").write_bytes(raw[:6] + struct.pack("<HH", 12000, 12000) + raw[10:])
+    elif kind == "ppm":
+        Path("bomb").write_bytes(b"P6 12000 12000 255\n")
+    elif kind == "tile":
+        write_tiled_tiff("bomb", 64, 26000)
+    elif kind == "text":
+        write_png("bomb", 8, 8, 2, 8, png_chunk(b"zTXt", b"Comment\0\0" + bomb))
+    else:
+        write_png("bomb", 8, 8, 2, 8, png_chunk(b"iCCP", b"icc\0\0" + bomb))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load_prepare", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match=f"bomb is no picture: {reason}"):
+        load_image(Path("bomb"), **CIFAR10)
+
+
+def test_a_photo_of_a_hundred_million_pixels_is_read_at_a_fraction_of_its_size() -> None:
+    Image.new("L", (12000, 9000), 200).save("photo.jpg")
+    pixels, notes = load_image(Path("photo.jpg"), **CIFAR10)
+    assert notes == ["12000 x 9000 resized"]
+    assert pixels[:, 16].eq(200).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fifo", "socket", "directory", "device"])
+def test_what_is_no_regular_file_is_skipped_at_once(kind: str) -> None:
+    script = "import sys; from pathlib import Path; from datamodules.image_files import load_image\n"
+    script += "try: load_image(Path(sys.argv[1]), (3, 32, 32), False, False)\nexcept ValueError as e: print(e)"
+    if kind == "fifo":
+        os.mkfifo("x.png")
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind("x.png")
+    elif kind == "directory":
+        Path("x.png").mkdir()
+    else:
+        Path("x.png").symlink_to("/dev/zero")
+    path = str(Path("x.png").resolve())
+    try:
+        done = subprocess.run([sys.executable, "-c", script, path], cwd=PROJECT, capture_output=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        pytest.fail("it waits")
+    assert done.stdout.decode() == f"{path} is no picture: not a regular file\n"
+
+
+# --- predictions.csv ---------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_text_is_written_with_its_bytes(run: Path) -> None:
+    """And one with control characters reaches no terminal as it is."""
+    for name in (os.fsdecode(b"caf\xe9.png"), "\x1b[31mred\n.png", "$x^{.png"):
+        digit(3).save(name)
+    Path(os.fsdecode(b"no\xe9.png")).write_bytes(b"no picture")
+    with pytest.raises(predict.SomeSkipped) as skipped:
+        ask(run, "*.png", to=Path("answers").resolve())
+    assert "no\\udce9.png" in str(skipped.value)
+    inputs = [row["input"] for row in rows(Path("answers"))]
+    assert inputs == ["\\x1b[31mred\\n.png", "$x^{.png", "caf\\udce9.png"]
+    assert Path("answers/predictions.png").stat().st_size > 1000
+
+
+def test_a_full_disk_leaves_the_old_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):
+        digit(number % 10).save(f"{number}.png")
+    ask(run, "[0-9].png", to=Path("answers").resolve())
+    before = Path("answers/predictions.csv").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ask(run, "*.png", to=Path("answers").resolve())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Path("answers/predictions.csv").read_bytes() == before
+    assert sorted(path.name for path in Path("answers").iterdir()) == ["predictions.csv", "predictions.png"]

@@ -757,7 +757,7 @@ def test_max_steps_in_the_first_epoch_leaves_a_run_that_can_be_asked(tiny: None)
     result = run("run", *RUN, "trainer.max_steps=3", "logger=none")
     assert (result["status"], result["epochs"], result["steps"]) == ("finished", 0, 3)
     assert rows_of("run") == []
-    _, _, model = evaluate.rebuild("run", "last")
+    _, _, model = load_run("run", "last")
     assert not model.training
 
 

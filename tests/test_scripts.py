@@ -420,4 +420,4 @@ def test_the_whole_net_as_a_program(tmp_path: Path) -> None:
     _, datamodule, model = load_run(str(folder), "last")
     for size in (1, 5):
         points = torch.randn(size, 2)
-        torch.testing.assert_close(program(points), model(datamodule.prepare(points)))
+        torch.testing.assert_close(program(points), model(datamodule.normalize(points)))

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +70,7 @@ CIFAR_PICKLES = {
 }
 
 
-def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> sources.Published:
+def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> sources.DatasetSpec:
     """The small MNIST, which torchvision downloads from ``url``, where it expects ``archives``."""
     changes = {"mirrors": [f"{url}/"], "resources": list(md5s(archives).items())}
     return dataclasses.replace(
@@ -422,6 +423,26 @@ def test_what_a_run_does_to_its_tensors_stays_with_it(filled: Path) -> None:
     images.zero_()
     labels.zero_()
     check_mnist(sources.load("mnist", filled))
+
+
+def test_what_was_loaded_is_not_the_file(filled: Path) -> None:
+    """Whatever becomes of the file while a run learns: a map of it into memory would change, or end the process."""
+    loaded = sources.load("mnist", filled)
+    with open(filled / "mnist.pt", "r+b") as cache:  # in place
+        cache.write(bytes((filled / "mnist.pt").stat().st_size))
+    check_mnist(loaded)
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(server: Server, root: Path, no_npm) -> None:
+    bomb = gzip.compress(bytes(300_000_000), 1)
+    folder = write(root / "MNIST/raw", MNIST_GZ | {"train-images-idx3-ubyte.gz": bomb})
+    tracemalloc.start()
+    with pytest.raises(sources.DataUnavailable) as raised:
+        sources.load("mnist", root)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert f"{folder}: train-images-idx3-ubyte is not what was published" in str(raised.value)
+    assert peak < 200_000_000
 
 
 def damaged(raw: bytes, damage: str) -> bytes:

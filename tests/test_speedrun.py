@@ -237,7 +237,7 @@ def test_it_learns_what_is_frozen_stays_and_an_evaluation_gives_its_figures(
     assert all((weight == 1).all() for name, weight in weights.items() if "norm" in name and name.endswith("weight"))
     _, datamodule, model = load_run("run", "last")
     net = nets.CifarNet((3, 32, 32), 10, widths=[8, 16, 16])
-    net.init_whiten(datamodule.prepare(images))
+    net.init_whiten(datamodule.normalize(images))
     assert torch.equal(net.whitening.weight, weights["net.whitening.weight"])
     # With other training images at hand the run's own whitening stays.
     monkeypatch.setattr("datamodules.images.ImageDataModule.load", lambda _: (stripes(300, 7), stripes(100, 1)))
@@ -248,7 +248,7 @@ def test_it_learns_what_is_frozen_stays_and_an_evaluation_gives_its_figures(
     assert again["metrics"] == {name: value for name, value in result["metrics"].items() if name.startswith("test/")}
     with torch.inference_mode():  # what predict.py asks for
         tested, labels = stripes(100, 1)
-        right = (model(datamodule.prepare(tested)).argmax(1) == labels).float().mean().item()
+        right = (model(datamodule.normalize(tested)).argmax(1) == labels).float().mean().item()
     assert right == pytest.approx(result["metrics"]["test/acc"])
 
 

@@ -1,33 +1,48 @@
 """Picture files as a data set would have stored them."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from datamodules.names import printable
 
-def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre: bool) -> tuple[Tensor, list[str]]:
+# The only formats that Pillow may look for, whatever a file is called: for PostScript it starts Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMG_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# More than a full-frame camera takes (61 million). Decoding and converting needs up to 15 bytes a pixel: 1 GB.
+MAX_PIXELS = 2**26
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit; here it is an error
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
+
+
+def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: bool) -> tuple[Tensor, list[str]]:
     """A picture file of any size and mode as uint8 ``(C, H, W)``, and what was done to it.
 
     Args:
         path: of the file. What is transparent in it becomes white.
         shape: ``(C, H, W)`` of the data set.
         dark_background: the data set shows bright things on black; a picture with a bright border is inverted.
-        centre: the thing is cut out, scaled to 20/28 of the size and set with its centre of mass in the middle, as
+        center: the thing is cut out, scaled to 20/28 of the size and set with its center of mass in the middle, as
             MNIST's authors did (http://yann.lecun.com/exdb/mnist). Not done to a picture that has the size already.
 
     Raises:
-        ValueError: the file is no picture, or an empty one where a thing is to be cut out.
+        ValueError: the file is no picture or too large a one, or an empty one where a thing is to be cut out.
     """
     channels, height, width = shape
     try:
-        with Image.open(path) as opened:
+        if not path.is_file():  # to open a FIFO would wait for whoever writes to it
+            raise ValueError("not a regular file")
+        with Image.open(path, formats=FORMATS) as opened:
             size = f"{opened.width} x {opened.height}"
-            if not centre:  # a JPEG can be read at a half to an eighth of its size: a photo in a seventh of the time
+            if not center:  # a JPEG can be read at a half to an eighth of its size: a photo in a seventh of the time
                 opened.draft(None, (4 * max(height, width),) * 2)
+            _check_size(opened)
             ImageOps.exif_transpose(opened, in_place=True)
             picture: Image.Image = opened
             if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
@@ -35,26 +50,36 @@ def read_picture(path: Path, shape: Sequence[int], dark_background: bool, centre
             plain = picture.mode in ("L", "RGB") and "transparency" not in picture.info
             picture = picture.copy() if plain else picture.convert("RGBA")
     except Exception as error:  # whatever the libraries behind PIL raise for a file that is none
-        raise ValueError(f"{path} is no picture: {error}") from error
+        raise ValueError(printable(f"{path} is no picture: {error}")) from error
     notes = []
     if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255:
         notes.append("transparent parts made white")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    grey_or_colour = picture.convert("L" if channels == 1 else "RGB")
+    gray_or_color = picture.convert("L" if channels == 1 else "RGB")
     if dark_background:
-        edge = np.asarray(grey_or_colour.convert("L"))
+        edge = np.asarray(gray_or_color.convert("L"))
         border = np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]])
         if border.mean() > 127:
-            grey_or_colour = ImageOps.invert(grey_or_colour)
+            gray_or_color = ImageOps.invert(gray_or_color)
             notes.append("inverted")
-    if grey_or_colour.size != (width, height):
+    if gray_or_color.size != (width, height):
         notes.append(f"{size} resized")
-        if centre:
-            grey_or_colour = _centred(grey_or_colour, width, path)
+        if center:
+            gray_or_color = _center(gray_or_color, width, path)
         else:
-            grey_or_colour = ImageOps.pad(_fitted(grey_or_colour, width, height), (width, height))
-    pixels = torch.from_numpy(np.array(grey_or_colour)).view(height, width, channels)
+            gray_or_color = ImageOps.pad(_fitted(gray_or_color, width, height), (width, height))
+    pixels = torch.from_numpy(np.array(gray_or_color)).view(height, width, channels)
     return pixels.permute(2, 0, 1).contiguous(), notes
+
+
+def _check_size(picture: Image.Image) -> None:
+    """Raise ValueError for an image that would take too much memory, before any of it is decoded."""
+    sizes = [picture.size]
+    if isinstance(picture, TiffImageFile):  # a tile is decoded as a whole, and may be larger than the image
+        sizes.append((picture.tag_v2.get(TILE_WIDTH, 0), picture.tag_v2.get(TILE_LENGTH, 0)))
+    for width, height in sizes:
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels")
 
 
 def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
@@ -64,12 +89,12 @@ def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def _centred(picture: Image.Image, size: int, path: Path) -> Image.Image:
+def _center(picture: Image.Image, size: int, path: Path) -> Image.Image:
     ink = picture.point(lambda value: 255 if value > 64 else 0).getbbox()
     thing = _fitted(picture.crop(ink), size * 20 // 28, size * 20 // 28)
     weights = np.asarray(thing, np.float64)
     if ink is None or not weights.any():
-        raise ValueError(f"{path} shows nothing bright on a dark background or dark on a bright one")
+        raise ValueError(f"{printable(str(path))} shows nothing bright on a dark background or dark on a bright one")
     rows, columns = np.indices(weights.shape)
     left = round(size / 2 - 0.5 - (weights * columns).sum() / weights.sum())
     top = round(size / 2 - 0.5 - (weights * rows).sum() / weights.sum())
