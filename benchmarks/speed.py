@@ -57,7 +57,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 import command_line
 import train
-from datamodules.in_memory import derive_seed
+from datamodules.batch_loader import derive_seed
 from lit_models.supervised import TINY_BATCH
 
 PROJECT = Path(__file__).parent.parent
