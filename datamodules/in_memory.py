@@ -98,11 +98,11 @@ class InMemoryDataModule(pl.LightningDataModule):
             FileNotFoundError, ValueError: there is no such file, or its rows are not inputs of this data set.
         """
         size = self.shape[0]
-        names = [str(number) for number in range(1, size + 1)]
+        names = [f"x{number}" for number in range(1, size + 1)]
         table = CSVFile(path, names)
         if len(table.header) != size or (table.header != names and any(map(is_number, table.header))):
             raise ValueError(f"{path}, line 1: {','.join(table.header)} is not {size} numbers")
-        table.header = names  # by place, whatever the header calls them
+        table.header = names  # columns go by position here
         return table.lines_of_text(), torch.from_numpy(table.matrix(names)).float()
 
     def fitted_config(self) -> dict[str, Any]:

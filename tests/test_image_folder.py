@@ -310,7 +310,7 @@ next(iter(image_folder.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.dev
         process.kill()
         process.wait()
     for pid, running in zip(readers, alive, strict=True):
-        ended = bool(select.select([running], [], [], 20)[0])
+        ended = bool(select.select([running], [], [], 200)[0])
         os.close(running)
         if not ended:
             os.kill(pid, signal.SIGKILL)
@@ -330,7 +330,7 @@ def test_a_fifo_among_the_images_is_skipped(workers: int) -> None:
     command = [sys.executable, "-c", script, str(Path("pictures").resolve()), str(workers)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
-            said, _ = process.communicate(timeout=30)
+            said, _ = process.communicate(timeout=200)
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail("it waits for the FIFO")
@@ -360,7 +360,7 @@ def test_a_batch_larger_than_shared_memory() -> None:
     make_pictures(Path("pictures"))
     typed = [
         *RUN,
-        "data.image=[3,224,224]",
+        "data.image=[3,128,128]",
         "data.batch_size=30",
         "data.num_workers=2",
         "trainer.max_epochs=1",
@@ -369,7 +369,7 @@ def test_a_batch_larger_than_shared_memory() -> None:
     command = [*SMALL_SHM, sys.executable, str(PROJECT / "train.py"), *typed]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             process.kill()
             pytest.fail("it hangs")
