@@ -6,7 +6,6 @@ python predict.py run=last images='drawn/*.png'
 import csv
 import glob
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -110,37 +109,15 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
         if notes:
             log.info("%s: %s", names[-1], ", ".join(notes))
     if not pictures:
-        raise ValueError(f"none of the {len(files)} files is a picture")
+        raise ValueError(f"none of the {len(files)} files is an image")
     return names, torch.stack(pictures), skipped
 
 
 def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
-    import torch
-
     if len(datamodule.shape) != 1:
         other = "try images=" if hasattr(datamodule, "load_image") else "split=test asks it about its own examples"
         raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on rows; {other}")
-    if hasattr(datamodule, "read_rows"):
-        return datamodule.read_rows(file)
-    with open(file, newline="", encoding="utf-8-sig") as lines:  # spreadsheets begin a file with a mark
-        table = [row for row in csv.reader(lines) if row]
-    if table and not any(map(_is_number, table[0])):
-        table = table[1:]  # a header
-    rows = []
-    for number, row in enumerate(table, 1):
-        if len(row) != datamodule.shape[0] or not all(map(_is_number, row)):
-            raise ValueError(f"{file}, row {number}: {','.join(row)} is not {datamodule.shape[0]} numbers")
-        rows.append([float(cell) for cell in row])
-    if not rows:
-        raise ValueError(f"{file} has no rows")
-    return [",".join(row) for row in table], torch.tensor(rows)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return datamodule.read_rows(file)
 
 
 def _read_split(split: str, limit: int, datamodule: Any) -> tuple[list[str], Any, list[Any]]:

@@ -58,7 +58,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 import train
 from cli.compose import compose
 from cli.process import seed_and_set_threads
-from datamodules.in_memory import derive_seed
+from datamodules.batch_loader import derive_seed
 from lit_models.exact import TINY_BATCH
 
 PROJECT = Path(__file__).parent.parent

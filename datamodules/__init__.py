@@ -1,9 +1,10 @@
-"""LightningDataModules: each says what it feeds (``shape``, ``num_classes``, ``class_names``)."""
+"""LightningDataModules. Each has the ``shape`` of its inputs, ``num_classes`` and ``class_names``."""
 
+from datamodules.batch_loader import BatchLoader
 from datamodules.csv_table import CSVTable
 from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
-from datamodules.in_memory import BatchLoader, InMemoryDataModule
+from datamodules.in_memory import InMemoryDataModule
 from datamodules.synthetic import Blobs, OneRandom, Separable, Table, Tabular
 
 __all__ = [

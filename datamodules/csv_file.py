@@ -1,4 +1,4 @@
-"""A CSV file as a table of named columns; what is wrong with it is said with its place."""
+"""A CSV file as a table of named columns. Errors name the line and the column."""
 
 import csv
 import difflib
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.names import check_names
+from datamodules.names import check_names, printable
 
 _BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 
 class CSVFile:
-    """The cells of a CSV file, without the blanks around them; lines with nothing in them are skipped.
+    """The cells of a CSV file, stripped; empty lines are skipped.
 
     Args:
-        path: of the file. Its cells are separated by commas, semicolons or tabs: what the first line has most of.
-        names: of the columns where the file has no header, which is where its first line holds numbers replicate.
+        path: the file. The delimiter is the comma, semicolon or tab that is most frequent in its first line.
+        names: names of the columns if the file has no header, that is, if its first line holds numbers only.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, it is no table, or an empty one.
+        FileNotFoundError, ValueError: there is no such file, it is not a table, or it is empty.
     """
 
     def __init__(self, path: Path, names: Sequence[str] | None = None) -> None:
@@ -33,12 +33,12 @@ class CSVFile:
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: there is no such file") from None
         try:
-            text = self.content.decode("utf-8-sig")  # spreadsheets begin a file with a mark
+            text = self.content.decode("utf-8-sig")  # spreadsheets write a byte order mark
             delimiter = max(",;\t", key=text.partition("\n")[0].count)
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
             lines = [(reader.line_num, [in_one_line(cell) for cell in cells]) for cells in reader]
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+            raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
         lines = [(number, cells) for number, cells in lines if any(cells)]
         if not lines:
             raise ValueError(f"{path} is empty")
@@ -58,10 +58,12 @@ class CSVFile:
             raise ValueError(f"{self.path} has no rows, only one line, which names the columns")
         for number, cells in zip(self.lines, self.rows, strict=True):
             if len(cells) != len(self.header):
-                raise ValueError(f"{self.path}, line {number}: {len(cells)} cells for {len(self.header)} columns")
+                raise ValueError(
+                    f"{self.path}, line {number}: {_count(len(cells), 'cell')} for {_count(len(self.header), 'column')}"
+                )
 
     def column(self, name: str) -> list[str]:
-        """The cells of a column. Raises ValueError where there is none of that name."""
+        """Return the cells of a column. Raise ValueError if there is none of that name."""
         if not name or name not in self.header:
             if all(map(is_number, self.header)):
                 raise ValueError(f"{self.path} has no header: its first line has to name the columns")
@@ -72,26 +74,40 @@ class CSVFile:
         return [cells[place] for cells in self.rows]
 
     def numbers(self, name: str) -> np.ndarray:
-        """Float64 ``(rows,)``; nan where a cell holds no number."""
+        """Return a column as float64 ``(rows,)``; nan for a cell that is not a number."""
         if name not in self._numbers:
             cells = self.column(name)
             self._numbers[name] = np.array([float(cell) if is_number(cell) else math.nan for cell in cells])
         return self._numbers[name]
 
     def check_numbers(self, name: str, hint: str = "") -> None:
-        """Raises ValueError, with the hint at its end, for the first cell of a column that holds no number."""
+        """Raise ValueError, ending in the hint, for the first cell of a column that is not a number."""
         wrong = np.flatnonzero(np.isnan(self.numbers(name)))
         if len(wrong):
             cell = self.column(name)[wrong[0]]
             raise self.error(wrong[0], name, (f"{cell!r} is not a number" if cell else "the cell is empty") + hint)
 
+    def matrix(self, names: Sequence[str]) -> np.ndarray:
+        """Return columns as float64 ``(rows, columns)``. Raise ValueError for a cell that is not a number."""
+        for name in names:
+            self.check_numbers(name)
+        return np.stack([self.numbers(name) for name in names], 1)
+
+    def lines_of_text(self) -> list[str]:
+        """Return the rows as they stand in the file."""
+        return [printable(",".join(cells)) for cells in self.rows]
+
     def error(self, row: int, name: str, what: str) -> ValueError:
-        """``table.csv, line 7, column age: what``."""
+        """Return the error ``table.csv, line 7, column age: what``."""
         return ValueError(f"{self.path}, line {self.lines[row]}, column {name}: {what}")
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def is_number(cell: str) -> bool:
-    """Whether a cell holds a number that float32 can hold. Python would read ``1_0`` as 10."""
+    """Return whether a cell is a number that float32 can hold. Python reads ``1_0`` as 10; here it is text."""
     try:
         return abs(float(cell)) < 3.4e38 and "_" not in cell
     except ValueError:
@@ -99,5 +115,5 @@ def is_number(cell: str) -> bool:
 
 
 def in_one_line(cell: str) -> str:
-    """A cell without the blanks around it, and with one for each line break in it, as spreadsheets have in names."""
+    """Return a cell stripped, with a blank for each line break in it: spreadsheets have them in long names."""
     return _BREAKS.sub(" ", cell.strip())

@@ -1,4 +1,4 @@
-"""Your own table: a CSV file whose rows are examples, with columns of numbers to learn from and one column to learn."""
+"""Your own table: a CSV file whose rows are examples, with numeric input columns and one target column."""
 
 import hashlib
 import logging
@@ -22,24 +22,24 @@ log = logging.getLogger(__name__)
 class CSVTable(InMemoryDataModule):
     """Rows of a CSV file whose first line names the columns.
 
-    Inputs are the numbers of the file, float32 ``(N, columns)``; :meth:`normalize` standardizes them. A target of text is
-    learned as classes, int64 ``(N,)``, one of numbers as a number, float32 ``(N, 1)``, standardized too: a mean squared
-    error of 1 is that of answering the mean, whatever the input. All means and standard deviations are those of the
-    training rows.
+    Inputs are the numbers in the file, float32 ``(N, columns)``; :meth:`normalize` standardizes them. A target of text
+    is a class, int64 ``(N,)``. A target of numbers is float32 ``(N, 1)``, also standardized: a mean squared error of 1
+    is that of always predicting the mean. All means and standard deviations are those of the training rows.
 
     Args:
-        path: of the file.
-        target: the column to learn.
-        columns: those to learn from; null takes all others that hold numbers, except columns without a name.
+        path: the file.
+        target: the column to predict.
+        columns: the input columns; None takes all others that hold numbers, except columns without a name.
         classes: whether numbers in the target are classes.
-        standardize: false takes all numbers as they are.
-        test_path: a file with the same columns to test on; null holds out ``test_size``.
-        val_size, test_size: shares that are held out by a fixed permutation, below 1.
-        fitted_state: what :meth:`fitted_config` gave before; null asks the file.
-        **batches: see :class:`InMemoryDataModule`.
+        standardize: False uses all numbers as they are.
+        test_path: a file with the same columns to test on; None holds out ``test_size``.
+        val_size: share of the training rows held out by a fixed permutation, below 1.
+        test_size: share of all rows held out by a fixed permutation, below 1.
+        fitted_state: the state that :meth:`fitted_config` returned when the run began; None reads the file.
+        **loading: see :class:`InMemoryDataModule`.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, column or class, a cell that holds no number, or too few rows.
+        FileNotFoundError, ValueError: no such file, column or class, a cell that is not a number, or too few rows.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class CSVTable(InMemoryDataModule):
         val_size: float = 0.1,
         test_size: float = 0.2,
         fitted_state: Mapping[str, Any] | None = None,
-        **batches: Any,
+        **loading: Any,
     ) -> None:
-        super().__init__(**batches)
+        super().__init__(**loading)
         check_fractions(val_size=val_size, test_size=test_size)
         self.path, self.test_path = Path(path), None if test_path is None else Path(test_path)
         self.target, self.columns = str(target), None if columns is None else tuple(map(str, columns))
@@ -73,9 +73,11 @@ class CSVTable(InMemoryDataModule):
         check_names(resolved.values(), "data.path")
         return resolved | {"fitted_state": self.fitted_state}
 
-    def _set_fitted_state(self, **facts: Any) -> None:
-        plain = {name: fact if isinstance(fact, (str, float)) else list(fact) for name, fact in facts.items()}
-        self.fitted_state |= plain
+    def _set_fitted_state(self, **state: Any) -> None:
+        # Plain values, for checkpoints: Hydra passes its own kind of list.
+        self.fitted_state |= {
+            name: value if isinstance(value, (str, float)) else list(value) for name, value in state.items()
+        }
         self.md5 = self.fitted_state["md5"]
         self.columns, self.class_names = (
             tuple(map(in_one_line, self.fitted_state[name])) for name in ("columns", "class_names")
@@ -90,13 +92,11 @@ class CSVTable(InMemoryDataModule):
         table, test = CSVFile(self.path), CSVFile(self.test_path) if self.test_path else None
         md5 = hashlib.md5(table.content + (test.content if test else b"")).hexdigest()
         if not self.fitted_state:
-            self._set_fitted_state(columns=self._columns_of(table), class_names=self._classes_of(table), md5=md5)
+            self._set_fitted_state(columns=self._input_columns(table), class_names=self._target_classes(table), md5=md5)
         elif self.fitted_state["md5"] != md5:
-            raise ValueError(
-                f"{self.path} has changed since the run began: which of its rows were held out is not known"
-            )
+            raise ValueError(f"{self.path} has changed since the run began, so its held-out rows are not known")
         inputs, targets = self._examples(table)
-        generator = torch.Generator().manual_seed(0)  # not the run's: runs are compared on the same rows
+        generator = torch.Generator().manual_seed(0)  # not the run's seed: runs are compared on the same rows
         if test:
             test_inputs, test_targets = self._examples(test)
         else:
@@ -112,15 +112,15 @@ class CSVTable(InMemoryDataModule):
             raise ValueError(f"{self.path} has too few rows ({len(table.rows)}) to hold any out")
         if "mean" not in self.fitted_state:
             self._set_fitted_state(**self._statistics(inputs[self.train_indices], targets[self.train_indices]))
-        self._parts = [self._stored(inputs, targets), self._stored(test_inputs, test_targets)]
+        self._parts = [self._to_stored(inputs, targets), self._to_stored(test_inputs, test_targets)]
 
     def load(self) -> tuple[Batch, Batch]:
         self.setup()
         train, test = ((inputs.cpu(), targets.cpu()) for inputs, targets in self._parts)
         return train, test
 
-    def _columns_of(self, table: CSVFile) -> Sequence[str]:
-        """The columns to learn from."""
+    def _input_columns(self, table: CSVFile) -> Sequence[str]:
+        """Return the names of the input columns."""
         table.column(self.target)
         if self.columns is not None:
             if self.target in self.columns or not self.columns:
@@ -132,14 +132,14 @@ class CSVTable(InMemoryDataModule):
         if not columns:
             raise ValueError(f"{self.path} has no column of numbers to learn {self.target} from")
         if text := [name for name in others if name not in columns]:
-            log.info("not learned from, for there are no numbers in them: %s", ", ".join(text))
+            log.info("not used as inputs, because they hold no numbers: %s", ", ".join(text))
         whole = [name for name in columns if not np.isnan(table.numbers(name)).any()]
         for name in columns:
             table.check_numbers(name, f"; data.columns=[{','.join(whole)}] leaves the column out" if whole else "")
         return columns
 
-    def _classes_of(self, table: CSVFile) -> Sequence[str]:
-        """The classes that the target has, in order; none where it is a number."""
+    def _target_classes(self, table: CSVFile) -> Sequence[str]:
+        """Return the sorted classes of the target; none if it is a number."""
         cells = table.column(self.target)
         if not self.classes and any(map(is_number, cells)):
             table.check_numbers(self.target, "; data.classes=true takes what is in the column for classes")
@@ -153,8 +153,8 @@ class CSVTable(InMemoryDataModule):
         return names
 
     def _examples(self, table: CSVFile) -> tuple[Tensor, Tensor]:
-        """Numbers, float64 ``(N, columns)``, with classes, int64 ``(N,)``, or numbers, float64 ``(N, 1)``."""
-        inputs = self._inputs(table)
+        """Return inputs, float64 ``(N, columns)``, and targets: classes, int64 ``(N,)``, or float64 ``(N, 1)``."""
+        inputs = torch.from_numpy(table.matrix(self.columns or ()))
         cells = table.column(self.target)
         if not self.class_names:
             table.check_numbers(self.target)
@@ -165,44 +165,38 @@ class CSVTable(InMemoryDataModule):
             raise table.error(strange[0], self.target, what)
         return inputs, torch.tensor([label[cell] for cell in cells])
 
-    def _inputs(self, table: CSVFile) -> Tensor:
-        columns = self.fitted_state["columns"]
-        for name in columns:
-            table.check_numbers(name)
-        return torch.from_numpy(np.stack([table.numbers(name) for name in columns], 1))
-
     def _statistics(self, inputs: Tensor, targets: Tensor) -> dict[str, Any]:
-        """Mean and standard deviation, of what never changes 1, of each column and of a target of numbers."""
+        """Return the mean and standard deviation (1 for a constant) of each column and of a numeric target."""
         numbers = inputs if self.class_names else torch.cat([inputs, targets], 1)
         mean, std = numbers.mean(0), numbers.std(0, correction=0)
         std[numbers.amin(0) == numbers.amax(0)] = 1
         if not self.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         means, stds, size = mean.tolist(), std.tolist(), inputs.shape[1]
-        of_target = {} if self.class_names else {"target_mean": means[size], "target_std": stds[size]}
-        return {"mean": means[:size], "std": stds[:size], **of_target}
+        target_statistics = {} if self.class_names else {"target_mean": means[size], "target_std": stds[size]}
+        return {"mean": means[:size], "std": stds[:size], **target_statistics}
 
-    def _stored(self, inputs: Tensor, targets: Tensor) -> Batch:
+    def _to_stored(self, inputs: Tensor, targets: Tensor) -> Batch:
+        """Return float32 inputs and, if it is numeric, the standardized target."""
         if self.class_names:
             return inputs.float(), targets
         return inputs.float(), ((targets - self.fitted_state["target_mean"]) / self.fitted_state["target_std"]).float()
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """Standardised, float32 ``(B, columns)``."""
-        if self._mean.device != inputs.device:
-            self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
-        return inputs.sub(self._mean).div_(self._std)
+        """Standardize inputs, float32 ``(B, columns)``."""
+        mean, std = self._mean_and_std(inputs.device)
+        return inputs.sub(mean).div_(std)
 
     def denormalize_targets(self, predictions: Tensor) -> Tensor:
-        """Predictions in the unit of the target; those of classes as they are."""
+        """Turn predictions into the unit of the target; logits of classes stay as they are."""
         if self.class_names:
             return predictions
         return predictions * self.fitted_state["target_std"] + self.fitted_state["target_mean"]
 
     def read_rows(self, path: Path) -> tuple[list[str], Tensor]:
-        """The rows of a file as they stand there, and their inputs, float32 ``(N, columns)``.
+        """Return the rows of a CSV file as text and as inputs, float32 ``(N, columns)``.
 
-        With a header the columns are found by name, in any order and among others; without one by their place.
+        With a header the columns are found by name, in any order and among others; without one by position.
         """
         table = CSVFile(path, self.columns)
-        return [",".join(cells) for cells in table.rows], self._inputs(table).float()
+        return table.lines_of_text(), torch.from_numpy(table.matrix(self.columns or ())).float()

@@ -1,4 +1,4 @@
-"""Picture files as a data set would have stored them."""
+"""Image files as a data set would have stored them."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
 
 
 def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: bool) -> tuple[Tensor, list[str]]:
-    """A picture file of any size and mode as uint8 ``(C, H, W)``, and what was done to it.
+    """Read an image file of any size and mode as uint8 ``(C, H, W)``; also return what was done to it.
 
     Args:
-        path: of the file. What is transparent in it becomes white.
+        path: the file. Transparent parts become white.
         shape: ``(C, H, W)`` of the data set.
-        dark_background: the data set shows bright things on black; a picture with a bright border is inverted.
-        center: the thing is cut out, scaled to 20/28 of the size and set with its center of mass in the middle, as
-            MNIST's authors did (http://yann.lecun.com/exdb/mnist). Not done to a picture that has the size already.
+        dark_background: the data set shows bright things on black; an image with a bright border is inverted.
+        center: cut the thing out, scale it to 20/28 of the size and put its center of mass in the middle, as MNIST's
+            authors did (http://yann.lecun.com/exdb/mnist). An image that has the right size already is left as it is.
 
     Raises:
-        ValueError: the file is no picture or too large a one, or an empty one where a thing is to be cut out.
+        ValueError: the file is not an image, is too large, or is empty where a thing is to be cut out.
     """
     channels, height, width = shape
     try:
-        if not path.is_file():  # to open a FIFO would wait for whoever writes to it
+        if not path.is_file():  # opening a FIFO waits for a writer
             raise ValueError("not a regular file")
         with Image.open(path, formats=FORMATS) as opened:
             size = f"{opened.width} x {opened.height}"
@@ -45,30 +45,30 @@ def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: 
             _check_size(opened)
             ImageOps.exif_transpose(opened, in_place=True)
             picture: Image.Image = opened
-            if picture.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+            if picture.mode.startswith("I"):  # 16 bits, which convert() clips at 255
                 picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
             plain = picture.mode in ("L", "RGB") and "transparency" not in picture.info
             picture = picture.copy() if plain else picture.convert("RGBA")
-    except Exception as error:  # whatever the libraries behind PIL raise for a file that is none
-        raise ValueError(printable(f"{path} is no picture: {error}")) from error
+    except Exception as error:  # Pillow's decoders raise anything
+        raise ValueError(printable(f"{path} is not an image: {error}")) from error
     notes = []
     if picture.mode == "RGBA" and np.asarray(picture.getchannel("A")).min() < 255:
         notes.append("transparent parts made white")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    gray_or_color = picture.convert("L" if channels == 1 else "RGB")
+    converted = picture.convert("L" if channels == 1 else "RGB")
     if dark_background:
-        edge = np.asarray(gray_or_color.convert("L"))
+        edge = np.asarray(converted.convert("L"))
         border = np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]])
         if border.mean() > 127:
-            gray_or_color = ImageOps.invert(gray_or_color)
+            converted = ImageOps.invert(converted)
             notes.append("inverted")
-    if gray_or_color.size != (width, height):
+    if converted.size != (width, height):
         notes.append(f"{size} resized")
         if center:
-            gray_or_color = _center(gray_or_color, width, path)
+            converted = _center(converted, width, path)
         else:
-            gray_or_color = ImageOps.pad(_fitted(gray_or_color, width, height), (width, height))
-    pixels = torch.from_numpy(np.array(gray_or_color)).view(height, width, channels)
+            converted = ImageOps.pad(_fitted(converted, width, height), (width, height))
+    pixels = torch.from_numpy(np.array(converted)).view(height, width, channels)
     return pixels.permute(2, 0, 1).contiguous(), notes
 
 
@@ -83,7 +83,7 @@ def _check_size(picture: Image.Image) -> None:
 
 
 def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """As large as fits with the same proportions, and never without a pixel, as ImageOps.contain makes a thin one."""
+    """Scale to fit, keeping proportions and at least one pixel (ImageOps.contain rounds a thin image to none)."""
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(scale * picture.width)), max(1, round(scale * picture.height))
     return picture.resize(size, Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Your own images: one folder for each class, read by worker processes as they are needed."""
+"""Your own images: one folder for each class, read by worker processes when they are needed."""
 
 import ctypes
 import functools
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.batch_loader import Batch, BatchLoader
 from datamodules.image_files import IMG_EXTENSIONS, load_image
 from datamodules.images import ImageDataModule
-from datamodules.in_memory import Batch, BatchLoader, check_fractions
+from datamodules.in_memory import check_fractions
 from datamodules.names import check_names, printable
 
 log = logging.getLogger(__name__)
@@ -27,21 +28,22 @@ log = logging.getLogger(__name__)
 class ImageFolder(ImageDataModule):
     """Images in ``root/train/CLASS``, ``root/val/CLASS`` and ``root/test/CLASS``, or all in ``root/CLASS``.
 
-    What is not there as a folder is held out: a hash of a file's name within its class decides, so that no file moves
-    to another split when others are added, removed or renamed. A file that is no picture is named and left out.
+    A split without a folder is held out of the others. A hash of the file's name within its class decides, so no file
+    changes its split when others are added, removed or renamed. A file that is not an image is logged and skipped.
 
     Args:
         root: the folder.
-        image: ``(C, H, W)`` that every image is brought to: scaled to fit, with black around.
-        num_workers: processes that read images.
-        val_size, test_size: shares that are held out, below 1; a split has about so many.
-        fitted_state: what :meth:`fitted_config` gave before: the names of the classes, and of each split a digest of its files.
-            Without digests the splits are those of a fixed permutation, as runs had them before there were digests.
-            Null asks the folder.
+        image: ``(C, H, W)`` that every image is scaled to, keeping its proportions, with black around it.
+        num_workers: processes that read images; 0 reads in this one.
+        val_size: share of the training images held out, below 1, on average.
+        test_size: share of all images held out, below 1, on average.
+        fitted_state: the state that :meth:`fitted_config` returned when the run began: ``class_names``, and in
+            ``digests`` a digest of the files of each split. Without ``digests`` the splits come from a permutation of
+            the sorted files, as in runs that were made before splits went by name. None reads the folder.
         **images: see :class:`ImageDataModule`.
 
     Raises:
-        FileNotFoundError, ValueError: there are no such folders, too few images, or other classes.
+        FileNotFoundError, ValueError: there are no such folders, or too few images.
     """
 
     root: Path
@@ -64,8 +66,8 @@ class ImageFolder(ImageDataModule):
         self.num_workers, self.val_fraction, self.test_fraction = num_workers, val_size, test_size
         self._permuted = fitted_state is not None and "digests" not in fitted_state
         self._digests: dict[str, str] = dict(fitted_state.get("digests", {})) if fitted_state else {}
-        self._changed: set[str] = set()  # the splits whose files are others than when the run began
-        self._loaders: list[ImageFileLoader] = []  # whose workers are at work
+        self._changed: set[str] = set()  # the splits whose files have changed since the run began
+        self._loaders: list[ImageFileLoader] = []  # those with worker processes
 
     def _classes(self) -> list[str]:
         training = self.root / "train" if (self.root / "train").is_dir() else self.root
@@ -123,7 +125,7 @@ class ImageFolder(ImageDataModule):
             self._compare_digests(splits | {"test": test_files})
 
     def _split_by_name(self, names: list[Path], hold_out_val: bool, hold_out_test: bool) -> tuple[Tensor, ...]:
-        """The indices for test, validation and training, by the names of files within their classes."""
+        """Return the indices for test, validation and training, from the names of the files in their classes."""
         numbers = torch.tensor([_hash(name) for name in names], dtype=torch.float64)  # (N, 2), uniform in [0, 1)
         rest, test, val = torch.arange(len(names)), torch.arange(0), torch.arange(0)
         if hold_out_test:
@@ -142,7 +144,7 @@ class ImageFolder(ImageDataModule):
     def _split_by_permutation(
         self, size: int, shuffled: bool, hold_out_val: bool, hold_out_test: bool
     ) -> tuple[Tensor, ...]:
-        """The same for a run of the time when the place in the sorted list of files decided."""
+        """Return the same for a run that was made when the position in the sorted list of files decided."""
         generator = torch.Generator().manual_seed(0)
         rest = torch.randperm(size, generator=generator) if shuffled else torch.arange(size)
         test, val = torch.arange(0), torch.arange(0)
@@ -158,17 +160,17 @@ class ImageFolder(ImageDataModule):
         self._changed = {split for split in splits if self._digests[split] != digests[split]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises ValueError also where a run would learn from what it held out, or choose by it."""
+        """Raise ValueError also if the run could train on, or be selected by, images that it held out."""
         if changed := {"train", "val"} & self._changed:
             raise ValueError(
                 f"resume: images in {self.root} ({', '.join(sorted(changed))}) were added, removed, renamed or "
-                "overwritten since the run began: put them back as they were, or train a new run"
+                "overwritten since the run began: restore them, or start a new run"
             )
         super().load_state_dict(state)
 
     def _eval_dataloader(self, split: str, replicate: bool = False) -> BatchLoader | list[Batch]:
         if split in self._changed:
-            self._changed.remove(split)  # said once
+            self._changed.remove(split)  # warn once
             log.warning(
                 "the %s images in %s are not those of the run: some were added, removed, renamed or overwritten since",
                 split,
@@ -195,19 +197,19 @@ class ImageFolder(ImageDataModule):
 
 
 def _hash(name: Path) -> tuple[float, float]:
-    """Two numbers, uniform in [0, 1), that belong to a name."""
+    """Return two numbers, uniform in [0, 1), that depend on a name only."""
     digest = hashlib.blake2b(os.fsencode(name.as_posix()), digest_size=16).digest()
     return int.from_bytes(digest[:6], "big") / 2**48, int.from_bytes(digest[6:12], "big") / 2**48
 
 
-def _below(numbers: Tensor, share: float) -> Tensor:
-    """Which numbers are below a share, bool ``(N,)``; the least one where chance would leave a split empty."""
-    below = numbers < share
-    return below if below.any() or round(share * len(numbers)) < 1 else numbers == numbers.min()
+def _below(numbers: Tensor, fraction: float) -> Tensor:
+    """Return which numbers are below a fraction, bool ``(N,)``; at least one if the fraction of them is half of one."""
+    below = numbers < fraction
+    return below if below.any() or round(fraction * len(numbers)) < 1 else numbers == numbers.min()
 
 
 def _digest(files: list[Path], root: Path) -> str:
-    """Of the names and sizes of files, in any order."""
+    """Return a digest of the names and sizes of files, in any order."""
     lines = sorted(os.fsencode(file.relative_to(root).as_posix()) + b" %d\n" % _size(file) for file in files)
     return hashlib.md5(b"".join(lines)).hexdigest()
 
@@ -215,7 +217,7 @@ def _digest(files: list[Path], root: Path) -> str:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:  # a link to nowhere
+    except OSError:  # a broken link
         return -1
 
 
@@ -224,16 +226,16 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 
 class ImageFileDataset(Dataset[Any]):
-    """Files as uint8 images ``shape``, read a batch at a time."""
+    """Image files as uint8 ``shape``, read one batch at a time."""
 
     def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, ...]) -> None:
         self.files, self.labels, self.shape = files, labels, shape
 
     def __getitems__(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-        """Indices ``(B,)``, images ``(B, C, H, W)`` and labels ``(B,)`` of the pictures, and which files are none.
+        """Return indices ``(B,)``, images ``(B, C, H, W)``, labels ``(B,)``, and the indices of unreadable files.
 
-        Arrays and not tensors: those a worker would send through /dev/shm, which is 64 MB in a container, and where a
-        batch does not fit, the run waits for ever. Arrays go through a pipe.
+        These are arrays because a worker sends tensors through /dev/shm, which has 64 MB in a Docker container: a
+        larger batch hangs the run. Arrays go through a pipe.
         """
         pictures = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
         whole: list[int] = []
@@ -253,27 +255,28 @@ def _keep_batch(batch: Any) -> Any:
 
 
 def _init_worker(_: int, parent: int) -> None:
-    """Keeps a reader out of its run's process group, whose signals are the run's to answer; it ends with the run, even
-    when that is killed."""
+    """Leave the process group of the run, so that only the run answers Ctrl-C, and end when the run is killed."""
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # sys/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it was killed before that
+        if os.getppid() != parent:  # the run was killed before this call
             os._exit(1)
 
 
 class ImageFileLoader(BatchLoader):
-    """A :class:`BatchLoader` over files: the order and the place are its own, the reading is a DataLoader's.
+    """A :class:`BatchLoader` over image files, which a DataLoader reads.
 
-    A batch without a single picture is empty: all processes of a run have the same number of batches.
+    A batch of unreadable files is served empty, so that all processes of a run have the same number of batches.
 
     Args:
-        dataset: the files; indices: those to serve.
-        num_workers: processes that read; they stay from epoch to epoch.
-        device: that images go to, as bytes.
-        **serving: see :class:`BatchLoader`.
+        dataset: the files.
+        indices: those to serve, int64 ``(M,)``.
+        batch_size: see :class:`BatchLoader`.
+        num_workers: processes that read; they persist from epoch to epoch.
+        device: where images go, as uint8.
+        **options: see :class:`BatchLoader`.
     """
 
     def __init__(
@@ -283,12 +286,12 @@ class ImageFileLoader(BatchLoader):
         batch_size: int,
         num_workers: int,
         device: torch.device,
-        **serving: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(indices, dataset.labels, indices, batch_size, **serving)
+        super().__init__(indices, dataset.labels, indices, batch_size, **options)
         self.files, self.num_workers, self.device = dataset, num_workers, device
         self._skipped: set[Path] = set()
-        self._batches: list[list[int]] = []  # of the epoch, where the reader looks for them
+        self._batches: list[list[int]] = []  # those of this epoch; the reader holds the same list
         self._reader: DataLoader[Any] | None = None
 
     def _fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -301,7 +304,7 @@ class ImageFileLoader(BatchLoader):
                 persistent_workers=self.num_workers > 0,
                 worker_init_fn=functools.partial(_init_worker, parent=os.getpid()),
                 collate_fn=_keep_batch,
-                generator=torch.Generator(),  # torch draws a number for its workers; the run's are not for that
+                generator=torch.Generator(),  # torch draws a seed for its workers; not from the run's generator
             )
         for *batch, broken in self._reader:
             self._warn_skipped(self.files.files[index] for index in broken)
@@ -309,11 +312,11 @@ class ImageFileLoader(BatchLoader):
             yield index, pictures, labels
 
     def close(self) -> None:
-        """Ends the workers; left to Python's collector they take five seconds."""
+        """End the workers. Python's garbage collector would take five seconds."""
         self._reader = None
 
     def _warn_skipped(self, files: Iterator[Path]) -> None:
         for file in files:
             if file not in self._skipped:
                 self._skipped.add(file)
-                log.warning("skipped: %s is no picture (%d so far)", printable(str(file)), len(self._skipped))
+                log.warning("skipped: %s is not an image (%d so far)", printable(str(file)), len(self._skipped))

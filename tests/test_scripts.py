@@ -235,13 +235,13 @@ def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("1,2\n1,2,3\n", r"points\.csv, row 2: 1,2,3 is not 2 numbers"),
-        ("x,y\n1,2\n1\n", r"points\.csv, row 2: 1 is not 2 numbers"),
-        ("1,2\n1,two\n", r"points\.csv, row 2: 1,two is not 2 numbers"),
-        ("one,2\n1,2\n", r"points\.csv, row 1: one,2 is not 2 numbers"),
-        ("1,nan\n", r"points\.csv, row 1: 1,nan is not 2 numbers"),
+        ("1,2\n1,2,3\n", r"points\.csv, line 2: 3 cells for 2 columns"),
+        ("x,y\n1,2\n1\n", r"points\.csv, line 3: 1 cell for 2 columns"),
+        ("1,2\n1,two\n", r"points\.csv, line 2, column x2: 'two' is not a number"),
+        ("one,2\n1,2\n", r"points\.csv, line 1: one,2 is not 2 numbers"),
+        ("1,nan\n3,4\n", r"points\.csv, line 1: 1,nan is not 2 numbers"),
         ("x,y\n", r"points\.csv has no rows"),
-        ("", r"points\.csv has no rows"),
+        ("", r"points\.csv is empty"),
     ],
 )
 def test_rows_that_are_no_examples(content: str, message: str, made: Path) -> None:
