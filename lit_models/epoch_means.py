@@ -23,13 +23,12 @@ class EpochMeans:
         totals["count"] = totals.get("count", 0) + count
         for weight, metrics in ((count, means), (1, sums)):
             for name, value in metrics.items():
-                value = value.detach()
                 if value.device.type == "cpu":
                     totals[name] = totals.get(name, 0.0) + weight * value.item()
                 elif name in totals:
-                    totals[name].add_(value, alpha=weight)
+                    totals[name].add_(value.detach(), alpha=weight)
                 else:
-                    totals[name] = weight * value.to(widest_dtype(value.device))
+                    totals[name] = weight * value.detach().to(widest_dtype(value.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the mean of each metric over the examples added so far, float32."""

@@ -83,7 +83,8 @@ class ExactModule(GradientSteps):
         self._epochs[stage].reduce(self._all_reduce_sum)
         means = self.means(stage)
         if stage == "train":  # before this epoch is saved
-            self._raise_if_not_finite({name.partition("/")[2]: mean.item() for name, mean in means.items()})
+            for name, mean in means.items():
+                self._raise_if_not_finite(name.partition("/")[2], mean.item())
         self.log_dict(means, logger=False)  # callbacks.record tells the loggers, once an epoch
         self._epochs[stage].clear()
 
@@ -102,15 +103,15 @@ class ExactModule(GradientSteps):
                 return
         if self._distributed:
             losses = {name: self._all_reduce_sum(loss.detach()) for name, loss in losses.items()}
-        self._raise_if_not_finite({name: loss.item() for name, loss in losses.items()})
-
-    def _raise_if_not_finite(self, losses: Mapping[str, float]) -> None:
         for name, loss in losses.items():
-            if not (self.allow_divergence or math.isfinite(loss)):
-                raise FloatingPointError(
-                    f"the training {name} is {loss} after step {self.global_step}; try a smaller optimizer.lr, "
-                    "or gradient clipping with trainer.gradient_clip_val=1"
-                )
+            self._raise_if_not_finite(name, loss.item())
+
+    def _raise_if_not_finite(self, name: str, value: float) -> None:
+        if not (self.allow_divergence or math.isfinite(value)):
+            raise FloatingPointError(
+                f"the training {name} is {value} after step {self.global_step}; try a smaller optimizer.lr, "
+                "or gradient clipping with trainer.gradient_clip_val=1"
+            )
 
     # --- random numbers ----------------------------------------------------------------------------------------------
 
@@ -157,7 +158,8 @@ class ExactModule(GradientSteps):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = self._epochs["train"].state_dict(self._all_reduce_sum)
-        self._raise_if_not_finite(sums)
+        for name, total in sums.items():
+            self._raise_if_not_finite(name, total)
         checkpoint["epoch_sums"] = sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

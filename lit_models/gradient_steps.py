@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -101,7 +101,7 @@ class GradientSteps(internals.QuickHooks):
     def _training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Call the subclass's ``training_step``, behind which :meth:`configure_callbacks` may have put another."""
         output: Any = type(self).training_step(self, batch, batch_idx)
-        return output["loss"] if isinstance(output, Mapping) else output
+        return output["loss"] if isinstance(output, dict) else output
 
     def _fast_training_step(self, batch: Any, batch_idx: int) -> Tensor:
         (optimizer,) = self.trainer.optimizers
