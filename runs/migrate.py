@@ -8,6 +8,12 @@ from typing import Any
 RENAMED_KEYS = {
     "validate_first": "validate_before_training",
     "may_change": "ignore_groups",
+    "model.net.hidden": "model.net.hidden_sizes",
+    "model.net.small_images": "model.net.cifar_stem",
+    "model.net.views": "model.net.tta",
+    "optimizer.iterations": "optimizer.ns_steps",
+    "data.standardise": "data.standardize",
+    "data.known": "data.fitted_state",
     "predict:data": "split",
     "predict:n": "limit",
     "predict:to": "output",
@@ -16,7 +22,14 @@ RENAMED_KEYS = {
 # Options of a group.
 RENAMED_OPTIONS = {("callbacks", "details"): "tensorboard_extras"}
 # Classes that a stored config names, and the keys of callbacks' states in a checkpoint.
-RENAMED_TARGETS = {"callbacks.profiling.Table": "loggers.profiler.TopProfiler"}
+RENAMED_TARGETS = {
+    "callbacks.profiling.Table": "loggers.profiler.TopProfiler",
+    "lit_models.losses.CrossEntropyOfSoftmax": "lit_models.losses.DoubleSoftmaxCrossEntropy",
+    "lit_models.muon.LinearDecay": "lit_models.optim.LinearDecay",
+    "lit_models.muon.Muon": "lit_models.optim.Muon",
+    "lit_models.nets.SpeedrunNet": "lit_models.nets.CifarNet",
+    "lit_models.optimizers.GradientDescent": "lit_models.optim.PlainSGD",
+}
 RENAMED_STATES = {"Record": "MetricsHistory", "Pictures": "Plots"}
 
 
@@ -55,6 +68,13 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
                     choices[group] = new
             if isinstance(choices.get("overrides"), list):
                 choices["overrides"], _ = upgrade_overrides([str(text) for text in choices["overrides"]])
+        data = config.get("data")
+        if isinstance(data, dict) and "class_names" in data:  # of a directory of images
+            data["fitted_state"] = {"class_names": data.pop("class_names")}
+    for optimizer in checkpoint.get("optimizer_states", []):
+        for group in optimizer["param_groups"]:
+            if "iterations" in group:
+                group["ns_steps"] = group.pop("iterations")
     states = checkpoint.get("callbacks")
     if isinstance(states, dict):
         for old, new in RENAMED_STATES.items():
