@@ -71,10 +71,6 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
         data = config.get("data")
         if isinstance(data, dict) and "class_names" in data:  # of a directory of images
             data["fitted_state"] = {"class_names": data.pop("class_names")}
-    for optimizer in checkpoint.get("optimizer_states", []):
-        for group in optimizer["param_groups"]:
-            if "iterations" in group:
-                group["ns_steps"] = group.pop("iterations")
     states = checkpoint.get("callbacks")
     if isinstance(states, dict):
         for old, new in RENAMED_STATES.items():
