@@ -1,10 +1,15 @@
 """Write files that are always whole, make directories that nobody else has, and update symbolic links."""
 
 import contextlib
+import io
 import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -23,6 +28,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_png(path: Path, pixels: "np.ndarray") -> None:
+    """Write an image, uint8 ``(H, W, 3)``."""
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "png")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())
 
 
 def update_symlink(link: Path, target: Path) -> None:

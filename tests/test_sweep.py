@@ -15,6 +15,9 @@ import pytest
 import torch
 
 import datamodules
+from plots.figure import to_pixels
+from sweeps.callback import SweepSummary
+from sweeps.figures import summary_figure
 from sweeps.study import open_study
 from sweeps.summary import Summary
 from tests.conftest import PROJECT
@@ -42,10 +45,10 @@ def seeds() -> Summary:
 
 def test_seeds_are_samples_of_the_same_thing(seeds: Summary) -> None:
     assert seeds.keys == ["model"]
-    best, second = seeds.means()
+    best, second = seeds.mean_rows()
     assert (best["model"], best["val/acc"], best["n"]) == ("cnn", "0.96 ± 0.01", "3")
     assert second["val/acc"] == "0.933333 ± 0.049"
-    assert seeds.best()["command"] == "python train.py data=mnist model=cnn seed=3"
+    assert seeds.best().command == "python train.py data=mnist model=cnn seed=3"
     assert "0.96 ± 0.01" in str(seeds)
     assert "best: python train.py data=mnist model=cnn seed=3" in str(seeds)
 
@@ -65,8 +68,8 @@ def test_a_failed_job_says_why_and_is_last() -> None:
     job(1, ["optimizer.lr=100"], None, status="failed", reason="the training loss is nan")
     job(2, ["optimizer.lr=1"], 0.95)
     summary = Summary(Path("sweep"))
-    assert [row["optimizer.lr"] for row in summary.jobs()] == ["1", "0.1", "100"]
-    assert summary.jobs()[-1]["reason"] == "the training loss is nan"
+    assert [row["optimizer.lr"] for row in summary.job_rows()] == ["1", "0.1", "100"]
+    assert summary.job_rows()[-1]["reason"] == "the training loss is nan"
     assert "failed: optimizer.lr=100: the training loss is nan" in str(summary)
     assert "3 runs, 1 failed" in str(summary)
 
@@ -74,15 +77,15 @@ def test_a_failed_job_says_why_and_is_last() -> None:
 def test_of_jobs_as_good_as_each_other_the_first_is_best() -> None:
     for number in range(12):
         job(number, [f"optimizer.lr={12 - number}"], 0.5 if number < 2 else 1.0)
-    assert Summary(Path("sweep")).best()["overrides"] == ["optimizer.lr=10"]
+    assert Summary(Path("sweep")).best().settings == {"optimizer.lr": "10"}
 
 
 def test_a_job_that_was_interrupted_is_not_ranked() -> None:
     job(0, ["optimizer.lr=0.1"], 0.9)
     job(1, ["optimizer.lr=1"], 0.95, status="interrupted")
     summary = Summary(Path("sweep"))
-    assert summary.best()["overrides"] == ["optimizer.lr=0.1"]
-    assert [row["optimizer.lr"] for row in summary.jobs()] == ["0.1", "1"]
+    assert summary.best().settings == {"optimizer.lr": "0.1"}
+    assert [row["optimizer.lr"] for row in summary.job_rows()] == ["0.1", "1"]
 
 
 @pytest.mark.parametrize(
@@ -97,15 +100,14 @@ def test_a_job_that_was_interrupted_is_not_ranked() -> None:
 def test_the_picture_shows_what_was_swept(settings: list[list[str]]) -> None:
     for number, overrides in enumerate(settings):
         job(number, overrides, 0.9 + 0.01 * number)
-    Summary(Path("sweep")).draw()
-    assert matplotlib.image.imread("sweep/summary.png")[..., :3].std() > 0.05
+    assert to_pixels(summary_figure(Summary(Path("sweep")))).std() > 0.05 * 255
 
 
 def test_folds_are_samples_too() -> None:
     for fold in range(3):
         job(fold, ["data.folds=3", f"data.fold={fold}"], 0.9 + 0.01 * fold)
     summary = Summary(Path("sweep"))
-    (row,) = summary.means()
+    (row,) = summary.mean_rows()
     assert (row["val/acc"], row["n"]) == ("0.91 ± 0.01", "3")
 
 
@@ -157,7 +159,7 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(grid, shell: Shell, tmp_path: 
     assert ": done before" in again.stdout.splitlines()[0]
     assert not any(line.startswith(("[0] epoch", "[1] epoch 1/")) for line in again.stdout.splitlines())
     assert files(tmp_path) == files(grid[0])
-    assert len(Summary(tmp_path / "outputs/last_sweep").results) == 8
+    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 8
     third = shell(*GRID, f"hydra.sweep.dir={os.readlink(tmp_path / 'outputs/last_sweep')}", cwd=tmp_path / "outputs")
     assert "] epoch" not in third.stdout
     assert third.stdout.count(": done before") == 4
@@ -166,16 +168,11 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(grid, shell: Shell, tmp_path: 
 
 @pytest.mark.slow
 def test_a_job_is_the_same_command_alone(grid, shell: Shell, tmp_path: Path) -> None:
-    result = next(r for r in Summary(grid[0] / "outputs/last_sweep").results if r["seed"] == 2 and r["metrics"])
-    alone = shell(*result["command"].split()[2:])
+    swept = next(j for j in Summary(grid[0] / "outputs/last_sweep").jobs if j.settings["seed"] == "2" and j.metrics)
+    alone = shell(*swept.command.split()[2:])
     assert alone.returncode == 0
-    (folder,) = (f for f in grid[0].glob("outputs/sweep/*/*") if (f / "result.json").exists() and same(f, result))
-    ours, others = (torch.load(path / "checkpoints/last.ckpt") for path in (folder, tmp_path / "outputs/last"))
+    ours, others = (torch.load(path / "checkpoints/last.ckpt") for path in (swept.folder, tmp_path / "outputs/last"))
     assert all(torch.equal(ours["state_dict"][name], others["state_dict"][name]) for name in ours["state_dict"])
-
-
-def same(folder: Path, result: dict) -> bool:
-    return json.loads((folder / "result.json").read_text())["command"] == result["command"]
 
 
 @pytest.mark.slow
@@ -190,7 +187,7 @@ def test_jobs_side_by_side(grid, shell: Shell, tmp_path: Path) -> None:
 def test_jobs_of_submitit(shell: Shell, tmp_path: Path) -> None:
     answer = shell("-m", *POINTS, "seed=1,2", "hydra/launcher=submitit_local")
     assert answer.returncode == 0, answer.stderr
-    assert [result["status"] for result in Summary(tmp_path / "outputs/last_sweep").results] == ["finished"] * 2
+    assert [job.status for job in Summary(tmp_path / "outputs/last_sweep").jobs] == ["finished"] * 2
     assert "2 runs, in outputs/sweep/" in answer.stdout
 
 
@@ -235,9 +232,9 @@ def test_a_killed_search_goes_on_and_ends_the_same(shell: Shell, tmp_path: Path)
     states = [trial[1] for trial in others]
     assert len(states) == 8 and set(states) == {"COMPLETE", "PRUNED"}
     best = max(trial[3] for trial in trials(tmp_path) if trial[1] == "COMPLETE")
-    assert f"best: {Summary(tmp_path / 'outputs/last_sweep').best()['command']}" in whole.stdout
-    assert Summary(tmp_path / "outputs/last_sweep").best()["metrics"]["val/acc"] == best
-    assert "sweep=" not in Summary(tmp_path / "outputs/last_sweep").best()["command"]
+    assert f"best: {Summary(tmp_path / 'outputs/last_sweep').best().command}" in whole.stdout
+    assert Summary(tmp_path / "outputs/last_sweep").best().metrics["val/acc"] == best
+    assert "sweep=" not in Summary(tmp_path / "outputs/last_sweep").best().command
     assert matplotlib.image.imread("outputs/last_sweep/summary.png")[..., :3].std() > 0.05
 
     parts = tmp_path / "parts"
@@ -259,7 +256,7 @@ def test_processes_share_a_search(tmp_path: Path) -> None:
     assert [trial[0] for trial in trials(tmp_path)] == list(range(9))
     assert {trial[1] for trial in trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
     assert "] epoch 1/" in printed and "] epoch 1/" in two.stdout
-    assert len(Summary(tmp_path / "outputs/last_sweep").results) == 9
+    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 9
 
 
 @pytest.mark.parametrize(
