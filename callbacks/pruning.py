@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import optuna
 
-from sweeps.study import open_study, open_trial, read_trial
+from sweeps.study import open_study, open_trial, read_trial, storage_errors
 
 
 class Pruned(Exception):
@@ -34,9 +34,10 @@ class OptunaPruning(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            sweep_dir = Path(trainer.default_root_dir).parent
-            self._study = open_study(sweep_dir, pruner=self.pruner)
-            self._trial = open_trial(self._study, sweep_dir, self.number)
+            self._sweep_dir = Path(trainer.default_root_dir).parent
+            with storage_errors(self._sweep_dir):
+                self._study = open_study(self._sweep_dir, pruner=self.pruner)
+                self._trial = open_trial(self._study, self._sweep_dir, self.number)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -44,10 +45,13 @@ class OptunaPruning(pl.Callback):
         if self.metric not in trainer.callback_metrics:
             measured = ", ".join(trainer.callback_metrics)
             raise ValueError(f"callbacks.pruning.metric={self.metric} is not measured; there are {measured}")
+        if not trainer.is_global_zero:
+            return
         epoch = trainer.current_epoch + 1
-        # A resumed run may repeat an epoch, and then gets the value that is stored already.
-        if trainer.is_global_zero and epoch not in read_trial(self._study, self.number).intermediate_values:
-            self._trial.report(trainer.callback_metrics[self.metric].item(), epoch)
+        with storage_errors(self._sweep_dir):
+            # A resumed run may repeat an epoch, and then gets the value that is stored already.
+            if epoch not in read_trial(self._study, self.number).intermediate_values:
+                self._trial.report(trainer.callback_metrics[self.metric].item(), epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         reason = self._reason(trainer.current_epoch) if trainer.is_global_zero else None

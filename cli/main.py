@@ -132,7 +132,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     except (Exception, KeyboardInterrupt) as error:
         if SweepSummary.folder:
             run_dir.remove_sweep_dir_if_empty(SweepSummary.folder)
-        exit_with_error(error, show_traceback)
+        begun = isinstance(error, OSError) and SweepSummary.folder and SweepSummary.folder.is_dir()
+        exit_with_error(error, show_traceback, resume_command() if begun else None)
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> object:

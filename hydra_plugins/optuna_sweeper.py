@@ -81,7 +81,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         from optuna.trial import TrialState
 
-        from sweeps.study import open_study
+        from sweeps.study import open_study, storage_errors
 
         self._parse(arguments)
         base = self.loader.load_sweep_config(self.config, self.fixed)
@@ -92,7 +92,7 @@ class OptunaSweeper(Sweeper):
             )
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with _worker_lock(folder) as worker:
+        with storage_errors(folder), _worker_lock(folder) as worker:
             with _locked(folder / ".study.lock"):
                 study = open_study(folder, direction=self.direction)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):

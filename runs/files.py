@@ -46,7 +46,11 @@ def update_symlink(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)
-    os.replace(temporary, link)
+    try:
+        os.replace(temporary, link)
+    except OSError:  # such as a directory in the place of the link
+        temporary.unlink()
+        raise
 
 
 def make_unique_dir(name: str, suffix: str = "-{}") -> str:

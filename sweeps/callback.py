@@ -1,6 +1,7 @@
 """The Hydra callback that sums up a sweep."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runs.files import update_symlink, write_png
+from runs.format import printable
 from sweeps import study
 from sweeps.summary import Summary
 
@@ -24,12 +26,12 @@ class SweepSummary(Callback):
 
     folder: ClassVar[Path | None] = None  # of the sweep of this process
     failed: ClassVar[int] = 0  # its jobs that failed
-    errors: ClassVar[list[str]] = []  # what could not be summed up or written
+    complete: ClassVar[bool] = True  # whether all of it could be summed up and written
 
     @classmethod
     def exit_code(cls) -> int:
-        """Return 0 for a sweep whose jobs and files are all there, and 1 for another."""
-        return int(cls.failed > 0 or bool(cls.errors))
+        """Return 1 for a sweep with a job that failed or a summary that is not complete, else 0."""
+        return int(cls.failed > 0 or not cls.complete)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with contextlib.suppress(OmegaConfBaseException):  # a directory that is not there: Hydra raises that itself
@@ -37,8 +39,10 @@ class SweepSummary(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
-            with _noticed("outputs/last_sweep"):
+            try:
                 update_symlink(Path("outputs", "last_sweep"), Path(config.hydra.sweep.dir))
+            except OSError as error:  # the sweep is whole without it
+                _print_once("warning", f"outputs/last_sweep does not point at this sweep: {error}")
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
@@ -67,23 +71,28 @@ class SweepSummary(Callback):
 def _summarize(folder: Path) -> Summary:
     summary = Summary(folder)
     with _noticed("study.db"):
-        if study.exists(folder) and (importances := study.importances(study.open_study(folder))):
-            shares = ", ".join(f"{name} {importance:.2f}" for name, importance in importances.items())
-            summary.importance = f"importance: {shares}"
+        if study.exists(folder):
+            with study.storage_errors(folder):
+                importances = study.importances(study.open_study(folder))
+            texts = [f"{name} {importance:.2f}" for name, importance in importances.items()]
+            summary.importance = f"importance: {', '.join(texts)}" if texts else ""
     return summary
 
 
 @contextlib.contextmanager
 def _noticed(what: str) -> Iterator[None]:
-    """Print what is raised in one line, once, and remember it for the exit code."""
+    """Print what is raised in one line, and remember it for the exit code."""
     try:
         yield
     except Exception as error:
-        text = " ".join(f"{what}: {error or type(error).__name__}".split())
-        if text not in SweepSummary.errors:
-            SweepSummary.errors.append(text)
-            with contextlib.suppress(OSError):
-                print(f"error: {text}", file=sys.stderr, flush=True)
+        SweepSummary.complete = False
+        _print_once("error", f"{what}: {error or type(error).__name__}")
+
+
+@functools.cache
+def _print_once(level: str, text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"{level}: {printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
 def _print(text: str) -> None:

@@ -53,16 +53,13 @@ def _is_job_dir(path: Path) -> bool:
 
 
 def _read_job(folder: Path) -> Job:
-    file = folder / "result.json"
     try:
         result = read_result(folder)
         if result is None:
-            return Job(folder, "killed", f"{printable(str(folder))} has no result.json")
+            return Job(folder, "killed", "no result.json")
         return _parse(folder, result)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        return Job(
-            folder, "unreadable", printable(f"{file} is not the result of a run ({type(error).__name__}: {error})")
-        )
+        return Job(folder, "unreadable", printable(f"not the result of a run: {type(error).__name__}: {error}"))
 
 
 def _parse(folder: Path, result: dict[str, Any]) -> Job:

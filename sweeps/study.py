@@ -1,5 +1,7 @@
 """The study of a search: Optuna's database in the directory of the sweep."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,19 @@ def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(storage=_storage(sweep_dir), study_name=STUDY_NAME, load_if_exists=True, **settings)
+
+
+@contextlib.contextmanager
+def storage_errors(sweep_dir: Path) -> Iterator[None]:
+    """Raise OSError, with what SQLite says, where ``study.db`` cannot be read or written."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        raise OSError(f"{sweep_dir / 'study.db'}: {getattr(cause, 'orig', None) or cause}") from error
 
 
 def open_trial(study: "optuna.Study", sweep_dir: Path, number: int) -> "optuna.Trial":

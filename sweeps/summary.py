@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runs.files import atomic_write
-from runs.format import markdown_table, pluralize, text_columns
+from runs.format import markdown_table, pluralize, printable, text_columns
 from runs.monitor import MONITORS
 from sweeps.jobs import Job, read_jobs
 
@@ -116,10 +116,7 @@ class Summary:
         if self.importance:
             lines += [self.importance, ""]
         for table in (self.mean_rows(), rows) if self.replicates else (rows,):
-            escaped = [
-                {key.replace("|", r"\|"): cell.replace("|", r"\|") for key, cell in row.items()} for row in table
-            ]
-            lines += [*markdown_table(escaped), ""]
+            lines += [*markdown_table(table), ""]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -141,13 +138,14 @@ class Summary:
         return "\n".join(lines)
 
     def _failure_lines(self) -> list[str]:
-        """Return a line for each reason, with the settings of the first job that failed for it."""
+        """Return a line for each reason, with the first job that failed for it."""
         by_reason: dict[str, list[str]] = {}
         for job in self.failed():
-            keys = (*self.keys, *self.replicates) if job.settings else ()
-            by_reason.setdefault(job.reason, []).append(" ".join(f"{key}={job.settings.get(key, '')}" for key in keys))
+            settings = " ".join(f"{key}={job.settings.get(key, '')}" for key in (*self.keys, *self.replicates))
+            unknown = printable(str(job.folder / "result.json"))
+            by_reason.setdefault(job.reason, []).append(settings if job.settings else unknown)
         lines = []
         for reason, (first, *others) in by_reason.items():
-            settings = f"{first} and {len(others)} more" if others else first
-            lines.append(f"  failed: {': '.join(filter(None, (settings, reason)))}")
+            which = f"{first} and {len(others)} more" if others else first
+            lines.append(f"  failed: {': '.join(filter(None, (which, reason)))}")
         return lines

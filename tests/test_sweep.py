@@ -1,7 +1,10 @@
 """Sweeps: one ranked table of all jobs, going on after a kill, searching, side by side."""
 
 import csv
+import errno
+import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,11 +16,15 @@ import filelock
 import matplotlib.image
 import pytest
 import torch
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 import datamodules
+from cli import run_dir
 from plots.figure import to_pixels
-from sweeps.callback import SweepSummary
-from sweeps.figures import summary_figure
+from sweeps.callback import SweepSummary, _print_once
+from sweeps.figures import study_figure, summary_figure
 from sweeps.study import open_study
 from sweeps.summary import Summary
 from tests.conftest import PROJECT
@@ -103,6 +110,33 @@ def test_the_picture_shows_what_was_swept(settings: list[list[str]]) -> None:
     assert to_pixels(summary_figure(Summary(Path("sweep")))).std() > 0.05 * 255
 
 
+# To matplotlib two dollars make a formula. This is none that it can read.
+FORMULA = r"$\frac{$"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [[f"+data.{FORMULA}={value}"] for value in (1, 2, 3)],
+        [[f"data.root={FORMULA}/{value}"] for value in (1, 2, 3)],
+        [[f"data.root={FORMULA}/{value}", f"+data.{FORMULA}={other}"] for value in (1, 2) for other in "ab"],
+    ],
+)
+def test_a_setting_is_not_taken_for_a_formula(settings: list[list[str]]) -> None:
+    for number, overrides in enumerate(settings):
+        job(number, overrides, 0.9 + 0.01 * number)
+    assert to_pixels(summary_figure(Summary(Path("sweep")))).std() > 5
+
+
+def test_a_choice_of_a_search_is_not_taken_for_a_formula() -> None:
+    choices = [FORMULA, f"{FORMULA}/2", "plain"]
+    study = open_study(Path())
+    for number in range(6):
+        trial = study.ask({"data.root": CategoricalDistribution(choices), FORMULA: FloatDistribution(0, 1)})
+        study.tell(trial, number / 10)
+    assert to_pixels(study_figure(open_study(Path()), FORMULA)).std() > 5
+
+
 def test_folds_are_samples_too() -> None:
     for fold in range(3):
         job(fold, ["data.folds=3", f"data.fold={fold}"], 0.9 + 0.01 * fold)
@@ -117,6 +151,150 @@ def test_folds_are_disjoint_and_together_everything() -> None:
         data.setup()
         assert sorted([*data.val_indices.tolist(), *data.train_indices.tolist()]) == list(range(200))
     assert sorted(torch.cat([data.val_indices for data in sets]).tolist()) == list(range(200))
+
+
+# --- hostile directories -----------------------------------------------------------------------------------------
+
+BROKEN = {
+    "empty": b"",
+    "torn": b'{"status": "fini',
+    "not UTF-8": b"\xff\xfe{}",
+    "a list": b"[]",
+    "a number": b"7",
+    "nothing in it": b"{}",
+    "too deep": b"[" * 100_000,
+    "a strange status": b'{"status": "fine", "command": "", "overrides": [], "metrics": {}}',
+    "metrics as text": b'{"status": "finished", "command": "", "overrides": [], "metrics": {"val/acc": "high"}}',
+    "metrics as a list": b'{"status": "finished", "command": "", "overrides": [], "metrics": ["val/acc"]}',
+    "a huge number": b'{"status": "finished", "command": "", "overrides": [], "metrics": {"val/acc": 1%b}}'
+    % (b"0" * 400),
+    "overrides as numbers": b'{"status": "finished", "command": "", "overrides": [1, 2], "metrics": {}}',
+    "a command that is none": b'{"status": "finished", "command": null, "overrides": [], "metrics": {}}',
+    "a reason that is none": b'{"status": "failed", "reason": [1], "command": "", "overrides": [], "metrics": {}}',
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_result_is_one_unreadable_job(content: bytes) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    job(1, ["optimizer.lr=1"], 0.8)
+    Path("sweep/2").mkdir()
+    Path("sweep/2/result.json").write_bytes(content)
+    summary = Summary(Path("sweep"))
+    assert [row["status"] for row in summary.job_rows()] == ["finished", "finished", "unreadable"]
+    assert summary.keys == ["optimizer.lr"]
+    (line,) = [line for line in str(summary).splitlines() if "failed:" in line]
+    assert line.startswith(f"  failed: {Path('sweep/2/result.json')}: not the result of a run: ")
+    assert "3 runs, 1 failed" in str(summary)
+    assert "best: python train.py optimizer.lr=0.1" in str(summary)
+    summary.write()
+    assert to_pixels(summary_figure(summary)).std() > 5
+
+
+def test_a_job_without_a_result_was_killed() -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    for name in ("1-0123abcd", "2-4567ef01", "notes", ".cache"):
+        Path("sweep", name).mkdir()
+    summary = Summary(Path("sweep"))
+    assert [job.status for job in summary.jobs] == ["finished", "killed", "killed"]
+    assert f"  failed: {Path('sweep/1-0123abcd/result.json')} and 1 more: no result.json" in str(summary).splitlines()
+    with filelock.FileLock("sweep/2-4567ef01/.lock"):  # another process trains there
+        assert [job.status for job in Summary(Path("sweep")).jobs] == ["finished", "killed"]
+
+
+def test_a_value_that_is_not_finite_ranks_nothing() -> None:
+    job(0, ["optimizer.lr=0.1"], math.nan)
+    job(1, ["optimizer.lr=1"], math.inf)
+    job(2, ["optimizer.lr=2"], 0.7)
+    job(3, ["optimizer.lr=3"], 0.8)
+    assert [row["optimizer.lr"] for row in Summary(Path("sweep")).job_rows()] == ["3", "2", "0.1", "1"]
+
+
+def test_text_stays_on_its_line_and_in_its_cell() -> None:
+    job(0, ["data.root=a\nb|c\x1b[2J\ud800", "seed=1"], 0.9)
+    job(1, ["data.root=plain", "seed=1"], 0.8)
+    summary = Summary(Path("sweep"))
+    summary.write()
+    assert r"a\nb|c\x1b[2J\ud800" in str(summary)
+    table = [line for line in Path("sweep/summary.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    assert len(table) == 4
+    assert r"| a\nb\|c\x1b[2J\ud800 |" in table[2]
+
+
+@pytest.fixture
+def sweep_config(monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+    """The config of a sweep whose hooks may be called, with nothing noticed so far."""
+    monkeypatch.setattr(SweepSummary, "failed", 0)
+    monkeypatch.setattr(SweepSummary, "complete", True)
+    _print_once.cache_clear()
+    return OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}, "mode": RunMode.MULTIRUN}})
+
+
+@pytest.mark.parametrize("broken", ["write", "job_rows", "__init__", "__str__"])
+def test_what_the_summary_raises_is_noticed(broken: str, sweep_config, monkeypatch, capsys) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    assert SweepSummary.exit_code() == 0
+    monkeypatch.setattr(Summary, broken, fail)
+    for _ in range(2):
+        SweepSummary().on_job_end(sweep_config, None)
+    SweepSummary().on_multirun_end(sweep_config)
+    assert SweepSummary.exit_code() == 1
+    assert capsys.readouterr().err == "error: the summary of the sweep: two lines\n"
+
+
+def test_a_figure_that_cannot_be_drawn_costs_a_line(sweep_config, monkeypatch, capsys) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    Path("sweep/summary.png").mkdir()
+    SweepSummary().on_multirun_end(sweep_config)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: summary.png: ")
+    assert "best: python train.py optimizer.lr=0.1" in printed.out
+    assert SweepSummary.exit_code() == 1
+
+
+def test_a_study_that_cannot_be_read_costs_a_line(sweep_config, capsys) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    Path("sweep/study.db").write_bytes(b"not a database" * 1000)
+    SweepSummary().on_multirun_end(sweep_config)
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 2  # the importances and the figure
+    assert all("file is not a database" in line for line in printed.err.splitlines())
+    assert "best: python train.py optimizer.lr=0.1" in printed.out
+    assert SweepSummary.exit_code() == 1
+
+
+def test_a_directory_in_the_place_of_the_link_costs_a_line(sweep_config, capsys) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    Path("outputs/last_sweep").mkdir(parents=True)
+    for _ in range(3):
+        SweepSummary().on_job_start(sweep_config)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: outputs/last_sweep does not point at this sweep: ")
+    assert SweepSummary.exit_code() == 0
+    assert list(Path("outputs").iterdir()) == [Path("outputs/last_sweep")]
+
+
+def test_a_table_is_printed_in_any_encoding(seeds: Summary, sweep_config, monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    SweepSummary().on_multirun_end(sweep_config)
+    assert SweepSummary.exit_code() == 0
+    assert b"0.96 ? 0.01" in terminal.buffer.getvalue()
+
+
+def test_a_job_that_cannot_say_why_it_failed_does_not_end_the_sweep(monkeypatch) -> None:
+    """On a full disk: the reason is printed, and the next job may still run."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_dir, "write_result", full)
+    assert run_dir.record_failure(Path(), "no space")["reason"] == "no space"
+    Path("result.json").write_text("torn", encoding="utf-8")
+    assert run_dir.record_failure(Path(), "no space")["status"] == "failed"
 
 
 # --- real processes ----------------------------------------------------------------------------------------------
@@ -189,6 +367,25 @@ def test_jobs_of_submitit(shell: Shell, tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert [job.status for job in Summary(tmp_path / "outputs/last_sweep").jobs] == ["finished"] * 2
     assert "2 runs, in outputs/sweep/" in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_says_what_failed_whatever_is_beside_it(shell: Shell, tmp_path: Path) -> None:
+    """A broken result.json, a folder in the place of outputs/last_sweep, a formula and a terminal without ±."""
+    Path("outputs/last_sweep").mkdir(parents=True)
+    Path("sweep/0").mkdir(parents=True)
+    Path("sweep/0/result.json").write_text("torn", encoding="utf-8")
+    formulas = f"+model.note='{FORMULA}1','{FORMULA}2'"
+    sweep = ("-m", *POINTS, "trainer.max_epochs=1", "seed=1,2", "hydra.sweep.dir=sweep")
+    answer = shell(*sweep, formulas, PYTHONIOENCODING="ascii")
+    assert answer.returncode == 1
+    assert "failed: sweep/0/result.json: not the result of a run" in answer.stdout
+    assert "5 runs, 5 failed, in sweep" in answer.stdout  # no model takes the note
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.count("warning: outputs/last_sweep") == 1
+    answer = shell(*sweep[:-1], "hydra.sweep.dir=other", PYTHONIOENCODING="ascii")
+    assert "1 +- " not in answer.stdout and " ? " in answer.stdout
+    assert "2 runs, in other" in answer.stdout
 
 
 def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
