@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import matplotlib.image
@@ -21,11 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 import datamodules
+from callbacks.pruning import OptunaPruning, Pruned
 from cli import run_dir
 from plots.figure import to_pixels
 from sweeps.callback import SweepSummary, _print_once
 from sweeps.figures import study_figure, summary_figure
-from sweeps.study import open_study
+from sweeps.study import open_study, open_trial, read_trial
 from sweeps.summary import Summary
 from tests.conftest import PROJECT
 
@@ -418,6 +420,50 @@ def test_two_processes_do_not_train_in_one_folder(shell: Shell, tmp_path: Path) 
 
 def trials(folder: Path) -> list[tuple]:
     return [(t.number, t.state.name, t.params, t.value) for t in open_study(folder / "outputs/last_sweep").trials]
+
+
+def test_a_run_that_repeats_an_epoch_is_not_given_up_for_it() -> None:
+    """Two trials have ended with 0.9 after each epoch; a third is far behind."""
+    study = open_study(Path(), direction="maximize")
+    for _ in range(2):
+        ended = study.ask({"optimizer.lr": FloatDistribution(0, 1)})
+        for epoch in (1, 2, 3):
+            ended.report(0.9, epoch)
+        study.tell(ended, 0.9)
+    study.ask({"optimizer.lr": FloatDistribution(0, 1)})
+
+    state = SimpleNamespace(fn="fit")
+    strategy = SimpleNamespace(broadcast=lambda reason: reason)
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir="2-0123abcd", state=state, strategy=strategy)
+
+    def train_epoch(callback: OptunaPruning, epoch: int, accuracy: float) -> None:
+        trainer.current_epoch, trainer.callback_metrics = epoch, {"val/acc": torch.tensor(accuracy)}
+        callback.on_validation_end(trainer, None)
+        trainer.current_epoch = epoch + 1
+
+    callback = OptunaPruning(2, "val/acc", startup_trials=2, warmup_epochs=2)
+    callback.on_fit_start(trainer, None)
+    train_epoch(callback, 0, 0.1)
+    callback.on_train_epoch_start(trainer, None)  # every run gets two epochs
+    train_epoch(callback, 1, 0.1)
+    with pytest.raises(Pruned, match=r"given up after epoch 2: val/acc 0\.1 is worse than the others' median"):
+        callback.on_train_epoch_start(trainer, None)
+
+    resumed = OptunaPruning(2, "val/acc", startup_trials=2, warmup_epochs=1)
+    resumed.on_fit_start(trainer, None)
+    train_epoch(resumed, 0, 0.2)  # this epoch again
+    resumed.on_train_epoch_start(trainer, None)
+    assert read_trial(study, 2).intermediate_values == {1: pytest.approx(0.1), 2: pytest.approx(0.1)}
+
+
+def test_a_trial_is_opened_by_its_number() -> None:
+    study = open_study(Path())
+    for _ in range(3):
+        study.ask({"optimizer.lr": FloatDistribution(0, 1)})
+    open_trial(study, Path(), 1).set_user_attr("worker", "a")
+    assert [trial.user_attrs for trial in study.trials] == [{}, {"worker": "a"}, {}]
+    with pytest.raises(KeyError):
+        open_trial(study, Path(), 3)
 
 
 @pytest.mark.slow
