@@ -1,4 +1,4 @@
-"""Ask a finished run: rebuild → read → predict → write a CSV file and a picture.
+"""Predict with a finished run: load the run → read the inputs → predict → write a CSV file and a figure.
 
 python predict.py run=last images='drawn/*.png'
 """
@@ -14,11 +14,11 @@ from omegaconf import DictConfig, ListConfig
 
 from cli.build import load_run
 from cli.main import main
-from runs.files import atomic_write
+from runs.files import atomic_write, write_png
 
 log = logging.getLogger(__name__)
 
-MOST = 48  # in one picture
+MAX_IMAGES = 48  # in predictions.png
 
 
 class SomeSkipped(Exception):
@@ -36,37 +36,34 @@ def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
 
     import torch
 
+    from plots.figure import to_pixels
+    from plots.images import predictions
+
     skipped: list[str] = []
-    truths: list[Any] = []
+    targets: list[Any] = []
     if cfg.images:
-        names, examples, skipped = _read_pictures(files, datamodule)
+        names, inputs, skipped = _read_pictures(files, datamodule)
     elif cfg.csv:
-        names, examples = _read_rows(Path(str(cfg.csv)), datamodule)
+        names, inputs = _read_rows(Path(str(cfg.csv)), datamodule)
     else:
-        names, examples, truths = _read_split(cfg.split, cfg.limit, datamodule)
+        names, inputs, targets = _read_split(cfg.split, cfg.limit, datamodule)
 
     with torch.inference_mode():
-        outputs = datamodule.denormalize_targets(model(datamodule.normalize(examples)))
-    rows = _rows(names, outputs, truths, model, datamodule.class_names)
+        outputs = datamodule.denormalize_targets(model(datamodule.normalize(inputs)))
+    rows = _rows(names, outputs, targets, model, datamodule.class_names)
     output = run_dir / cfg.output
-    with (
-        atomic_write(output / "predictions.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as out,
-    ):
-        writer = csv.DictWriter(out, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    written = [output / "predictions.csv"]
+    _write_csv(written[0], rows)
     for row in rows:
         log.info("  %s", _line(row))
-    written = [output / "predictions.csv"]
     if hasattr(datamodule, "load_image"):
-        from plots import charts
-
         written.append(output / "predictions.png")
-        shares, targets = model.probabilities(outputs[:MOST]), torch.tensor(truths[:MOST]) if truths else None
-        captions = [Path(name).name for name in names[:MOST]]
-        figure = charts.predictions(examples[:MOST], shares, targets, datamodule.class_names, captions=captions)
-        charts.save(figure, written[-1])
+        shown = slice(MAX_IMAGES)
+        captions = [Path(name).name for name in names[shown]]
+        true_classes = torch.tensor(targets[shown]) if targets else None
+        probs = model.probabilities(outputs[shown])
+        figure = predictions(inputs[shown], probs, true_classes, datamodule.class_names, captions=captions)
+        write_png(written[-1], to_pixels(figure))
     log.info("written to %s", " and ".join(os.path.relpath(path) for path in written))
     if skipped:
         raise SomeSkipped(f"{len(skipped)} of {len(files)} files skipped: {', '.join(skipped)}")
@@ -143,40 +140,46 @@ def _read_split(split: str, limit: int, datamodule: Any) -> tuple[list[str], Any
 
 
 def _rows(
-    names: list[str], outputs: Any, truths: list[Any], model: Any, classes: tuple[str, ...]
+    names: list[str], outputs: Any, targets: list[Any], model: Any, class_names: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    if not classes:
+    """Return the rows of predictions.csv."""
+    if not class_names:
         rows = [
             {"input": name, "prediction": output.squeeze().tolist()}
             for name, output in zip(names, outputs, strict=True)
         ]
-        return [row | {"truth": truth} for row, truth in zip(rows, truths, strict=True)] if truths else rows
+        return [row | {"truth": target} for row, target in zip(rows, targets, strict=True)] if targets else rows
     rows = []
-    for number, (name, shares) in enumerate(zip(names, model.probabilities(outputs), strict=True)):
-        top = shares.topk(min(3, len(shares)))
+    for index, (name, probs) in enumerate(zip(names, model.probabilities(outputs), strict=True)):
+        top = probs.topk(min(3, len(probs)))
         best = [
-            f"{classes[index]} {share:.4f}"
-            for share, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            f"{class_names[label]} {prob:.4f}"
+            for prob, label in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
-        row = {"input": name, "label": classes[top.indices[0]], "probability": round(top.values[0].item(), 6)}
+        row = {"input": name, "label": class_names[top.indices[0]], "probability": round(top.values[0].item(), 6)}
         row["top 3"] = "; ".join(best)
-        if truths:
-            row["truth"] = classes[truths[number]]
+        if targets:
+            row["truth"] = class_names[targets[index]]
         rows.append(row)
     return rows
 
 
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _line(row: dict[str, Any]) -> str:
-    """What is printed of a row of the CSV file."""
-    truth = f"  is {_readable(row['truth'])}" if "truth" in row else ""
-    if "top 3" in row:
-        return f"{row['input']}  {row['top 3']}{truth}"
-    return f"{row['input']}  {_readable(row['prediction'])}{truth}"
+    """Return a row of predictions.csv as it is printed."""
+    target = f"  true: {_format(row['truth'])}" if "truth" in row else ""
+    return f"{row['input']}  {row['top 3'] if 'top 3' in row else _format(row['prediction'])}{target}"
 
 
-def _readable(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(_readable, value))
+        return " ".join(map(_format, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

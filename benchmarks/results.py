@@ -1,14 +1,13 @@
-"""Runs experiments over several seeds and writes the table of the README: ours beside the published figures.
+"""Run experiments over several seeds, and write the README's table: ours beside the published figures.
 
     python benchmarks/results.py                                    all experiments, 3 seeds or more
     python benchmarks/results.py --seeds 1 2 mnist_mlp mnist_cnn    these, with these seeds
 
-One run after the other, each as ``python train.py experiment=NAME seed=N`` in a folder of its own; what has ended there
-is not run again. The rows of the table go to standard output, and all of them into the READMEs with --readme.
+The runs follow each other, each as ``python train.py experiment=NAME seed=N`` in a directory of its own. A run that has
+ended there is not repeated. The rows are printed; with --readme all of them go into both READMEs.
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -19,9 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cli.compose import compose
+from runs.result import ENDED, read_result
 
 PROJECT = Path(__file__).parent.parent
-# In the order of the table, with settings beyond those of the experiment.
+# In the order of the table, with overrides beyond the experiment's own.
 EXPERIMENTS = {
     "line_diverging": [],
     "line_slow": [],
@@ -38,24 +38,27 @@ EXPERIMENTS = {
     "cifar10_lenet": [],
     "mnist_99": [],
 }
-SEEDS = {"mnist_99": 20}  # how many, where it is not three
+NUM_SEEDS = {"mnist_99": 20}  # 3 for the others
 
 
 def run(experiment: str, seed: int, folder: Path) -> dict[str, Any]:
-    """The result of one run, from its folder when it is there."""
-    result = folder / "result.json"
-    if not result.exists() or json.loads(result.read_text())["status"] not in ("finished", "diverged"):
+    """Return the result of one run; train it unless its directory has one."""
+    result = read_result(folder)
+    if result is None or result["status"] not in ENDED:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(PROJECT / "train.py"), f"experiment={experiment}", f"seed={seed}", "check=true"]
         command += [f"hydra.run.dir={folder}", *EXPERIMENTS[experiment]]
         ended = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL)
-        if ended.returncode not in (0, 3):  # 3: it ended, and not as expected
+        if ended.returncode not in (0, 3):  # 3: it missed what its experiment expects
             raise SystemExit(f"{' '.join(command)} ended with exit code {ended.returncode}")
-    return json.loads(result.read_text())
+        result = read_result(folder)
+    if result is None:
+        raise SystemExit(f"{folder} has no result.json")
+    return result
 
 
 def row(experiment: str, results: list[dict[str, Any]]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     expect = compose(f"experiment={experiment}").expect
     accuracy = expect.get("test/acc", {}).get("published")
     published = f"{100 * accuracy:g} %" if accuracy else ""
@@ -74,19 +77,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help="names (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 1 2 3; for mnist_99 1 to 20")
-    parser.add_argument("--folder", type=Path, default=PROJECT / "outputs" / "results", help="where the runs are kept")
+    parser.add_argument("--folder", type=Path, default=PROJECT / "outputs" / "results", help="directory of the runs")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md and README.zh-CN.md")
     arguments = parser.parse_args()
     if unknown := set(arguments.experiments) - set(EXPERIMENTS):
         parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
 
     if arguments.readme and (arguments.experiments != list(EXPERIMENTS) or arguments.seeds):
-        parser.error("--readme is for all experiments, with the seeds that are theirs")
+        parser.error("--readme needs all experiments, each with its own seeds")
 
     rows = []
     results: list[dict[str, Any]] = []
     for experiment in arguments.experiments:
-        seeds = arguments.seeds or range(1, SEEDS.get(experiment, 3) + 1)
+        seeds = arguments.seeds or range(1, NUM_SEEDS.get(experiment, 3) + 1)
         results = [run(experiment, seed, arguments.folder.resolve() / experiment / str(seed)) for seed in seeds]
         rows.append(row(experiment, results))
         print(rows[-1], flush=True)
@@ -94,9 +97,11 @@ def main() -> None:
     print(f"\nMean ± standard deviation over n seeds; {results[0]['device']}, torch {versions['torch']}.")
     for name in ("README.md", "README.zh-CN.md") if arguments.readme else ():
         readme = PROJECT / name
-        head, marked, rest = re.split(r"(<!-- results -->\n.*\n.*\n)", readme.read_text())  # with the table's two lines
+        head, marked, rest = re.split(
+            r"(<!-- results -->\n.*\n.*\n)", readme.read_text(encoding="utf-8")
+        )  # with the table's header
         _, blank, tail = rest.partition("\n\n")
-        readme.write_text(head + marked + "\n".join(rows) + blank + tail)
+        readme.write_text(head + marked + "\n".join(rows) + blank + tail, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,26 @@
-"""How long an epoch takes: this project, a bare loop, the tutorial's way, and Lightning as it comes, beside each other.
+"""Time an epoch of this project beside a bare loop, the tutorial's way and plain Lightning.
 
-    python benchmarks/speed.py                           all of it, 5 rounds after a warm-up: long
+    python benchmarks/speed.py                           all rows, 5 rounds after a warm-up: long
     python benchmarks/speed.py --rounds 7 mnist_cnn      the rows whose names begin so, more often
     python benchmarks/speed.py --whole-rounds 1 whole    a command against a script, from start to end
     python benchmarks/speed.py --accelerator gpu         the rows for a GPU
 
-Every round times each way once, one after the other; reported are the median of the rounds' ratios and their range.
+Each round times every variant once, one after the other. The table has the median and the range of the rounds' ratios.
 
-*project*: its own ``train`` function with everything that users get by default (checkpoints, TensorBoard, metrics.csv,
-progress) but the pictures, which take less than a second at the end of a run however long it is. *bare*: the loop that
-somebody would write who keeps the data in memory: the same net, channels-last, the same batches cut from one tensor,
-torch's default optimizer and convolutions. With those of the project it must end with the same weights, to the bit: the
-warm-up checks that. *tutorial*: torchvision's data set with transforms for each image and a DataLoader with 0 or 2
-workers. *plain Lightning*: that DataLoader under a Trainer with its defaults and ``self.log`` in every step. These
-three are timed on a fifth of an epoch, so their set-up counts five times. All with the test that ends an epoch. On a
-GPU the bare loop keeps the data there as bytes, and its weights are not compared: sums are in another order each time.
+*project*: its ``train`` function with all defaults (checkpoints, TensorBoard, metrics.csv, progress) except the plots,
+which take less than a second at the end of a run of any length. *bare*: the loop that one would write who keeps the
+data in memory: the same net, channels-last, the same batches cut from one tensor, torch's default optimizer and
+convolutions. With the project's optimizer and convolutions it must end with bitwise the same weights; the warm-up
+checks that. *tutorial*: torchvision's data set with transforms for each image and a DataLoader with 0 or 2 workers.
+*plain Lightning*: that DataLoader under a Trainer with its defaults and ``self.log`` in every step. The last three are
+timed on a fifth of an epoch, so their set-up counts five times. All variants include the test that ends an epoch. On a
+GPU the bare loop keeps the data there as bytes, and its weights are not compared: the order of sums varies.
 
-Two rows are other comparisons: ``whole process`` is a command against a script, from its start to its end and with the
-pictures, and ``mnist_99`` the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %.
-Peak MB is the resident size of a process that does nothing else, not what it has on a GPU.
+Two rows compare something else. ``whole process`` is a command against a script, from start to end, with the plots.
+``mnist_99`` is the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %. Peak MB is the
+resident size of a process that runs one variant only, without memory on the GPU.
 
-Needs the data that the experiments need. Nothing else should run on the machine.
+Needs the data of the experiments. Nothing else should run on the machine.
 """
 
 import argparse
@@ -62,9 +62,8 @@ from datamodules.batch_loader import derive_seed
 from lit_models.exact import TINY_BATCH
 
 PROJECT = Path(__file__).parent.parent
-# The others are so slow that a fifth of an epoch is enough to time them.
-SLOW = 5
-# name -> settings; in a round, epochs of the project and of the bare loop; share of the data
+SLOW = 5  # the slow variants are timed on one part in so many of an epoch
+# name -> overrides; epochs of the project and of the bare loop in a round; fraction of the data
 WORKLOADS = {
     "mnist_cnn": (["experiment=mnist_cnn"], 3, 1.0),
     "mnist_mlp": (["experiment=mnist_mlp"], 3, 1.0),
@@ -80,35 +79,36 @@ GPU_WORKLOADS = {
     for size, epochs in ((64, 2), (2048, 20))
 } | {"mnist_99": WORKLOADS["mnist_99"]}
 WHOLE = "whole process, mnist_cnn, 10 epochs"
-WAYS = ("project", "bare", "tutorial", "tutorial, 2 workers", "plain Lightning")
+RATIOS = ("tutorial / project", "plain Lightning / project", "project / bare")  # in the table
+VARIANTS = ("project", "bare", "tutorial", "tutorial, 2 workers", "plain Lightning")
 
 
 class Workload:
-    """One experiment, trained in several ways."""
+    """One experiment, trained by several variants of the code."""
 
-    def __init__(self, accelerator: str, settings: list[str], epochs: int, share: float) -> None:
+    def __init__(self, accelerator: str, settings: list[str], epochs: int, fraction: float) -> None:
         self.epochs, self.accelerator = epochs, accelerator
         self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
         overrides = [*settings, f"trainer.max_epochs={epochs}", f"trainer.accelerator={accelerator}"]
-        # Validation is the test of the epoch; one more after the training would be one too many.
+        # Validation is the test that ends an epoch, so the one after the training is left out.
         overrides += ["data.validate_on=test", "trainer.limit_test_batches=0", "callbacks.pictures=null"]
         self.cfg = compose(*overrides)
         seed_and_set_threads(self.cfg.seed, self.cfg.threads)
         self.datamodule = instantiate(self.cfg.data)
-        parts = [tuple(tensor[: int(share * len(tensor))] for tensor in part) for part in self.datamodule.load()]
+        parts = [tuple(tensor[: int(fraction * len(tensor))] for tensor in part) for part in self.datamodule.load()]
         self.train_set, self.test_set = parts
         type(self.datamodule).load = lambda _: parts  # for the project
 
-    def ways(self) -> dict[str, Callable[[], Any]]:
-        """What a round times."""
-        ways: dict[str, Callable[[], Any]] = {"project": self.project, "bare": self.bare}
+    def variants(self) -> dict[str, Callable[[], Any]]:
+        """Return what a round times."""
+        variants: dict[str, Callable[[], Any]] = {"project": self.project, "bare": self.bare}
         if hasattr(self.datamodule, "mean"):  # images
-            ways |= {
+            variants |= {
                 "tutorial": self.tutorial,
                 "tutorial, 2 workers": lambda: self.tutorial(workers=2),
                 "plain Lightning": self.plain_lightning,
             }
-        return ways
+        return variants
 
     def net(self) -> torch.nn.Module:
         torch.manual_seed(self.cfg.seed)
@@ -125,8 +125,8 @@ class Workload:
             checkpoint = torch.load(Path(folder, "checkpoints/last.ckpt"), weights_only=True)
         return list(checkpoint["state_dict"].values())
 
-    def same_as_project(self) -> list[Tensor]:
-        """The bare loop with the project's arithmetic: its fused optimizer, its convolutions for tiny batches."""
+    def bare_with_project_arithmetic(self) -> list[Tensor]:
+        """Run the bare loop with the project's fused optimizer and its convolutions for tiny batches."""
         tiny = (self.datamodule.batch_size or math.inf) <= TINY_BATCH
         with torch.backends.mkldnn.flags(enabled=not tiny):
             memory_format = torch.contiguous_format if tiny else torch.channels_last
@@ -165,12 +165,12 @@ class Workload:
                 if scheduler:
                     scheduler.step()
                 step += 1
-            test(net, [(prepare(x), y) for x, y in zip(*tests, strict=True)])
+            accuracy(net, [(prepare(x), y) for x, y in zip(*tests, strict=True)])
         return [tensor.detach() for tensor in net.state_dict().values()]
 
-    def loaders(self, workers: int = 0, share: float = 1 / SLOW) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    def loaders(self, workers: int = 0, fraction: float = 1 / SLOW) -> tuple[DataLoader[Any], DataLoader[Any]]:
         transform = Compose([ToTensor(), Normalize(tuple(self.cfg.data.mean), tuple(self.cfg.data.std))])
-        parts = [[tensor[: int(share * len(tensor))] for tensor in part] for part in (self.train_set, self.test_set)]
+        parts = [[tensor[: int(fraction * len(tensor))] for tensor in part] for part in (self.train_set, self.test_set)]
         sets = [torchvision_set(inputs, targets, transform) for inputs, targets in parts]
         return (
             DataLoader(sets[0], self.cfg.data.batch_size, shuffle=True, num_workers=workers),
@@ -178,7 +178,7 @@ class Workload:
         )
 
     def tutorial(self, workers: int = 0, until: float | None = None) -> int:
-        """A part of an epoch; or trains until that share of the test set is right, and returns the epochs."""
+        """Train a part of an epoch, or whole epochs up to the test accuracy ``until``. Returns the number of epochs."""
         net = self.net()
         optimizer = self.optimizer(net, fused=None)
         train_loader, test_loader = self.loaders(workers, 1.0 if until else 1 / SLOW)
@@ -191,7 +191,7 @@ class Workload:
                 loss.backward()
                 optimizer.step()
                 running += loss.item()
-            if test(net, test_loader) >= (until or 0):
+            if accuracy(net, test_loader) >= (until or 0):
                 return epoch
         raise AssertionError
 
@@ -225,13 +225,13 @@ class Workload:
 
 
 def seed_of_step(seed: int, step: int) -> int:
-    """What the project seeds a step's random numbers with (lit_models/exact.py)."""
+    """Return the seed of a step's random numbers in the project (lit_models/exact.py)."""
     digest = hashlib.blake2b(repr((seed, 0)).encode(), digest_size=7).digest()
     return int.from_bytes(digest) + step
 
 
 def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable[[Any], Any]) -> Dataset[Any]:
-    """torchvision's own data set class over tensors that are here already."""
+    """Return torchvision's own data set class over tensors in memory."""
     kind = torchvision.datasets.MNIST if inputs.shape[1] == 1 else torchvision.datasets.CIFAR10
     dataset = kind.__new__(kind)
     dataset.transform, dataset.target_transform = transform, None
@@ -243,8 +243,7 @@ def torchvision_set(inputs: Tensor, targets: Tensor, transform: Callable[[Any], 
 
 
 @torch.no_grad()
-def test(net: torch.nn.Module, batches: Iterable[Any]) -> float:
-    """The share that is right."""
+def accuracy(net: torch.nn.Module, batches: Iterable[Any]) -> float:
     net.eval()
     device = next(net.parameters()).device
     correct = count = 0
@@ -257,32 +256,33 @@ def test(net: torch.nn.Module, batches: Iterable[Any]) -> float:
 # --- rows of the table -------------------------------------------------------------------------------------------
 
 
-def epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
-    """Seconds per epoch of all ways of a workload."""
+def time_epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
+    """Return the seconds per epoch of all variants of a workload."""
     workload = Workload(accelerator, *workloads(accelerator)[name])
-    ways = workload.ways()
+    variants = workload.variants()
     if accelerator == "cpu":
-        same = all(map(torch.equal, ways["project"](), workload.same_as_project()))
+        same = all(map(torch.equal, variants["project"](), workload.bare_with_project_arithmetic()))
         assert same, f"{name}: the project and the bare loop end with different weights"
-    tutorials_epochs = 1
+    tutorial_epochs = 1
     if name == "mnist_99":
         cnn = Workload(accelerator, *WORKLOADS["mnist_cnn"])
-        ways |= {"tutorial": cnn.tutorial, "tutorial, 2 workers": lambda: cnn.tutorial(workers=2)}
-        del ways["plain Lightning"]
-        tutorials_epochs = cnn.tutorial(until=0.98)
-    seconds = interleaved(ways, rounds)
-    for way, times in seconds.items():
-        factor = 1 / workload.epochs if way in ("project", "bare") else SLOW * tutorials_epochs
-        seconds[way] = [factor * time for time in times]
-    return figures(seconds) | {"peak_mb": {way: peak_of(name, accelerator, way) for way in ways}}
+        variants |= {"tutorial": cnn.tutorial, "tutorial, 2 workers": lambda: cnn.tutorial(workers=2)}
+        del variants["plain Lightning"]
+        tutorial_epochs = cnn.tutorial(until=0.98)
+    seconds = time_interleaved(variants, rounds)
+    for variant, times in seconds.items():
+        factor = 1 / workload.epochs if variant in ("project", "bare") else SLOW * tutorial_epochs
+        seconds[variant] = [factor * time for time in times]
+    peaks = {variant: peak_memory(name, accelerator, variant) for variant in variants}
+    return summarize(seconds) | {"peak_mb": peaks}
 
 
 def workloads(accelerator: str) -> dict[str, Any]:
     return GPU_WORKLOADS if accelerator == "gpu" else WORKLOADS
 
 
-def whole_process(rounds: int) -> dict[str, Any]:
-    """Seconds from the start of a process to its end."""
+def time_whole_process(rounds: int) -> dict[str, Any]:
+    """Return the seconds from the start of a process to its end."""
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         write_mnist(Path(folder, "MNIST/raw"))
@@ -299,11 +299,12 @@ def whole_process(rounds: int) -> dict[str, Any]:
                 command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
 
-        return figures(interleaved({way: start(command) for way, command in commands.items()}, rounds, warm_up=False))
+        variants = {variant: start(command) for variant, command in commands.items()}
+        return summarize(time_interleaved(variants, rounds, warm_up=False))
 
 
 def write_mnist(folder: Path) -> None:
-    """MNIST's own files, where torchvision looks for them."""
+    """Write MNIST's own files, where torchvision looks for them."""
     folder.mkdir(parents=True)
     parts = instantiate(compose("data=mnist").data).load()
     for name, (inputs, targets) in zip(("train", "t10k"), parts, strict=True):
@@ -312,21 +313,23 @@ def write_mnist(folder: Path) -> None:
             Path(folder, f"{name}-{kind}-ubyte").write_bytes(head + tensor.numpy().tobytes())
 
 
-def interleaved(ways: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """Seconds of each way in each round."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+def time_interleaved(
+    variants: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Return the seconds of each variant in each round."""
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for number in range(rounds + warm_up):
-        for way, run in ways.items():
+        for variant, run in variants.items():
             start = time.perf_counter()
             run()
             if number >= warm_up:
-                seconds[way].append(time.perf_counter() - start)
+                seconds[variant].append(time.perf_counter() - start)
     return seconds
 
 
-def figures(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians of the seconds, and of the ratios with their range."""
-    result: dict[str, Any] = {"seconds": {way: statistics.median(times) for way, times in seconds.items()}}
+def summarize(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the medians of the seconds, and the ratios' medians with their range."""
+    result: dict[str, Any] = {"seconds": {variant: statistics.median(times) for variant, times in seconds.items()}}
     if "bare" in seconds:
         result["project / bare"] = ratio(seconds["project"], seconds["bare"])
     if "tutorial" in seconds:
@@ -342,97 +345,112 @@ def ratio(above: list[float], below: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def peak_of(name: str, accelerator: str, way: str) -> float:
-    """Peak resident size, in MB, of a process that does nothing but one way of a workload (and of no worker)."""
-    command = [sys.executable, __file__, "--accelerator", accelerator, "--peak", way, name]
+def peak_memory(name: str, accelerator: str, variant: str) -> float:
+    """Return the peak resident size, in MB, of a process that runs one variant of a workload, without its workers."""
+    command = [sys.executable, __file__, "--accelerator", accelerator, "--peak", variant, name]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(answer.stdout.split()[-1])
 
 
 def machine() -> str:
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
         return f"{model}, {os.cpu_count()} cores"
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Bars: how many times as long as the project each way takes, on a logarithmic scale."""
+    """Draw bars: the time of each variant as a multiple of the project's."""
     from matplotlib.figure import Figure
 
     rows = result["rows"]
     figure = Figure(figsize=(8, 0.5 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    colours = {"bare": "#8a8a8a", "tutorial": "#4878a8", "plain Lightning": "#d1884f"}
-    for number, row in enumerate(rows.values()):
-        ratios = {way: row[f"{way} / project"]["median"] for way in colours if f"{way} / project" in row}
+    colors = {"bare": "#8a8a8a", "tutorial": "#4878a8", "plain Lightning": "#d1884f"}
+    for index, row in enumerate(rows.values()):
+        ratios = {variant: row[f"{variant} / project"]["median"] for variant in colors if f"{variant} / project" in row}
         if "project / bare" in row:
             ratios["bare"] = 1 / row["project / bare"]["median"]
         height = 0.8 / 3
-        for place, way in enumerate(way for way in colours if way in ratios):
-            y = -number + 0.27 - place * height
-            axes.barh(y, ratios[way], height * 0.9, color=colours[way], label=way if number == 0 else None)
-            axes.annotate(f" {ratios[way]:.2f}", (ratios[way], y), va="center", fontsize=8)
+        for place, variant in enumerate(variant for variant in colors if variant in ratios):
+            y, label = -index + 0.27 - place * height, variant if index == 0 else None
+            axes.barh(y, ratios[variant], height * 0.9, color=colors[variant], label=label)
+            axes.annotate(f" {ratios[variant]:.2f}", (ratios[variant], y), va="center", fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks([-number for number in range(len(rows))], list(rows))
-    axes.set_xlabel("time, in units of this project's (more is slower than the project)")
+    axes.set_yticks([-index for index in range(len(rows))], list(rows))
+    axes.set_xlabel("time, as a multiple of this project's (more is slower)")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Return what was typed, and the names of the rows that it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="beginnings of names (default: all)")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole-rounds", type=int, default=2, help="of the row whose rounds take five minutes each")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of speed.json, speed.png")
-    parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/benchmarks"), help="directory of speed.json, speed.png"
+    )
+    parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    if arguments.peak:
-        settings = workloads(arguments.accelerator)[arguments.rows[0]][0]
-        Workload(arguments.accelerator, settings, 1, 1.0).ways()[arguments.peak]()
-        # Not getrusage: its figure begins with that of the parent.
-        status = Path("/proc/self/status").read_text().splitlines()
-        print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))
-        return
     if arguments.accelerator == "gpu" and not torch.cuda.is_available():
         parser.error("there is no GPU here that torch can use")
     rows = [*workloads(arguments.accelerator), *([WHOLE] if arguments.accelerator == "cpu" else [])]
     names = [name for name in rows if name.startswith(tuple(arguments.rows or [""]))]
     if not names or arguments.rounds < 1:
         parser.error(f"there is nothing to do; the rows are {'; '.join(rows)}")
+    return arguments, names
 
+
+def print_peak_memory(accelerator: str, name: str, variant: str) -> None:
+    """Run one variant, and print the peak resident size of this process in MB."""
+    Workload(accelerator, workloads(accelerator)[name][0], 1, 1.0).variants()[variant]()
+    # Not getrusage: its value begins with that of the parent process.
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))
+
+
+def format_row(name: str, row: dict[str, Any]) -> str:
+    """Return a line of the Markdown table."""
+    cells = [f"{row['seconds']['project']:.2f}"]
+    for key in RATIOS:
+        ratio = row.get(key)
+        cells.append(f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "")
+    peaks = row.get("peak_mb", {})
+    cells.append(", ".join(f"{peaks[key]:.0f}" for key in VARIANTS if key in peaks and "workers" not in key))
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    arguments, names = parse_arguments()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    if arguments.peak:
+        print_peak_memory(arguments.accelerator, arguments.rows[0], arguments.peak)
+        return
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {pl.__version__}"
     about = f"{machine()}, {torch.get_num_threads()} threads; {versions}"
     if arguments.accelerator == "gpu":
         about = f"{torch.cuda.get_device_name()}, {about}"
     print(f"{about}\nmedians and ranges of {arguments.rounds} rounds\n")
-    keys = ("tutorial / project", "plain Lightning / project", "project / bare")
-    print(f"| workload | project, s per epoch | {' | '.join(keys)} | peak MB: {', '.join(WAYS[:3])}, {WAYS[4]} |")
+    variants = ", ".join([*VARIANTS[:3], VARIANTS[4]])
+    print(f"| workload | project, s per epoch | {' | '.join(RATIOS)} | peak MB: {variants} |")
     print("|---" * 6 + "|", flush=True)
     result: dict[str, Any] = {"machine": about, "rounds": arguments.rounds, "rows": {}}
     for name in names:
-        row = (
-            whole_process(arguments.whole_rounds)
-            if name == WHOLE
-            else epochs(name, arguments.accelerator, arguments.rounds)
-        )
+        if name == WHOLE:
+            row = time_whole_process(arguments.whole_rounds)
+        else:
+            row = time_epochs(name, arguments.accelerator, arguments.rounds)
         result["rows"][name] = row
-        cells = [f"{row['seconds']['project']:.2f}"]
-        for key in keys:
-            r = row.get(key)
-            cells.append(f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f})" if r else "")
-        peaks = row.get("peak_mb", {})
-        cells.append(", ".join(f"{peaks[way]:.0f}" for way in WAYS if way in peaks and "workers" not in way))
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        print(format_row(name, row), flush=True)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+        (arguments.out / "speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         draw(result, arguments.out / "speed.png")
     print(f"\n{arguments.out / 'speed.json'}, {arguments.out / 'speed.png'}")
 

@@ -1,6 +1,7 @@
 """Pictures of a run, into its folder ``pictures/`` and into TensorBoard."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from callbacks import get_datamodule, get_metrics_history
-from plots import charts
+from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
+from plots.figure import to_pixels
+from plots.images import filters, image_grid, predictions
+from plots.line import line_fit, loss_surface
+from plots.training import accuracy_curve, loss_curve
+from runs.files import write_png
 
 log = logging.getLogger(__name__)
 
@@ -111,43 +117,63 @@ class Plots(pl.Callback):
         )
         figures = {}
         if any("train/loss" in row for row in history.rows):
-            figures["loss"] = charts.loss(history.rows, history.curve, len(datamodule.train_indices), checked_on)
+            figures["loss"] = loss_curve(history.rows, history.curve, len(datamodule.train_indices), checked_on)
         if any("train/acc" in row for row in history.rows):
-            figures["accuracy"] = charts.accuracy(history.rows, checked_on)
+            figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         first = next((layer for layer in net.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))), None)
         if isinstance(first, nn.Conv2d):
-            figures["filters"] = charts.filters(first.weight.detach().cpu())
+            figures["filters"] = filters(first.weight.detach().cpu())
         two = datamodule.shape == (2,) and len(datamodule.class_names) == 2
         if self.way and two and hasattr(pl_module, "probabilities"):
-            names, prepare = datamodule.class_names, datamodule.normalize
-            columns = getattr(datamodule, "columns", ("first feature", "second feature"))
-            points, targets = datamodule.load()[0]
-            figures |= charts.boundaries(pl_module, self.way, points, targets, names, prepare, columns)
+            figures |= self._boundaries(datamodule, pl_module)
         if self.way and hasattr(net, "coefficients") and isinstance(pl_module.loss, nn.MSELoss):
             inputs, targets = datamodule.load()[0]
             path = np.array([[tensor.item() for tensor in state.values()] for state in self.way.values()])  # (n, 2)
             path = np.vstack([path, [parameter.item() for parameter in net.parameters()]])
             path = path[np.isfinite(path).all(1)]
             x, y = datamodule.normalize(inputs)[:, 0].numpy(), targets[:, 0].numpy()
-            figures |= {"line": charts.line(x, y, *path[-1]), "surface": charts.surface(x, y, path)}
+            figures |= {"line": line_fit(x, y, *path[-1]), "surface": loss_surface(x, y, path)}
         return figures
+
+    @torch.no_grad()
+    def _boundaries(self, datamodule: Any, pl_module: Any) -> dict[str, "Figure"]:
+        net, final = pl_module.net, -1
+        training = net.training
+        states = self.way | {final: {name: tensor.clone() for name, tensor in net.state_dict().items()}}
+
+        def probs_at(epoch: int, points: Tensor) -> Tensor:  # (N, 2)
+            net.load_state_dict(states[epoch])
+            inputs = datamodule.normalize(points).to(next(net.parameters()))
+            return pl_module.probabilities(net(inputs)).float().cpu()
+
+        (points, targets), names = datamodule.load()[0], datamodule.class_names
+        axis_names = getattr(datamodule, "columns", ("first feature", "second feature"))
+        net.eval()
+        try:
+            return {
+                "boundary": decision_boundary(partial(probs_at, final), points, targets, names, axis_names),
+                "boundaries": decision_boundaries(probs_at, list(self.way), points, targets, names),
+            }
+        finally:
+            net.load_state_dict(states[final])
+            net.train(training)
 
     def _of_test(self, trainer: pl.Trainer) -> dict[str, "Figure"]:
         names = get_datamodule(trainer).class_names
         shares, targets = torch.cat(self._shares), torch.cat(self._targets)
         pairs = torch.bincount(targets * len(names) + shares.argmax(1), minlength=len(names) ** 2)
         counts = pairs.view(len(names), len(names)).numpy()
-        figures = {"confusion": charts.confusion(counts, names), "classes": charts.classes(counts, names)}
+        figures = {"confusion": confusion_matrix(counts, names), "classes": per_class_accuracy(counts, names)}
         if self._first is not None:
             pictures, first_shares, first_targets = self._first
-            figures["samples"] = charts.images(pictures, [names[target] for target in first_targets])
-            figures["predictions"] = charts.predictions(pictures, first_shares, first_targets, names)
+            figures["samples"] = image_grid(pictures, [names[target] for target in first_targets])
+            figures["predictions"] = predictions(pictures, first_shares, first_targets, names)
             worst = [torch.cat(part) for part in zip(*self._worst, strict=True)]
             if len(worst[0]):
                 order = worst[1].max(1).values.argsort(descending=True)[:MOST]
-                title = f"the surest of {int((shares.argmax(1) != targets).sum()):,} mistakes"
+                title = f"the most confident of {int((shares.argmax(1) != targets).sum()):,} mistakes"
                 pictures, worst_shares, worst_targets = (part[order] for part in worst)
-                figures["mistakes"] = charts.predictions(pictures, worst_shares, worst_targets, names, title)
+                figures["mistakes"] = predictions(pictures, worst_shares, worst_targets, names, title)
         return figures
 
     @staticmethod
@@ -156,7 +182,8 @@ class Plots(pl.Callback):
             return
         for name, figure in figures.items():
             try:
-                picture = charts.save(figure, Path(trainer.default_root_dir) / "pictures" / f"{name}.png")
+                picture = to_pixels(figure)
+                write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", picture)
             except OSError as error:  # the run is worth more than its pictures
                 log.warning("no more pictures: %s", error)
                 return

@@ -1,11 +1,11 @@
-"""Gives up on the hopeless runs of a search."""
+"""Give up on the hopeless runs of a search."""
 
 from pathlib import Path
 
 import lightning.pytorch as pl
 import optuna
 
-from sweeps.study import open_study
+from sweeps.study import open_study, open_trial, read_trial, storage_errors
 
 
 class Pruned(Exception):
@@ -15,10 +15,10 @@ class Pruned(Exception):
 
 
 class OptunaPruning(pl.Callback):
-    """Ends a run of a search when its metric is worse than the median of the earlier runs after as many epochs.
+    """End a run of a search when its metric is worse than the median of the earlier runs after as many epochs.
 
     Args:
-        trial: number of the run in the study, which lies beside the run's folder.
+        trial: number of the run in the study, which lies beside the run's directory.
         metric: measured in validation.
         startup_trials: runs that are trained to their end before any is given up.
         warmup_epochs: epochs that every run gets.
@@ -33,11 +33,11 @@ class OptunaPruning(pl.Callback):
         self.pruner = optuna.pruners.MedianPruner(startup_trials, warmup_epochs)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        self._study = open_study(Path(trainer.default_root_dir).parent, pruner=self.pruner)
-        trials = self._study.get_trials(deepcopy=False)
-        self._id = next(trial._trial_id for trial in trials if trial.number == self.number)
+        if trainer.is_global_zero:
+            self._sweep_dir = Path(trainer.default_root_dir).parent
+            with storage_errors(self._sweep_dir):
+                self._study = open_study(self._sweep_dir, pruner=self.pruner)
+                self._trial = open_trial(self._study, self._sweep_dir, self.number)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -45,9 +45,13 @@ class OptunaPruning(pl.Callback):
         if self.metric not in trainer.callback_metrics:
             measured = ", ".join(trainer.callback_metrics)
             raise ValueError(f"callbacks.pruning.metric={self.metric} is not measured; there are {measured}")
-        if trainer.is_global_zero:
-            value = trainer.callback_metrics[self.metric].item()
-            self._study._storage.set_trial_intermediate_value(self._id, trainer.current_epoch + 1, value)
+        if not trainer.is_global_zero:
+            return
+        epoch = trainer.current_epoch + 1
+        with storage_errors(self._sweep_dir):
+            # A resumed run may repeat an epoch, and then gets the value that is stored already.
+            if epoch not in read_trial(self._study, self.number).intermediate_values:
+                self._trial.report(trainer.callback_metrics[self.metric].item(), epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         reason = self._reason(trainer.current_epoch) if trainer.is_global_zero else None
@@ -55,9 +59,9 @@ class OptunaPruning(pl.Callback):
             raise Pruned(reason)
 
     def _reason(self, epoch: int) -> str | None:
-        """Why the run is given up after so many epochs, if it is."""
-        trial = self._study._storage.get_trial(self._id)
-        # A resumed run may do an epoch again that it has reported before: that is for its own end to judge.
+        """Return why the run is given up after so many epochs, if it is."""
+        trial = read_trial(self._study, self.number)
+        # A resumed run may repeat an epoch that it has reported before: later epochs were good enough then.
         if trial.last_step != epoch or not self._study.pruner.prune(self._study, trial):
             return None
         value = trial.intermediate_values[epoch]

@@ -17,7 +17,7 @@ from cli import CONF, PROJECT
 from cli.help import GROUPS
 from cli.job import is_multirun
 from runs.rank import global_rank, is_rank_zero
-from sweeps.summary import SweepSummary
+from sweeps.callback import SweepSummary
 
 
 def print_error(error: BaseException, show_traceback: bool) -> None:

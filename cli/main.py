@@ -30,7 +30,7 @@ from cli.process import single_job_argv
 from cli.validation import check_overrides
 from runs.migrate import upgrade_overrides
 from runs.rank import is_rank_zero
-from sweeps.summary import SweepSummary
+from sweeps.callback import SweepSummary
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
             print(f"note: {note}", file=sys.stderr)
     try:
         _run_under_hydra(task, config_name)
-        code = int(SweepSummary.failed > 0)
+        code = SweepSummary.exit_code()
     except SystemExit as error:
         code = error.code or 0
     sys.exit(code)
@@ -132,7 +132,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     except (Exception, KeyboardInterrupt) as error:
         if SweepSummary.folder:
             run_dir.remove_sweep_dir_if_empty(SweepSummary.folder)
-        exit_with_error(error, show_traceback)
+        begun = isinstance(error, OSError) and SweepSummary.folder and SweepSummary.folder.is_dir()
+        exit_with_error(error, show_traceback, resume_command() if begun else None)
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> object:

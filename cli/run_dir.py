@@ -108,6 +108,11 @@ def record_failure(folder: Path, reason: str) -> dict[str, Any]:
     overrides = task_overrides()
     result: dict[str, Any] = {"command": shlex.join(["python", "train.py", *overrides]), "overrides": overrides}
     result |= {"status": "failed", "metrics": {}}
-    result = (read_result(folder) or result) | {"reason": reason}
-    write_result(folder, result)
+    with contextlib.suppress(ValueError):  # a broken result.json
+        result = read_result(folder) or result
+    result |= {"reason": reason}
+    try:
+        write_result(folder, result)
+    except OSError as error:  # the reason is printed, and the other jobs of the sweep still run
+        log.warning("result.json could not be written: %s", error)
     return result

@@ -1,36 +1,78 @@
-"""Hydra's own sweeper over a grid, made quick for small jobs."""
+"""The sweeper over a grid, in place of Hydra's: it composes the config of each job once.
 
-from typing import Any
+Hydra's own (hydra._internal.core_plugins.basic_sweeper) composes each of them twice: to check them all before the first
+job runs, and to run it. For jobs as short as those of ``experiment=line_scan`` that is the larger part of the time.
+"""
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+import itertools
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sweeps.overrides import parse_overrides
 
 
-class GridSweeper(BasicSweeper):
-    """Hydra composes the config of each job twice: to check them all before the first one runs, and to run it. Of a job
-    as short as those of ``experiment=line_scan`` that is the larger part, so here it is done once."""
+class GridSweeper(Sweeper):
+    """Run a job for each combination of the values given.
+
+    Args:
+        max_batch_size: jobs that are checked, and handed to the launcher, at once; None is all of them.
+        params: overrides that hold unless others are typed.
+    """
+
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None) -> None:
+        self.max_batch_size, self.params = max_batch_size, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        loader: Any = _ComposedOnce(hydra_context.config_loader)
-        context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
-        super().setup(hydra_context=context, task_function=task_function, config=config)
+        self.config = config
+        self.loader = cast(ConfigLoader, _ComposedOnce(hydra_context.config_loader))
+        context = HydraContext(config_loader=self.loader, callbacks=hydra_context.callbacks)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task_function, config=config
+        )
 
-    def sweep(self, arguments: list[str]) -> Any:
-        try:
-            return super().sweep(arguments)
-        except HydraException as error:
-            if "INTERVAL_SWEEP" in str(error):
-                raise ValueError("an interval is for a search: add hydra/sweeper=optuna") from error
-            raise
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        overrides = parse_overrides(self.loader, self.params, arguments)
+        jobs = [list(job) for job in itertools.product(*map(_values, overrides.values()))]
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        size, returns = self.max_batch_size or len(jobs), []
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            for job in batch:
+                self.loader.load_sweep_config(self.config, job)  # a mistake is found before the first job runs
+            returns.append(self.launcher.launch(batch, initial_job_idx=start))
+            for job_return in returns[-1]:
+                _ = job_return.return_value  # raises what ended the job
+        return returns
+
+
+def _values(override: Override) -> list[str]:
+    """Return ``KEY=VALUE`` for each of the values of an override."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise ValueError(f"{override.input_line}: an interval is for a search: add hydra/sweeper=optuna")
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 class _ComposedOnce:
-    """A config loader that hands out a second time what it has composed before."""
+    """A config loader that returns a config that it has composed before, once."""
 
-    MOST = 200  # configs that it keeps: each takes some hundred kilobytes
+    MAX_CONFIGS = 200  # that it keeps: each takes some hundred kilobytes
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -39,7 +81,7 @@ class _ComposedOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # to another process goes none of what is kept
+    def __reduce__(self) -> tuple[Any, ...]:  # another process gets none of the configs
         return type(self), (self._loader,)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -47,7 +89,7 @@ class _ComposedOnce:
         if key in self._kept:
             return self._kept.pop(key)
         config = self._loader.load_sweep_config(master_config, sweep_overrides)
-        if len(self._kept) < self.MOST:
+        if len(self._kept) < self.MAX_CONFIGS:
             self._kept[key] = config
         return config
 

@@ -1,6 +1,6 @@
-"""A sweeper for Hydra that searches with Optuna: ``python train.py -m sweep=mnist_lr``.
+"""A Hydra sweeper that searches with Optuna: ``python train.py -m sweep=mnist_lr``.
 
-The published plugin (hydra-optuna-sweeper 1.3.0) wants Optuna below 3, fails with a SQLite study under SQLAlchemy 2,
+The published plugin (hydra-optuna-sweeper 1.3.0) requires Optuna below 3, fails with a SQLite study under SQLAlchemy 2,
 and cannot prune or resume.
 """
 
@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from sweeps.overrides import parse_overrides
 
 if TYPE_CHECKING:
     import optuna
@@ -26,26 +27,26 @@ if TYPE_CHECKING:
 
 
 class OptunaSweeper(Sweeper):
-    """Asks Optuna's TPE (Bergstra et al. 2011) for settings, runs them, and tells what came out.
+    """Ask Optuna's TPE sampler (Bergstra et al. 2011) for settings, run them as jobs, and report their metrics.
 
-    The study is ``study.db`` in the folder of the sweep. The setting that is searched around, where it lies in the
-    ranges, is the first trial. What trial n tries depends on the seed, n and the results before it, so an interrupted
-    search goes on as if nothing had happened. Several processes may search in one folder (``sweep_resume``), and a
-    launcher with ``n_jobs`` gets that many jobs at once; a trial whose process has died is taken over.
+    The study is ``study.db`` in the directory of the sweep. The first trial has the settings of the config, where they
+    lie in the search space. What trial n tries depends on the seed, n and the results before it, so an interrupted
+    search resumes as if nothing had happened. Several processes may search in one directory (``sweep_resume``), and a
+    launcher with ``n_jobs`` gets that many jobs at once. A trial whose process has died is taken over.
 
     Args:
-        params: what to search, in Hydra's words (``tag(log, interval(1e-4, 1e-1))``, ``choice(32, 64)``,
-            ``range(2, 9)``), or a plain value for all jobs.
-        metric: of a run's result.json; never of the test set.
+        params: the search space as Hydra's overrides (``tag(log, interval(1e-4, 1e-1))``, ``choice(32, 64)``,
+            ``range(2, 9)``), and plain values for all jobs.
+        metric: in a run's result.json; never one of the test set.
         direction: ``maximize`` or ``minimize``.
         n_trials: in all, those of earlier commands included.
-        startup_trials: drawn at random, before the search learns from them.
+        startup_trials: drawn at random before the search learns from them.
         seed: of the search.
     """
 
     config: DictConfig
     launcher: Launcher
-    space: dict[str, Any]  # what is searched: setting -> distribution
+    space: dict[str, Any]  # setting -> distribution
 
     def __init__(
         self,
@@ -67,22 +68,22 @@ class OptunaSweeper(Sweeper):
         self.n_trials, self.startup_trials, self.seed = n_trials, startup_trials, seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        import optuna  # noqa: F401  that it is missing is said before there is a folder
+        import optuna  # noqa: F401  where it is missing, fail before a directory is made
 
         self.config, self.loader = config, hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         self.at_once = config.hydra.launcher.get("n_jobs", 1)
-        if self.at_once < 1:  # joblib's way to say all cores
+        if self.at_once < 1:  # joblib: all cores
             self.at_once = os.cpu_count() or 1
 
     def sweep(self, arguments: list[str]) -> None:
         from optuna.trial import TrialState
 
-        from sweeps.study import open_study
+        from sweeps.study import open_study, storage_errors
 
-        self._read(arguments)
+        self._parse(arguments)
         base = self.loader.load_sweep_config(self.config, self.fixed)
         if base.data.get("validate_on") == "test":
             raise ValueError(
@@ -91,12 +92,12 @@ class OptunaSweeper(Sweeper):
             )
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with _at_work(folder) as worker:
+        with storage_errors(folder), _worker_lock(folder) as worker:
             with _locked(folder / ".study.lock"):
                 study = open_study(folder, direction=self.direction)
-                if not study.get_trials(deepcopy=False) and (start := self._start(base)):
+                if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
-            while trials := self._next(study, folder, worker):
+            while trials := self._next_trials(study, folder, worker):
                 for trial, job in zip(trials, self._launch(trials), strict=True):
                     self._tell(study, trial, job.return_value)
                 ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -104,25 +105,20 @@ class OptunaSweeper(Sweeper):
                 if not ended and len(failed) >= 3:
                     raise RuntimeError("the search has ended: its first runs have all failed")
 
-    def _read(self, arguments: list[str]) -> None:
-        """What was typed, on top of ``params``: what is the same for all jobs, and what is searched."""
-        texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(texts)
-        last = {override.get_key_element(): override for override in overrides}
-        self.fixed = [
-            f"{key}={override.get_value_element_as_str()}"
-            for key, override in last.items()
-            if not override.is_sweep_override()
-        ]
-        self.space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
+    def _parse(self, arguments: list[str]) -> None:
+        """Split the overrides, those of ``params`` included, into what all jobs share and what is searched."""
+        overrides = parse_overrides(self.loader, self.params, arguments)
+        fixed = {key: override for key, override in overrides.items() if not override.is_sweep_override()}
+        self.fixed = [f"{key}={override.get_value_element_as_str()}" for key, override in fixed.items()]
+        self.space = {key: _distribution(override) for key, override in overrides.items() if key not in fixed}
         for key in self.space:
             if key in ("seed", "data.fold"):
                 raise ValueError(f"a search must not choose the {key}: that is luck, not a setting")
         if not self.space:
             raise ValueError("there is nothing to search; a range is optimizer.lr='tag(log, interval(1e-4, 1e-1))'")
 
-    def _start(self, base: DictConfig) -> dict[str, Any]:
-        """The settings as they are, where they lie in what is searched."""
+    def _first_trial(self, base: DictConfig) -> dict[str, Any]:
+        """Return the settings of the config; nothing where one of them lies outside of the search space."""
         start = {}
         for key, distribution in self.space.items():
             value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)
@@ -136,20 +132,22 @@ class OptunaSweeper(Sweeper):
             start[key] = value
         return start
 
-    def _next(self, study: "optuna.Study", folder: Path, worker: str) -> list["FrozenTrial"]:
-        """Trials that nobody works on, or else new ones; none when there are enough."""
+    def _next_trials(self, study: "optuna.Study", folder: Path, worker: str) -> list["FrozenTrial"]:
+        """Return trials that no process runs, or else new ones; none when there are enough."""
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
+        from sweeps.study import open_trial, read_trial
+
         with _locked(folder / ".study.lock"):
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            left = [trial for trial in running if not _is_at_work(folder, trial.user_attrs.get("worker"))]
+            left = [trial for trial in running if not _is_alive(folder, trial.user_attrs.get("worker"))]
             for trial in [trial for trial in left if trial.params.keys() != self.space.keys()]:
                 study.tell(trial.number, state=TrialState.FAIL)  # its process died while it asked
                 left.remove(trial)
             left = left[: self.at_once]
             for trial in left:
-                study._storage.set_trial_user_attr(trial._trial_id, "worker", worker)
+                open_trial(study, folder, trial.number).set_user_attr("worker", worker)
             while not left or len(left) < self.at_once:
                 begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
                 if len(begun) >= self.n_trials:
@@ -159,16 +157,16 @@ class OptunaSweeper(Sweeper):
                 )
                 new = study.ask(self.space)
                 new.set_user_attr("worker", worker)
-                left.append(study._storage.get_trial(new._trial_id))
+                left.append(read_trial(study, new.number))
         return sorted(left, key=lambda trial: trial.number)
 
     def _launch(self, trials: list["FrozenTrial"]) -> Iterator[Any]:
-        """Runs the trials as jobs with the numbers that they have in the study."""
+        """Run the trials as jobs with the numbers that they have in the study."""
         while trials:
             numbers = [trial.number for trial in trials]
             size = next(n for n in range(1, len(trials) + 1) if numbers[n:] == [] or numbers[n] != numbers[0] + n)
             jobs = [
-                [*self.fixed, *(f"{key}={_text(trial.params[key])}" for key in self.space)] for trial in trials[:size]
+                [*self.fixed, *(f"{key}={_format(trial.params[key])}" for key in self.space)] for trial in trials[:size]
             ]
             yield from self.launcher.launch(jobs, initial_job_idx=numbers[0])
             trials = trials[size:]
@@ -176,7 +174,7 @@ class OptunaSweeper(Sweeper):
     def _tell(self, study: "optuna.Study", trial: "FrozenTrial", result: dict[str, Any]) -> None:
         from optuna.trial import TrialState
 
-        if result["status"] != "finished":  # what diverged is as bad as what was given up, and known to be
+        if result["status"] != "finished":  # a run that diverged is as bad as a pruned one, and the search learns that
             state = TrialState.FAIL if result["status"] == "failed" else TrialState.PRUNED
             study.tell(trial.number, state=state)
         elif (value := result["metrics"].get(self.metric)) is None:
@@ -191,7 +189,7 @@ def _distribution(override: Override) -> "BaseDistribution":
 
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
-        bounds: tuple[Any, Any] = sweep.start, sweep.end  # of int(interval(1, 9)) they are whole numbers
+        bounds: tuple[Any, Any] = sweep.start, sweep.end  # whole numbers for int(interval(1, 9))
         kind = IntDistribution if all(isinstance(bound, int) for bound in bounds) else FloatDistribution
         try:
             return kind(*bounds, log="log" in sweep.tags)
@@ -204,11 +202,11 @@ def _distribution(override: Override) -> "BaseDistribution":
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def _text(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)  # four digits are enough to type
 
 
-# --- which processes are at work: a lock is free again when its process ends, however it ends --------------------
+# --- which processes search: a lock is free again when its process ends, however it ends -------------------------
 
 
 @contextlib.contextmanager
@@ -220,15 +218,15 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _at_work(folder: Path) -> Iterator[str]:
-    """The name of this process among those that search in the folder."""
+def _worker_lock(folder: Path) -> Iterator[str]:
+    """Yield the name of this process among those that search in the directory."""
     name = f".worker-{uuid.uuid4().hex[:12]}.lock"
     with _locked(folder / name):
         yield name
     (folder / name).unlink(missing_ok=True)
 
 
-def _is_at_work(folder: Path, name: str | None) -> bool:
+def _is_alive(folder: Path, name: str | None) -> bool:
     from filelock import FileLock, Timeout
 
     if name is None or not (folder / name).exists():

@@ -1,1 +1,1 @@
-"""Plots: numbers in, a matplotlib Figure out. Nothing here writes a file or knows the Trainer."""
+"""Figures: numbers in, a matplotlib Figure out. Nothing here writes a file or knows a trainer."""

@@ -1,10 +1,15 @@
 """Write files that are always whole, make directories that nobody else has, and update symbolic links."""
 
 import contextlib
+import io
 import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -25,13 +30,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_png(path: Path, pixels: "np.ndarray") -> None:
+    """Write an image, uint8 ``(H, W, 3)``."""
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "png")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())
+
+
 def update_symlink(link: Path, target: Path) -> None:
     """Let ``link`` point at the directory ``target``, such as ``outputs/last`` at the newest run."""
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)
-    os.replace(temporary, link)
+    try:
+        os.replace(temporary, link)
+    except OSError:  # such as a directory in the place of the link
+        temporary.unlink()
+        raise
 
 
 def make_unique_dir(name: str, suffix: str = "-{}") -> str:

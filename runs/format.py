@@ -1,6 +1,10 @@
 """Numbers and tables as people read them."""
 
+import unicodedata
 from collections.abc import Sequence
+
+# Control characters, surrogates (bytes that are not UTF-8) and the two line separators of Unicode.
+UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 def format_metric(name: str, value: float) -> str:
@@ -30,6 +34,12 @@ def round_float32(value: float) -> float:
     return float(f"{value:.9g}")
 
 
+def printable(text: str) -> str:
+    r"""Return text with an escape such as ``\x1b`` for each character that no terminal or UTF-8 file can hold."""
+    escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in UNPRINTABLE else c for c in text)
+    return "".join(escaped)
+
+
 def text_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a line for each row, its cells padded to the width of their columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -40,4 +50,5 @@ def text_columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> list[str]:
     """Return the lines of a Markdown table; the keys of the first row are its header."""
-    return ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]), *(r.values() for r in rows))]
+    lines = (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines]

@@ -1,1 +1,1 @@
-"""A sweep as a whole: its summary, its plots, and the Optuna study of a search."""
+"""A sweep as a whole: the jobs and their summary, its Hydra callback, the Optuna study of a search, and its figures."""

@@ -1,31 +1,72 @@
-"""The study of a search: Optuna's database in the folder of the sweep, and its picture."""
+"""The study of a search: Optuna's database in the directory of the sweep."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import optuna
 
+STUDY_NAME = "search"
 
-def open_study(folder: Path, **settings: Any) -> "optuna.Study":
-    """The study in ``study.db``, made where there is none. Several processes may work on it.
+
+def exists(sweep_dir: Path) -> bool:
+    """Return whether a sweep is a search."""
+    return (sweep_dir / "study.db").exists()
+
+
+def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":
+    """Return the study in ``study.db``; make it where there is none. Several processes may work on it.
 
     Args:
-        folder: of the sweep.
         **settings: for ``optuna.create_study``.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{folder.resolve() / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
-    return optuna.create_study(storage=storage, study_name="search", load_if_exists=True, **settings)
+    return optuna.create_study(storage=_storage(sweep_dir), study_name=STUDY_NAME, load_if_exists=True, **settings)
+
+
+@contextlib.contextmanager
+def storage_errors(sweep_dir: Path) -> Iterator[None]:
+    """Raise OSError, with what SQLite says, where ``study.db`` cannot be read or written."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        raise OSError(f"{sweep_dir / 'study.db'}: {getattr(cause, 'orig', None) or cause}") from error
+
+
+def open_trial(study: "optuna.Study", sweep_dir: Path, number: int) -> "optuna.Trial":
+    """Return a running trial of the study, to report to. ``study.trials`` are copies that can only be read."""
+    import optuna
+
+    storage = _storage(sweep_dir)
+    study_id = storage.get_study_id_from_name(STUDY_NAME)
+    return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
+
+
+def read_trial(study: "optuna.Study", number: int) -> "optuna.trial.FrozenTrial":
+    """Return a trial as it is now."""
+    return next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
+
+
+def _storage(sweep_dir: Path) -> "optuna.storages.RDBStorage":
+    import optuna
+
+    url = f"sqlite:///{sweep_dir.resolve() / 'study.db'}"
+    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})  # seconds
 
 
 def importances(study: "optuna.Study") -> dict[str, float]:
-    """How much of the difference between good trials and all is due to each parameter, the largest first: PED-ANOVA
-    (Watanabe et al. 2023, arXiv:2304.10255). Empty where there is nothing to tell apart."""
+    """Return how much each parameter tells good trials from all trials, the most important first.
+
+    By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255). Empty for a study with too little to compare.
+    """
     import optuna
 
     ended = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
@@ -34,57 +75,3 @@ def importances(study: "optuna.Study") -> dict[str, float]:
     return optuna.importance.get_param_importances(
         study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
     )
-
-
-def draw(folder: Path, metric: str, path: Path) -> None:
-    """The trials in their order with the best so far, the importances, and the metric over each parameter."""
-    import optuna
-
-    from plots.charts import TRAIN, VAL, WRONG, new_figure, plain, save
-
-    study = open_study(folder)
-    trials = study.get_trials(deepcopy=False)
-    ended = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
-    pruned = [trial for trial in trials if trial.state == optuna.trial.TrialState.PRUNED and trial.value is not None]
-    if not ended:
-        return
-    names, shares, best = list(ended[0].distributions), importances(study), study.best_trial
-    panels = 1 + bool(shares) + len(names)
-    columns = 3 if panels > 4 else min(panels, 2)
-    rows = -(-panels // columns)
-    figure = new_figure(4.2 * columns, 3.4 * rows)
-    places = iter(figure.subplots(rows, columns, squeeze=False).flat)
-
-    def show(axes: Any, x_of: Any) -> None:
-        axes.plot([x_of(t) for t in pruned], [t.value for t in pruned], "x", color="#9a9a9a", label="pruned")
-        axes.plot([x_of(t) for t in ended], [t.value for t in ended], "o", color=TRAIN, markersize=4, label="trained")
-        axes.plot(x_of(best), best.value, "o", color=WRONG, markersize=8, label="best")
-
-    axes = plain(next(places), "trial", metric)
-    best_so_far = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
-    values: list[Any] = [t.value for t in ended]
-    course = [best_so_far(values[: end + 1]) for end in range(len(values))]
-    axes.step([t.number for t in ended], course, where="post", color=VAL, linewidth=1.2, label="best so far")
-    show(axes, lambda trial: trial.number)
-    axes.locator_params("x", integer=True)
-    axes.legend(frameon=False, fontsize=8)
-    if shares:
-        axes = plain(next(places), "importance", "")
-        axes.barh([name.rpartition(".")[2] for name in shares], list(shares.values()), 0.5, color=TRAIN)
-        axes.invert_yaxis()
-    for name in names:
-        axes = plain(next(places), name, metric)
-        show(axes, lambda trial, name=name: _number(trial.params[name]))
-        if getattr(ended[0].distributions[name], "log", False):
-            axes.set_xscale("log")
-    for axes in places:
-        axes.axis("off")
-    save(figure, path)
-
-
-def _number(value: Any) -> Any:
-    """One of the choices 64, 128 … is stored as text."""
-    try:
-        return float(value)
-    except ValueError:
-        return value

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import datamodules
 import train
 from cli.compose import compose, run_title
-from plots import charts
+from plots import figure
 from tests.conftest import PROJECT
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "trainer.max_epochs=4")
@@ -90,7 +90,7 @@ def test_a_line_passes_near_its_points() -> None:
     image = pixels("line")
     points, fitted = (
         np.argwhere(np.abs(image - np.array(matplotlib.colors.to_rgb(colour))).max(-1) < 0.02)
-        for colour in (charts.TRAIN, charts.VAL)
+        for colour in (figure.TRAIN, figure.VAL)
     )
     assert len(points) > 100
     distances = np.abs(points[:, None] - fitted[None]).sum(-1).min(1)

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from cli.build import load_run
 from cli.compose import compose
 from lit_models import nets
 from runs.checkpoint import find_checkpoint
+from tests.conftest import PROJECT
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=100", "trainer.max_epochs=5")
 
@@ -352,6 +355,22 @@ def test_a_failing_export_leaves_what_was_there(made: Path, monkeypatch) -> None
         write(made / "blobs", "model.onnx")
     assert Path("model.onnx").read_text() == "of last week"
     assert [path.name for path in Path().iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size there")
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".pt"])
+def test_an_export_without_space_is_one_line(suffix: str, made: Path) -> None:
+    """As on a full disk: no file may be longer than a kilobyte."""
+    Path(f"model{suffix}").write_text("of last week", encoding="utf-8")
+    command = [sys.executable, PROJECT / "export.py", f"run={made / 'bands'}", f"output=model{suffix}"]
+    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "export", *map(str, command)]
+    answer = subprocess.run(limited, capture_output=True, text=True)
+    assert answer.returncode == 1
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("error: ") and "File too large" in line
+    assert Path(f"model{suffix}").read_text(encoding="utf-8") == "of last week"
+    assert [path.name for path in Path().iterdir()] == [f"model{suffix}"]
 
 
 # --- as typed ----------------------------------------------------------------------------------------------------

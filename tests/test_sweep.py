@@ -1,21 +1,33 @@
 """Sweeps: one ranked table of all jobs, going on after a kill, searching, side by side."""
 
 import csv
+import errno
+import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import matplotlib.image
 import pytest
 import torch
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 import datamodules
-from sweeps.study import open_study
+from callbacks.pruning import OptunaPruning, Pruned
+from cli import run_dir
+from plots.figure import to_pixels
+from sweeps.callback import SweepSummary, _print_once
+from sweeps.figures import study_figure, summary_figure
+from sweeps.study import open_study, open_trial, read_trial
 from sweeps.summary import Summary
 from tests.conftest import PROJECT
 
@@ -42,10 +54,10 @@ def seeds() -> Summary:
 
 def test_seeds_are_samples_of_the_same_thing(seeds: Summary) -> None:
     assert seeds.keys == ["model"]
-    best, second = seeds.means()
+    best, second = seeds.mean_rows()
     assert (best["model"], best["val/acc"], best["n"]) == ("cnn", "0.96 ± 0.01", "3")
     assert second["val/acc"] == "0.933333 ± 0.049"
-    assert seeds.best()["command"] == "python train.py data=mnist model=cnn seed=3"
+    assert seeds.best().command == "python train.py data=mnist model=cnn seed=3"
     assert "0.96 ± 0.01" in str(seeds)
     assert "best: python train.py data=mnist model=cnn seed=3" in str(seeds)
 
@@ -65,8 +77,8 @@ def test_a_failed_job_says_why_and_is_last() -> None:
     job(1, ["optimizer.lr=100"], None, status="failed", reason="the training loss is nan")
     job(2, ["optimizer.lr=1"], 0.95)
     summary = Summary(Path("sweep"))
-    assert [row["optimizer.lr"] for row in summary.jobs()] == ["1", "0.1", "100"]
-    assert summary.jobs()[-1]["reason"] == "the training loss is nan"
+    assert [row["optimizer.lr"] for row in summary.job_rows()] == ["1", "0.1", "100"]
+    assert summary.job_rows()[-1]["reason"] == "the training loss is nan"
     assert "failed: optimizer.lr=100: the training loss is nan" in str(summary)
     assert "3 runs, 1 failed" in str(summary)
 
@@ -74,15 +86,15 @@ def test_a_failed_job_says_why_and_is_last() -> None:
 def test_of_jobs_as_good_as_each_other_the_first_is_best() -> None:
     for number in range(12):
         job(number, [f"optimizer.lr={12 - number}"], 0.5 if number < 2 else 1.0)
-    assert Summary(Path("sweep")).best()["overrides"] == ["optimizer.lr=10"]
+    assert Summary(Path("sweep")).best().settings == {"optimizer.lr": "10"}
 
 
 def test_a_job_that_was_interrupted_is_not_ranked() -> None:
     job(0, ["optimizer.lr=0.1"], 0.9)
     job(1, ["optimizer.lr=1"], 0.95, status="interrupted")
     summary = Summary(Path("sweep"))
-    assert summary.best()["overrides"] == ["optimizer.lr=0.1"]
-    assert [row["optimizer.lr"] for row in summary.jobs()] == ["0.1", "1"]
+    assert summary.best().settings == {"optimizer.lr": "0.1"}
+    assert [row["optimizer.lr"] for row in summary.job_rows()] == ["0.1", "1"]
 
 
 @pytest.mark.parametrize(
@@ -97,15 +109,41 @@ def test_a_job_that_was_interrupted_is_not_ranked() -> None:
 def test_the_picture_shows_what_was_swept(settings: list[list[str]]) -> None:
     for number, overrides in enumerate(settings):
         job(number, overrides, 0.9 + 0.01 * number)
-    Summary(Path("sweep")).draw()
-    assert matplotlib.image.imread("sweep/summary.png")[..., :3].std() > 0.05
+    assert to_pixels(summary_figure(Summary(Path("sweep")))).std() > 0.05 * 255
+
+
+# To matplotlib two dollars make a formula. This is none that it can read.
+FORMULA = r"$\frac{$"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [[f"+data.{FORMULA}={value}"] for value in (1, 2, 3)],
+        [[f"data.root={FORMULA}/{value}"] for value in (1, 2, 3)],
+        [[f"data.root={FORMULA}/{value}", f"+data.{FORMULA}={other}"] for value in (1, 2) for other in "ab"],
+    ],
+)
+def test_a_setting_is_not_taken_for_a_formula(settings: list[list[str]]) -> None:
+    for number, overrides in enumerate(settings):
+        job(number, overrides, 0.9 + 0.01 * number)
+    assert to_pixels(summary_figure(Summary(Path("sweep")))).std() > 5
+
+
+def test_a_choice_of_a_search_is_not_taken_for_a_formula() -> None:
+    choices = [FORMULA, f"{FORMULA}/2", "plain"]
+    study = open_study(Path())
+    for number in range(6):
+        trial = study.ask({"data.root": CategoricalDistribution(choices), FORMULA: FloatDistribution(0, 1)})
+        study.tell(trial, number / 10)
+    assert to_pixels(study_figure(open_study(Path()), FORMULA)).std() > 5
 
 
 def test_folds_are_samples_too() -> None:
     for fold in range(3):
         job(fold, ["data.folds=3", f"data.fold={fold}"], 0.9 + 0.01 * fold)
     summary = Summary(Path("sweep"))
-    (row,) = summary.means()
+    (row,) = summary.mean_rows()
     assert (row["val/acc"], row["n"]) == ("0.91 ± 0.01", "3")
 
 
@@ -115,6 +153,150 @@ def test_folds_are_disjoint_and_together_everything() -> None:
         data.setup()
         assert sorted([*data.val_indices.tolist(), *data.train_indices.tolist()]) == list(range(200))
     assert sorted(torch.cat([data.val_indices for data in sets]).tolist()) == list(range(200))
+
+
+# --- hostile directories -----------------------------------------------------------------------------------------
+
+BROKEN = {
+    "empty": b"",
+    "torn": b'{"status": "fini',
+    "not UTF-8": b"\xff\xfe{}",
+    "a list": b"[]",
+    "a number": b"7",
+    "nothing in it": b"{}",
+    "too deep": b"[" * 100_000,
+    "a strange status": b'{"status": "fine", "command": "", "overrides": [], "metrics": {}}',
+    "metrics as text": b'{"status": "finished", "command": "", "overrides": [], "metrics": {"val/acc": "high"}}',
+    "metrics as a list": b'{"status": "finished", "command": "", "overrides": [], "metrics": ["val/acc"]}',
+    "a huge number": b'{"status": "finished", "command": "", "overrides": [], "metrics": {"val/acc": 1%b}}'
+    % (b"0" * 400),
+    "overrides as numbers": b'{"status": "finished", "command": "", "overrides": [1, 2], "metrics": {}}',
+    "a command that is none": b'{"status": "finished", "command": null, "overrides": [], "metrics": {}}',
+    "a reason that is none": b'{"status": "failed", "reason": [1], "command": "", "overrides": [], "metrics": {}}',
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_result_is_one_unreadable_job(content: bytes) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    job(1, ["optimizer.lr=1"], 0.8)
+    Path("sweep/2").mkdir()
+    Path("sweep/2/result.json").write_bytes(content)
+    summary = Summary(Path("sweep"))
+    assert [row["status"] for row in summary.job_rows()] == ["finished", "finished", "unreadable"]
+    assert summary.keys == ["optimizer.lr"]
+    (line,) = [line for line in str(summary).splitlines() if "failed:" in line]
+    assert line.startswith(f"  failed: {Path('sweep/2/result.json')}: not the result of a run: ")
+    assert "3 runs, 1 failed" in str(summary)
+    assert "best: python train.py optimizer.lr=0.1" in str(summary)
+    summary.write()
+    assert to_pixels(summary_figure(summary)).std() > 5
+
+
+def test_a_job_without_a_result_was_killed() -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    for name in ("1-0123abcd", "2-4567ef01", "notes", ".cache"):
+        Path("sweep", name).mkdir()
+    summary = Summary(Path("sweep"))
+    assert [job.status for job in summary.jobs] == ["finished", "killed", "killed"]
+    assert f"  failed: {Path('sweep/1-0123abcd/result.json')} and 1 more: no result.json" in str(summary).splitlines()
+    with filelock.FileLock("sweep/2-4567ef01/.lock"):  # another process trains there
+        assert [job.status for job in Summary(Path("sweep")).jobs] == ["finished", "killed"]
+
+
+def test_a_value_that_is_not_finite_ranks_nothing() -> None:
+    job(0, ["optimizer.lr=0.1"], math.nan)
+    job(1, ["optimizer.lr=1"], math.inf)
+    job(2, ["optimizer.lr=2"], 0.7)
+    job(3, ["optimizer.lr=3"], 0.8)
+    assert [row["optimizer.lr"] for row in Summary(Path("sweep")).job_rows()] == ["3", "2", "0.1", "1"]
+
+
+def test_text_stays_on_its_line_and_in_its_cell() -> None:
+    job(0, ["data.root=a\nb|c\x1b[2J\ud800", "seed=1"], 0.9)
+    job(1, ["data.root=plain", "seed=1"], 0.8)
+    summary = Summary(Path("sweep"))
+    summary.write()
+    assert r"a\nb|c\x1b[2J\ud800" in str(summary)
+    table = [line for line in Path("sweep/summary.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    assert len(table) == 4
+    assert r"| a\nb\|c\x1b[2J\ud800 |" in table[2]
+
+
+@pytest.fixture
+def sweep_config(monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+    """The config of a sweep whose hooks may be called, with nothing noticed so far."""
+    monkeypatch.setattr(SweepSummary, "failed", 0)
+    monkeypatch.setattr(SweepSummary, "complete", True)
+    _print_once.cache_clear()
+    return OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}, "mode": RunMode.MULTIRUN}})
+
+
+@pytest.mark.parametrize("broken", ["write", "job_rows", "__init__", "__str__"])
+def test_what_the_summary_raises_is_noticed(broken: str, sweep_config, monkeypatch, capsys) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    assert SweepSummary.exit_code() == 0
+    monkeypatch.setattr(Summary, broken, fail)
+    for _ in range(2):
+        SweepSummary().on_job_end(sweep_config, None)
+    SweepSummary().on_multirun_end(sweep_config)
+    assert SweepSummary.exit_code() == 1
+    assert capsys.readouterr().err == "error: the summary of the sweep: two lines\n"
+
+
+def test_a_figure_that_cannot_be_drawn_costs_a_line(sweep_config, monkeypatch, capsys) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    Path("sweep/summary.png").mkdir()
+    SweepSummary().on_multirun_end(sweep_config)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: summary.png: ")
+    assert "best: python train.py optimizer.lr=0.1" in printed.out
+    assert SweepSummary.exit_code() == 1
+
+
+def test_a_study_that_cannot_be_read_costs_a_line(sweep_config, capsys) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    Path("sweep/study.db").write_bytes(b"not a database" * 1000)
+    SweepSummary().on_multirun_end(sweep_config)
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 2  # the importances and the figure
+    assert all("file is not a database" in line for line in printed.err.splitlines())
+    assert "best: python train.py optimizer.lr=0.1" in printed.out
+    assert SweepSummary.exit_code() == 1
+
+
+def test_a_directory_in_the_place_of_the_link_costs_a_line(sweep_config, capsys) -> None:
+    job(0, ["optimizer.lr=0.1"], 0.9)
+    Path("outputs/last_sweep").mkdir(parents=True)
+    for _ in range(3):
+        SweepSummary().on_job_start(sweep_config)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: outputs/last_sweep does not point at this sweep: ")
+    assert SweepSummary.exit_code() == 0
+    assert list(Path("outputs").iterdir()) == [Path("outputs/last_sweep")]
+
+
+def test_a_table_is_printed_in_any_encoding(seeds: Summary, sweep_config, monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    SweepSummary().on_multirun_end(sweep_config)
+    assert SweepSummary.exit_code() == 0
+    assert b"0.96 ? 0.01" in terminal.buffer.getvalue()
+
+
+def test_a_job_that_cannot_say_why_it_failed_does_not_end_the_sweep(monkeypatch) -> None:
+    """On a full disk: the reason is printed, and the next job may still run."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_dir, "write_result", full)
+    assert run_dir.record_failure(Path(), "no space")["reason"] == "no space"
+    Path("result.json").write_text("torn", encoding="utf-8")
+    assert run_dir.record_failure(Path(), "no space")["status"] == "failed"
 
 
 # --- real processes ----------------------------------------------------------------------------------------------
@@ -157,7 +339,7 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(grid, shell: Shell, tmp_path: 
     assert ": done before" in again.stdout.splitlines()[0]
     assert not any(line.startswith(("[0] epoch", "[1] epoch 1/")) for line in again.stdout.splitlines())
     assert files(tmp_path) == files(grid[0])
-    assert len(Summary(tmp_path / "outputs/last_sweep").results) == 8
+    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 8
     third = shell(*GRID, f"hydra.sweep.dir={os.readlink(tmp_path / 'outputs/last_sweep')}", cwd=tmp_path / "outputs")
     assert "] epoch" not in third.stdout
     assert third.stdout.count(": done before") == 4
@@ -166,16 +348,11 @@ def test_a_killed_sweep_goes_on_and_ends_the_same(grid, shell: Shell, tmp_path: 
 
 @pytest.mark.slow
 def test_a_job_is_the_same_command_alone(grid, shell: Shell, tmp_path: Path) -> None:
-    result = next(r for r in Summary(grid[0] / "outputs/last_sweep").results if r["seed"] == 2 and r["metrics"])
-    alone = shell(*result["command"].split()[2:])
+    swept = next(j for j in Summary(grid[0] / "outputs/last_sweep").jobs if j.settings["seed"] == "2" and j.metrics)
+    alone = shell(*swept.command.split()[2:])
     assert alone.returncode == 0
-    (folder,) = (f for f in grid[0].glob("outputs/sweep/*/*") if (f / "result.json").exists() and same(f, result))
-    ours, others = (torch.load(path / "checkpoints/last.ckpt") for path in (folder, tmp_path / "outputs/last"))
+    ours, others = (torch.load(path / "checkpoints/last.ckpt") for path in (swept.folder, tmp_path / "outputs/last"))
     assert all(torch.equal(ours["state_dict"][name], others["state_dict"][name]) for name in ours["state_dict"])
-
-
-def same(folder: Path, result: dict) -> bool:
-    return json.loads((folder / "result.json").read_text())["command"] == result["command"]
 
 
 @pytest.mark.slow
@@ -190,8 +367,27 @@ def test_jobs_side_by_side(grid, shell: Shell, tmp_path: Path) -> None:
 def test_jobs_of_submitit(shell: Shell, tmp_path: Path) -> None:
     answer = shell("-m", *POINTS, "seed=1,2", "hydra/launcher=submitit_local")
     assert answer.returncode == 0, answer.stderr
-    assert [result["status"] for result in Summary(tmp_path / "outputs/last_sweep").results] == ["finished"] * 2
+    assert [job.status for job in Summary(tmp_path / "outputs/last_sweep").jobs] == ["finished"] * 2
     assert "2 runs, in outputs/sweep/" in answer.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_says_what_failed_whatever_is_beside_it(shell: Shell, tmp_path: Path) -> None:
+    """A broken result.json, a folder in the place of outputs/last_sweep, a formula and a terminal without ±."""
+    Path("outputs/last_sweep").mkdir(parents=True)
+    Path("sweep/0").mkdir(parents=True)
+    Path("sweep/0/result.json").write_text("torn", encoding="utf-8")
+    formulas = f"+model.note='{FORMULA}1','{FORMULA}2'"
+    sweep = ("-m", *POINTS, "trainer.max_epochs=1", "seed=1,2", "hydra.sweep.dir=sweep")
+    answer = shell(*sweep, formulas, PYTHONIOENCODING="ascii")
+    assert answer.returncode == 1
+    assert "failed: sweep/0/result.json: not the result of a run" in answer.stdout
+    assert "5 runs, 5 failed, in sweep" in answer.stdout  # no model takes the note
+    assert "Traceback" not in answer.stderr
+    assert answer.stderr.count("warning: outputs/last_sweep") == 1
+    answer = shell(*sweep[:-1], "hydra.sweep.dir=other", PYTHONIOENCODING="ascii")
+    assert "1 +- " not in answer.stdout and " ? " in answer.stdout
+    assert "2 runs, in other" in answer.stdout
 
 
 def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
@@ -226,6 +422,50 @@ def trials(folder: Path) -> list[tuple]:
     return [(t.number, t.state.name, t.params, t.value) for t in open_study(folder / "outputs/last_sweep").trials]
 
 
+def test_a_run_that_repeats_an_epoch_is_not_given_up_for_it() -> None:
+    """Two trials have ended with 0.9 after each epoch; a third is far behind."""
+    study = open_study(Path(), direction="maximize")
+    for _ in range(2):
+        ended = study.ask({"optimizer.lr": FloatDistribution(0, 1)})
+        for epoch in (1, 2, 3):
+            ended.report(0.9, epoch)
+        study.tell(ended, 0.9)
+    study.ask({"optimizer.lr": FloatDistribution(0, 1)})
+
+    state = SimpleNamespace(fn="fit")
+    strategy = SimpleNamespace(broadcast=lambda reason: reason)
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir="2-0123abcd", state=state, strategy=strategy)
+
+    def train_epoch(callback: OptunaPruning, epoch: int, accuracy: float) -> None:
+        trainer.current_epoch, trainer.callback_metrics = epoch, {"val/acc": torch.tensor(accuracy)}
+        callback.on_validation_end(trainer, None)
+        trainer.current_epoch = epoch + 1
+
+    callback = OptunaPruning(2, "val/acc", startup_trials=2, warmup_epochs=2)
+    callback.on_fit_start(trainer, None)
+    train_epoch(callback, 0, 0.1)
+    callback.on_train_epoch_start(trainer, None)  # every run gets two epochs
+    train_epoch(callback, 1, 0.1)
+    with pytest.raises(Pruned, match=r"given up after epoch 2: val/acc 0\.1 is worse than the others' median"):
+        callback.on_train_epoch_start(trainer, None)
+
+    resumed = OptunaPruning(2, "val/acc", startup_trials=2, warmup_epochs=1)
+    resumed.on_fit_start(trainer, None)
+    train_epoch(resumed, 0, 0.2)  # this epoch again
+    resumed.on_train_epoch_start(trainer, None)
+    assert read_trial(study, 2).intermediate_values == {1: pytest.approx(0.1), 2: pytest.approx(0.1)}
+
+
+def test_a_trial_is_opened_by_its_number() -> None:
+    study = open_study(Path())
+    for _ in range(3):
+        study.ask({"optimizer.lr": FloatDistribution(0, 1)})
+    open_trial(study, Path(), 1).set_user_attr("worker", "a")
+    assert [trial.user_attrs for trial in study.trials] == [{}, {"worker": "a"}, {}]
+    with pytest.raises(KeyError):
+        open_trial(study, Path(), 3)
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_and_ends_the_same(shell: Shell, tmp_path: Path) -> None:
     whole = shell(*SEARCH)
@@ -235,9 +475,9 @@ def test_a_killed_search_goes_on_and_ends_the_same(shell: Shell, tmp_path: Path)
     states = [trial[1] for trial in others]
     assert len(states) == 8 and set(states) == {"COMPLETE", "PRUNED"}
     best = max(trial[3] for trial in trials(tmp_path) if trial[1] == "COMPLETE")
-    assert f"best: {Summary(tmp_path / 'outputs/last_sweep').best()['command']}" in whole.stdout
-    assert Summary(tmp_path / "outputs/last_sweep").best()["metrics"]["val/acc"] == best
-    assert "sweep=" not in Summary(tmp_path / "outputs/last_sweep").best()["command"]
+    assert f"best: {Summary(tmp_path / 'outputs/last_sweep').best().command}" in whole.stdout
+    assert Summary(tmp_path / "outputs/last_sweep").best().metrics["val/acc"] == best
+    assert "sweep=" not in Summary(tmp_path / "outputs/last_sweep").best().command
     assert matplotlib.image.imread("outputs/last_sweep/summary.png")[..., :3].std() > 0.05
 
     parts = tmp_path / "parts"
@@ -259,7 +499,7 @@ def test_processes_share_a_search(tmp_path: Path) -> None:
     assert [trial[0] for trial in trials(tmp_path)] == list(range(9))
     assert {trial[1] for trial in trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
     assert "] epoch 1/" in printed and "] epoch 1/" in two.stdout
-    assert len(Summary(tmp_path / "outputs/last_sweep").results) == 9
+    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 9
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""What all figures share: their colors, the style of their axes, text as it stands, and the way to pixels."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAIN, VAL, WRONG = "#3b6ea5", "#d9822b", "#c23b3b"
+CLASSES = ("#3b6ea5", "#d9822b", "#4f9d69", "#8d6bb1", "#8c6d5a", "#c77aa8", "#7f7f7f", "#b0a63b", "#41a5b8", "#c23b3b")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of so many inches. Matplotlib is imported here, when there is something to draw."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="tight")
+
+
+def style_axes(axes: "Axes", x: str, y: str) -> "Axes":
+    """Label the axes, and give them the style that all plots share."""
+    axes.set_xlabel(literal(x))
+    axes.set_ylabel(literal(y))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return axes
+
+
+def literal(text: str) -> str:
+    """Return ``text`` so that matplotlib draws it as it stands. It would take what is between two ``$`` for a formula.
+
+    For every text that comes from outside: class names, settings, columns and files.
+    """
+    return text.replace("$", r"\$")
+
+
+def to_pixels(figure: "Figure") -> np.ndarray:
+    """Draw a figure. Returns uint8 ``(H, W, 3)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

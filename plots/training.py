@@ -1,0 +1,53 @@
+"""Plots of a training: the loss and the accuracy over its course."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from plots.figure import TRAIN, VAL, literal, new_figure, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def loss_curve(
+    rows: Sequence[dict[str, float]], curve: Sequence[tuple[float, float]], train_size: int, val_label: str
+) -> "Figure":
+    """Plot the training loss (line) and the validation loss (dots) over the training examples seen.
+
+    Args:
+        rows: of metrics.csv.
+        curve: pairs of examples seen and the mean loss since the pair before.
+        train_size: number of examples in the training set.
+        val_label: what the validation loss is measured on.
+    """
+    figure = new_figure(6.4, 4)
+    axes = style_axes(figure.subplots(), "training examples seen", "loss")
+    points = curve or [(row["epoch"] * train_size, row["train/loss"]) for row in rows if "train/loss" in row]
+    marker = "." if len(points) < 3 else ""
+    axes.plot(*zip(*points, strict=True), color=TRAIN, linewidth=1.2, label="training", marker=marker)
+    if val_points := [(row["epoch"] * train_size, row["val/loss"]) for row in rows if "val/loss" in row]:
+        axes.plot(*zip(*val_points, strict=True), "o", color=VAL, markersize=5, label=literal(val_label))
+    values = [value for _, value in (*points, *val_points) if np.isfinite(value)]
+    if values and min(values) > 0 and max(values) > 100 * min(values):
+        axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def accuracy_curve(rows: Sequence[dict[str, float]], val_label: str) -> "Figure":
+    """Plot the training and the validation accuracy over the epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(6.4, 4)
+    axes = style_axes(figure.subplots(), "epoch", "accuracy, %")
+    for key, color, label in (("train/acc", TRAIN, "training"), ("val/acc", VAL, val_label)):
+        if points := [(row["epoch"], 100 * row[key]) for row in rows if key in row]:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=literal(label))
+    if len({row["epoch"] for row in rows}) == 1:
+        axes.set_xlim(0, 2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    return figure

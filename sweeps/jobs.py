@@ -1,0 +1,91 @@
+"""The jobs of a sweep, as their directories tell of them."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runs.format import printable
+from runs.overrides import override_values
+from runs.result import ENDED, read_result
+
+# How a job's directory begins: its number and a hash of its config.
+JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
+
+
+@dataclass
+class Job:
+    """One job: what its ``result.json`` holds, or that it has none to read.
+
+    Attributes:
+        status: that of the run, or ``killed`` without a result.json, or ``unreadable`` with a broken one.
+        metrics: the finite ones.
+        settings: the value of each override, by its key.
+    """
+
+    folder: Path
+    status: str
+    reason: str = ""
+    command: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the job did not do what it was asked, such as one that missed a check."""
+        return self.status not in (*ENDED, "pruned") or (bool(self.reason) and self.status != "pruned")
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """Return the jobs of a sweep in their order, without those that another process is running."""
+    folders = [path for path in sweep_dir.iterdir() if _is_job_dir(path)] if sweep_dir.is_dir() else []
+    jobs = [_read_job(folder) for folder in sorted(folders, key=lambda path: (len(path.name), path.name))]
+    return [job for job in jobs if job.status != "killed" or not _is_locked(job.folder / ".lock")]
+
+
+def _is_job_dir(path: Path) -> bool:
+    return path.is_dir() and (bool(JOB_DIR.fullmatch(path.name)) or (path / "result.json").exists())
+
+
+def _read_job(folder: Path) -> Job:
+    try:
+        result = read_result(folder)
+        if result is None:
+            return Job(folder, "killed", "no result.json")
+        return _parse(folder, result)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        return Job(folder, "unreadable", printable(f"not the result of a run: {type(error).__name__}: {error}"))
+
+
+def _parse(folder: Path, result: dict[str, Any]) -> Job:
+    """Raise an exception for what no run would write: the file may be anybody's."""
+    if result["status"] not in (*ENDED, "interrupted", "failed", "pruned"):
+        raise ValueError(f"unknown status {result['status']!r}")
+    texts = [result["command"], result.get("reason", ""), *result["overrides"], *result["metrics"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("text expected")
+    command, reason, *overrides = map(printable, texts[: 2 + len(result["overrides"])])
+    if result["status"] in ("interrupted", "failed"):
+        reason = reason or result["status"]
+    metrics = {name: float(value) for name, value in result["metrics"].items() if value is not None}
+    finite = {printable(name): value for name, value in metrics.items() if math.isfinite(value)}
+    return Job(folder, result["status"], reason, command, finite, override_values(overrides))
+
+
+def _is_locked(file: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # such as in somebody else's read-only directory
+        return False

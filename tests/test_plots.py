@@ -1,0 +1,82 @@
+"""Figures: text from outside is drawn as it stands, and nothing else is needed to draw than numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
+from plots.figure import new_figure, style_axes, to_pixels
+from plots.images import image_grid, predictions
+from plots.line import line_fit, loss_surface
+from plots.training import accuracy_curve, loss_curve
+from runs.files import write_png
+
+# To matplotlib two dollars make a formula. This is none that it can read.
+NAMES = (r"$\frac{$", r"5$ \$ 6$")
+ROWS = [{"epoch": 1.0, "train/loss": 2.0, "val/loss": 1.9, "train/acc": 0.5, "val/acc": 0.6}]
+POINTS, TARGETS = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]]), torch.tensor([0, 1, 1])
+IMAGES = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+
+
+def probs_of(points: torch.Tensor) -> torch.Tensor:
+    return torch.stack([points.sum(1).sigmoid(), 1 - points.sum(1).sigmoid()], 1)
+
+
+FIGURES = {
+    "confusion_matrix": lambda names: confusion_matrix(np.array([[3, 1], [0, 2]]), names),
+    "per_class_accuracy": lambda names: per_class_accuracy(np.array([[3, 1], [0, 2]]), names),
+    "decision_boundary": lambda names: decision_boundary(probs_of, POINTS, TARGETS, names, names),
+    "image_grid": lambda names: image_grid(IMAGES, names, title=names[0], captions=names),
+    "predictions": lambda names: predictions(IMAGES, torch.eye(2), torch.tensor([1, 1]), names, names[0], names),
+    "loss_curve": lambda names: loss_curve(ROWS, [], 100, names[0]),
+    "accuracy_curve": lambda names: accuracy_curve(ROWS, names[0]),
+    "axes": lambda names: style_axes(new_figure(3, 2).subplots(), *names).figure,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_names_are_not_taken_for_formulas(name: str) -> None:
+    pixels = to_pixels(FIGURES[name](NAMES))
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+    # The dollars are drawn too.
+    without = to_pixels(FIGURES[name]([text.replace("$", "") for text in NAMES]))
+    assert pixels.shape != without.shape or (pixels != without).any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 30])
+def test_up_to_six_images_in_a_row(size: int) -> None:
+    figure = image_grid(torch.zeros(size, 1, 8, 8, dtype=torch.uint8), ["a"] * size)
+    width, height = figure.get_size_inches()
+    assert width == pytest.approx(1.55 * min(size, 6))
+    assert height == pytest.approx(1.9 * -(-size // 6))
+
+
+def test_boundaries_are_drawn_at_the_first_and_the_last_epoch() -> None:
+    asked: list[int] = []
+
+    def probs_at(epoch: int, points: torch.Tensor) -> torch.Tensor:
+        asked.append(epoch)
+        return probs_of(points)
+
+    figure = decision_boundaries(probs_at, list(range(0, 101, 10)), POINTS, TARGETS, ("a", "b"))
+    assert (len(asked), asked[0], asked[-1]) == (6, 0, 100)
+    assert [axes.get_title() for axes in figure.axes][::5] == ["before training", "epoch 100"]
+
+
+def test_lines_of_one_point_and_of_many_are_drawn() -> None:
+    x, y = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.1, 5.9])
+    path = np.array([[0.0, 0.0], [1.0, 0.5], [1.9, 0.1]])
+    for count in (1, 3):
+        for figure in (line_fit(x[:count], y[:count], 2.0, 0.0), loss_surface(x[:count], y[:count], path)):
+            assert to_pixels(figure).std() > 5
+
+
+def test_a_png_file_holds_the_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    write_png(Path("pictures/noise.png"), pixels)
+    with Image.open("pictures/noise.png") as image:
+        assert (np.asarray(image) == pixels).all()
+    assert [path.name for path in Path("pictures").iterdir()] == ["noise.png"]
