@@ -40,6 +40,7 @@ class RunSummary(pl.Callback):
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
+        self.write_error: OSError | None = None
 
     def begin(self, newest: bool) -> None:
         """Writes ``config.yaml``; ``outputs/last`` is this run from now on, if it is the newest (one that tries a few
@@ -118,7 +119,9 @@ class RunSummary(pl.Callback):
         self.result |= {"git": git_revision(), "versions": library_versions()}
         try:
             write_result(self.folder, self.result)
-        except OSError as error:  # the run may be ending for the same reason, which is to be heard
+        except OSError as error:  # not raised: the run may be ending for another reason, which is then reported
+            self.write_error = error
+            self.result["status"] = "failed"
             log.warning("result.json could not be written: %s", error)
         return self.result
 
