@@ -50,13 +50,13 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     }
 
     _, file = find_checkpoint(cfg.run, cfg.checkpoint)
-    result = {"checkpoint": str(file), "split": cfg.split, "metrics": metrics}
-    with atomic_write(run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
     width = max(map(len, metrics))
     overall_first = sorted(metrics, key=lambda name: name.count("/"))
     lines = [f"  {name:<{width}}  {format_metric(name, metrics[name])}" for name in overall_first]
     log.info("%s of %s\n%s", cfg.split, file, "\n".join(lines))
+    result = {"checkpoint": str(file), "split": cfg.split, "metrics": metrics}
+    with atomic_write(run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -30,6 +30,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
 
+    from callbacks import write_errors
     from callbacks.checkpoints import Checkpoints
     from callbacks.metrics_history import MetricsHistory
     from callbacks.run_summary import RunSummary
@@ -72,13 +73,17 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 trainer.validate(model, datamodule=datamodule, verbose=False)
             trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             trainer.test(model, datamodule=datamodule, verbose=False)
-        status = "diverged" if has_diverged(history.rows) else "finished"
+        status = "failed" if write_errors(trainer) else "diverged" if has_diverged(history.rows) else "finished"
     except Exception as error:
         status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
         raise
     finally:
         result = summary.write(status)
-    return report(cfg, config, result, summary, history) if is_rank_zero() else result
+    if is_rank_zero():
+        result = report(cfg, config, result, summary, history)
+    if errors := write_errors(trainer):
+        raise OSError(f"the training has ended, but not everything could be written: {'; '.join(map(str, errors))}")
+    return result
 
 
 def report(

@@ -28,6 +28,12 @@ def logged_metrics(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: round_float32(value.item()) for name, value in metrics if name.startswith(prefix)}
 
 
+def write_errors(trainer: pl.Trainer) -> list[OSError]:
+    """Return why callbacks and loggers could not write something, where that did not end the run."""
+    parts = (*trainer.callbacks, *trainer.loggers)  # type: ignore[attr-defined]  # Lightning declares it nowhere
+    return [error for part in parts if (error := getattr(part, "write_error", None))]
+
+
 def at_optimizer_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Return whether a checkpoint can be written after this batch, in the middle of an epoch.
 

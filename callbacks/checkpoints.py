@@ -12,8 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks import at_optimizer_step, get_datamodule
-from lit_models import internals
-from lit_models.exact import completed_epochs, stopped_in_epoch
+from runs import internals
 from runs.files import atomic_write
 from runs.monitor import MONITORS
 from runs.result import git_revision
@@ -73,9 +72,9 @@ class Checkpoints(Checkpoint):
         trainer.should_stop = not self._stop
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if stopped_in_epoch(trainer):
+        if internals.stopped_in_epoch(trainer):
             trainer.save_checkpoint(self.last)
-            step, epoch = trainer.global_step, completed_epochs(trainer) + 1
+            step, epoch = trainer.global_step, internals.completed_epochs(trainer) + 1
             log.info("stopped after step %d, in epoch %d; resume= with a higher limit goes on from there", step, epoch)
             return
         name = next((name for name in self._monitors if name in trainer.callback_metrics), None)
@@ -99,7 +98,7 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
-        if stopped_in_epoch(trainer):
+        if internals.stopped_in_epoch(trainer):
             internals.reopen_epoch(checkpoint)
         checkpoint["made_by"] = f"lit-classics {self.git}, torch {torch.__version__}, lightning {pl.__version__}"
 

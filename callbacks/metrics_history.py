@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks import get_datamodule, logged_metrics
-from lit_models.exact import stopped_in_epoch
+from runs import internals
 from runs.files import atomic_write
 from runs.format import format_metrics, round_float32
 
@@ -70,7 +70,7 @@ class MetricsHistory(Checkpoint):
             self._close_row(trainer, {"epoch": 0, "step": 0})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if stopped_in_epoch(trainer):  # its row comes when a resumed run has finished it
+        if internals.stopped_in_epoch(trainer):  # its row comes when a resumed run has finished it
             if trainer.is_global_zero:
                 self._write()
             return

@@ -45,6 +45,7 @@ class Plots(pl.Callback):
         # The way of a net of a few weights: its weights before the training and after every so many epochs.
         self.way: dict[int, dict[str, Tensor]] = {}
         self._stride = 1
+        self.write_error: OSError | None = None  # after which no more are drawn
 
     # --- what has to be remembered ----------------------------------------------------------------------------------
 
@@ -176,16 +177,18 @@ class Plots(pl.Callback):
                 figures["mistakes"] = predictions(pictures, worst_shares, worst_targets, names, title)
         return figures
 
-    @staticmethod
-    def _draw(trainer: pl.Trainer, figures: dict[str, "Figure"]) -> None:
+    def _draw(self, trainer: pl.Trainer, figures: dict[str, "Figure"]) -> None:
         if not trainer.is_global_zero:
             return
         for name, figure in figures.items():
+            if self.write_error:
+                return
             try:
                 picture = to_pixels(figure)
                 write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", picture)
             except OSError as error:  # the run is worth more than its pictures
-                log.warning("no more pictures: %s", error)
+                self.write_error = error
+                log.warning("no more pictures: %s; the run goes on", error)
                 return
             for logger in trainer.loggers:
                 if hasattr(logger, "log_picture"):

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from callbacks import get_metrics_history, logged_metrics
-from lit_models.exact import completed_epochs
+from runs import internals
 from runs.files import atomic_write, update_symlink
 from runs.format import pluralize
 from runs.result import git_revision, library_versions, write_result
@@ -41,6 +41,7 @@ class RunSummary(pl.Callback):
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
+        self.write_error: OSError | None = None
 
     def begin(self, newest: bool) -> None:
         """Writes ``config.yaml``; ``outputs/last`` is this run from now on, if it is the newest (one that tries a few
@@ -75,11 +76,11 @@ class RunSummary(pl.Callback):
 
     def _close_fit(self, trainer: pl.Trainer) -> None:
         self._seconds["fit"] = time.monotonic() - self._fit_start
-        self.result |= {"epochs": completed_epochs(trainer), "steps": trainer.global_step}
+        self.result |= {"epochs": internals.completed_epochs(trainer), "steps": trainer.global_step}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Again, for where nothing was left to train Lightning has not asked on_train_end.
-        self.result |= {"epochs": completed_epochs(trainer), "steps": trainer.global_step}
+        self.result |= {"epochs": internals.completed_epochs(trainer), "steps": trainer.global_step}
         # A run that was killed after its last epoch has its figures from there.
         rows = get_metrics_history(trainer).rows
         before = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}
@@ -119,7 +120,9 @@ class RunSummary(pl.Callback):
         self.result |= {"git": git_revision(), "versions": library_versions()}
         try:
             write_result(self.folder, self.result)
-        except OSError as error:  # the run may be ending for the same reason, which is to be heard
+        except OSError as error:  # not raised: the run may be ending for another reason, which is then reported
+            self.write_error = error
+            self.result["status"] = "failed"
             log.warning("result.json could not be written: %s", error)
         return self.result
 

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: the step is finished, a checkpoint saved, and the exit code says what happened."""
+"""Ctrl-C and SIGTERM: finish the running step, save a checkpoint, and end with the exit code of the signal."""
 
-import _thread
+import contextlib
 import os
 import shlex
 import signal
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from callbacks import at_optimizer_step
+from runs.internals import disable_lightning_signal_handlers, take_child_processes
 
 
 class Interrupted(Exception):
@@ -31,127 +32,137 @@ class Interrupted(Exception):
 
 
 class SignalHandler(Checkpoint):
-    """While it trains, the first signal ends the run after the running step, with ``last.ckpt`` as it was then; in the
-    validation that ends an epoch, after the epoch. A second signal, and any outside of training, ends it at once; and
-    where what a handler raises is dropped (in a finalizer, say), as soon as this is asked again. Several processes stop
-    together, whichever of them heard it, and the first does not wait for one of those it started that has failed. This
-    is a Checkpoint to Lightning, because those come after all others, who have this step's figures in what is saved.
+    """Ends a run on SIGINT or SIGTERM, with a checkpoint.
+
+    During training the first signal ends the run after the running step, and ``last.ckpt`` is saved there. In the
+    validation that ends an epoch it ends the run after the epoch. A second signal, or one outside of training, ends the
+    run at once. Python drops what a handler raises in some places, such as a finalizer: then the run ends at the next
+    batch.
+
+    All ranks stop together, whichever of them got the signal. Rank zero does not wait for a rank that has failed.
+
+    Subclasses Checkpoint so that it runs last: what it saves includes what the other callbacks did in this step.
 
     Args:
-        file: ``last.ckpt``, of a run that writes one.
+        checkpoint_path: of ``last.ckpt``, for a run that writes one.
     """
 
-    patience = 10.0  # seconds that this process has to hear of another's end by itself, as it nearly always does
+    # Seconds that this process gets to notice the end of another rank by itself. It nearly always does.
+    grace_period = 10.0
 
-    def __init__(self, file: Path | None = None) -> None:
-        self.file = file
-        self._signal: int | None = None  # that this process heard
+    def __init__(self, checkpoint_path: Path | None = None) -> None:
+        self.checkpoint_path = checkpoint_path
+        self._signal: int | None = None  # received by this process
         self._training = False
-        self._others: list[Popen[bytes]] = []  # that this process has started
-        self._over, self._lost = threading.Event(), False
-        self._question: tuple[Tensor, Any] | None = None  # to all processes: has one of you heard a signal?
+        self._child_procs: list[Popen[bytes]] = []
+        self._ended, self._peer_died = threading.Event(), False
+        self._pending_sync: tuple[Tensor, Any] | None = None  # all_reduce of the ranks' signals
 
     def __enter__(self) -> "SignalHandler":
-        self._old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._old:
+        self._old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._old_handlers:
             signal.signal(number, self._handle)
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: Any) -> None:
-        self._over.set()
-        for number, handler in self._old.items():
+        self._ended.set()
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         if failure is None:
-            self._stop(self._signal)
+            self._raise_if(self._signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._lost:
-            raise ConnectionError("connection closed by peer")  # as the exchange between processes says it
-        finish, self._signal = self._training and self._signal is None, number
-        if not finish:
-            for other in self._others:
+        if self._peer_died:
+            raise ConnectionError("connection closed by peer")  # the message of torch.distributed
+        finish_step, self._signal = self._training and self._signal is None, number
+        if not finish_step:
+            for process in self._child_procs:
                 # In training its first signal would only be noted.
-                other.kill() if self._training else other.send_signal(number)
-            self._stop(self._signal)
-        elif self._first:
-            os.write(2, b"stopping after this step; again to stop at once\n")  # print is not safe in a handler
+                process.kill() if self._training else process.send_signal(number)
+            self._raise_if(self._signal)
+        elif self._is_rank_zero:
+            _write_stderr("stopping after this step; again to stop at once")
 
-    def _stop(self, number: int | None) -> None:
+    def _raise_if(self, number: int | None) -> None:
         if number:
-            raise Interrupted(number, self.file if self.file and self.file.exists() else None)
+            path = self.checkpoint_path
+            raise Interrupted(number, path if path and path.exists() else None)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        connector: Any = trainer._signal_connector
-        # Lightning's own for SIGTERM would end in exit code 0, or wait forever for a process that is elsewhere; its
-        # answer to SLURM, to queue the job again, would begin a new run.
-        connector.register_signal_handlers = lambda: None
-        launcher: Any = trainer.strategy.launcher
-        if started := getattr(launcher, "procs", []):
-            self._others = started.copy()
-            threading.Thread(target=self._watch, daemon=True).start()
-            started.clear()  # Lightning's own watch would kill this process too, before it has said and written why
+        disable_lightning_signal_handlers(trainer)
+        if started := take_child_processes(trainer):
+            self._child_procs = started
+            threading.Thread(target=self._watch_child_procs, daemon=True).start()
 
-    def _watch(self) -> None:
-        """Ends this process where one that it started has failed and it waits for that one's answer still."""
-        while not any(codes := [other.poll() for other in self._others]):
-            if None not in codes or self._over.wait(1):
+    def _watch_child_procs(self) -> None:
+        """End this process when a rank that it started has failed and it still waits for that rank."""
+        while not any(codes := [process.poll() for process in self._child_procs]):
+            if None not in codes or self._ended.wait(1):
                 return
-        if self._over.wait(self.patience):
+        if self._ended.wait(self.grace_period):
             return
-        self._lost = True
-        _thread.interrupt_main()  # heard when it is in Python again
-        if not self._over.wait(self.patience):
-            os.write(2, b"error: another process of this run has ended; its own line says why\n")  # as errors.LOST
-            for other in self._others:
-                other.kill()
-            os._exit(1)
+        self._peer_died = True
+        signal.raise_signal(signal.SIGINT)  # the main thread handles it as soon as it runs Python code again
+        if not self._ended.wait(self.grace_period):
+            _write_stderr("error: another process of this run has ended; its own line says why")  # errors.PEER_DIED
+            for process in self._child_procs:
+                process.kill()
+            os._exit(1)  # sys.exit would end this thread only
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._first = trainer.is_global_zero
+        self._is_rank_zero = trainer.is_global_zero
         self._training = True
         if trainer.world_size > 1:
-            self._group: Any = torch.distributed.new_group(backend="gloo")  # it answers without the GPU
+            self._group: Any = torch.distributed.new_group(backend="gloo")  # does not wait for the GPU
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        number = self._heard(trainer)  # asked after every batch, for the answer comes one later
-        if number and self.file and at_optimizer_step(trainer, batch_idx):
-            trainer.save_checkpoint(self.file)
-            self._stop(number)
+        number = self._sync_signal(trainer)  # after every batch, because the result comes one batch later
+        if number and self.checkpoint_path and at_optimizer_step(trainer, batch_idx):
+            trainer.save_checkpoint(self.checkpoint_path)
+            self._raise_if(number)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop(self._heard(trainer, wait=True))
+        self._raise_if(self._sync_signal(trainer, wait=True))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if not self._training:
-            self._stop(self._signal)
+            self._raise_if(self._signal)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        self._stop(self._signal)
+        self._raise_if(self._signal)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
-        self._stop(self._heard(trainer, wait=True))
+        self._raise_if(self._sync_signal(trainer, wait=True))
 
-    def _heard(self, trainer: pl.Trainer, wait: bool = False) -> int | None:
-        """The signal that ends the run. Of several processes what they knew one step ago, unless it waits for them: the
-        answer to that has come meanwhile, and a step costs no time."""
+    def _sync_signal(self, trainer: pl.Trainer, wait: bool = False) -> int | None:
+        """Return the signal that ends the run on all ranks.
+
+        Without ``wait`` that is what the ranks knew one step ago: the result of that exchange has arrived meanwhile, so
+        a step does not get slower.
+        """
         if trainer.world_size == 1:
             return self._signal
-        number = self._answer()
-        self._ask()
-        return (self._answer() if wait else None) or number
+        number = self._finish_sync()
+        self._start_sync()
+        return (self._finish_sync() if wait else None) or number
 
-    def _ask(self) -> None:
+    def _start_sync(self) -> None:
         number = torch.tensor(self._signal or 0)
-        most = torch.distributed.ReduceOp.MAX
-        self._question = number, torch.distributed.all_reduce(number, most, group=self._group, async_op=True)
+        maximum = torch.distributed.ReduceOp.MAX
+        self._pending_sync = number, torch.distributed.all_reduce(number, maximum, group=self._group, async_op=True)
 
-    def _answer(self) -> int | None:
-        if self._question is None:
+    def _finish_sync(self) -> int | None:
+        if self._pending_sync is None:
             return None
-        number, answer = self._question
-        self._question = None
-        answer.wait()
+        number, work = self._pending_sync
+        self._pending_sync = None
+        work.wait()
         return int(number) or None
+
+
+def _write_stderr(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, f"{line}\n".encode())  # print is not safe in a signal handler

@@ -5,7 +5,6 @@ Imports nothing heavy: a mistake is answered before torch is loaded.
 
 import argparse
 import atexit
-import contextlib
 import logging
 import os
 import shlex
@@ -26,6 +25,7 @@ from cli.compose import register_resolvers
 from cli.errors import PEER_DIED, format_error, print_error
 from cli.help import print_config
 from cli.job import is_multirun
+from cli.output import flush_output, prepare_output
 from cli.process import single_job_argv
 from cli.validation import check_overrides
 from runs.migrate import upgrade_overrides
@@ -43,14 +43,13 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         config_name: the primary config in ``conf/``.
     """
     code: int | str | None = 1
-    logging.raiseExceptions = False  # a run goes on when nobody reads its output
+    prepare_output()
     argparse.ArgumentParser.error = _usage_error  # type: ignore[method-assign]  # of Hydra's options
 
     def end() -> None:
         logging.shutdown()
-        with contextlib.suppress(OSError):  # nobody reads stdout any more
-            sys.stdout.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        complete = flush_output()
+        os._exit((code or int(not complete)) if isinstance(code, int) else 1)
 
     # At exit Python takes torch down object by object, for the best part of a second. What is registered first is
     # called last: all other exit handlers have run by then.

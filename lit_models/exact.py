@@ -6,14 +6,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from torch import Tensor
 
-from lit_models import internals
 from lit_models.epoch_means import EpochMeans, widest_dtype
 from lit_models.gradient_steps import GradientSteps
+from runs import internals
 
 # Of so few examples oneDNN's convolutions take more time to prepare than they save, and torch's own, in torch's default
 # memory format, take a quarter less time for a step of LeNet. With 8 examples oneDNN wins.
@@ -67,7 +66,7 @@ class ExactModule(GradientSteps):
         return {f"{stage}/{name}": mean for name, mean in self._epochs[stage].compute().items()}
 
     def on_train_epoch_end(self) -> None:
-        if stopped_in_epoch(self.trainer):
+        if internals.stopped_in_epoch(self.trainer):
             return  # the sums wait in the checkpoint for the rest of the epoch
         self._log_epoch("train")
         if self._fast:
@@ -174,16 +173,3 @@ class ExactModule(GradientSteps):
         for state in checkpoint["lr_schedulers"]:
             for name in internals.SCHEDULE_LENGTH_KEYS:
                 state.pop(name, None)
-
-
-def stopped_in_epoch(trainer: pl.Trainer) -> bool:
-    """Return whether training has stopped in the middle of an epoch: by ``max_steps``, ``max_time`` or a callback."""
-    reached = 0 <= trainer.max_steps <= trainer.global_step
-    return not trainer.is_last_batch and (trainer.should_stop or reached)
-
-
-def completed_epochs(trainer: pl.Trainer) -> int:
-    """Return the number of epochs that were trained to their end. Lightning counts one that was left open too."""
-    if not stopped_in_epoch(trainer):
-        return trainer.current_epoch
-    return trainer.fit_loop.state_dict()["epoch_progress"]["current"]["started"] - 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_models import internals
+from runs import internals
 
 
 class GradientSteps(internals.QuickHooks):

@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import logging
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.tensorboard.summary import hparams
+
+from runs.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +45,17 @@ class TensorBoard(TensorBoardLogger):
             purge_step = 0  # a job of a sweep that was killed before its first checkpoint begins anew
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
         self.title, self.goes_on = title, bool(purge_step)
-        self._broken = False
+        _ignore_failed_writer_threads()
+        self._in_hyperparams = False
+        self.write_error: OSError | None = None  # after which nothing more is written
 
     @functools.cached_property
     def log_dir(self) -> str:
         note = Path(self.save_dir) / "dashboard.txt"
         if not note.exists():
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"{self._new_folder()}\n")
-        return note.read_text().strip()
+            with atomic_write(note) as temporary:
+                temporary.write_text(f"{self._new_folder()}\n", encoding="utf-8")
+        return note.read_text(encoding="utf-8").strip()
 
     def _new_folder(self) -> Path:
         for number in itertools.count(1):
@@ -64,7 +68,8 @@ class TensorBoard(TensorBoardLogger):
         raise AssertionError
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
+        if not self._in_hyperparams:
+            self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
@@ -103,13 +108,10 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """A row of the tab HPARAMS."""
-
-        def write() -> None:
-            for part in hparams(settings, metrics):
-                self.experiment._get_file_writer().add_summary(part)
-
-        self._guard(write)
+        """Add a row to the tab HPARAMS, where each metric is the last point of its curve."""
+        self._in_hyperparams = True  # Lightning would add a point to each curve here
+        self._guard(lambda: self.log_hyperparams(settings, metrics))
+        self._in_hyperparams = False
 
     def save(self) -> None:
         self._guard(lambda: self.experiment.flush())  # and no hparams.yaml: config.yaml holds more
@@ -118,7 +120,7 @@ class TensorBoard(TensorBoardLogger):
         self._guard(lambda: super(TensorBoard, self).finalize(status))
 
     def _guard(self, write: Callable[[], Any]) -> None:
-        if self._broken:
+        if self.write_error:
             return
         try:
             write()
@@ -126,5 +128,21 @@ class TensorBoard(TensorBoardLogger):
             cause = error.__cause__ or error  # Lightning says ValueError to everything
             if not isinstance(cause, OSError):
                 raise
-            self._broken = True
+            self.write_error = cause
             log.warning("no more event files for TensorBoard: %s; the training goes on", cause)
+
+
+@functools.cache
+def _ignore_failed_writer_threads() -> None:
+    """Print no traceback for a thread of TensorBoard's that could not write.
+
+    The thread keeps its error, and raises it in the next call of the writer, where ``TensorBoard`` reports it.
+    """
+    print_traceback = threading.excepthook
+
+    def excepthook(args: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and issubclass(args.exc_type, OSError)):
+            print_traceback(args)
+
+    threading.excepthook = excepthook

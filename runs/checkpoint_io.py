@@ -9,6 +9,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from runs.checkpoint import read_checkpoint
 from runs.files import atomic_write
 
+# The parts of torch that write a checkpoint, as their errors name them.
+WRITERS = ("inline_container", "PytorchStreamWriter", "iostream")
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves whole checkpoints or none, and loads nothing that could run code."""
@@ -18,8 +21,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_write(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:
-            # A full disk is a RuntimeError of the zip writer where torch notices it and an OSError where fsync does.
-            if isinstance(error, OSError) or "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+            # A full disk is a RuntimeError where torch's zip writer or its stream notices it, else an OSError of fsync.
+            if isinstance(error, OSError) or any(name in str(error) for name in WRITERS):
                 raise OSError(f"{path} could not be written ({error}): is the disk full?") from error
             raise
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "plots": {"runs"},
     "sweeps": {"plots", "runs"},
     "hydra_plugins": {"sweeps", "runs"},
-    "callbacks": {"lit_models", "loggers", "plots", "runs", "sweeps"},
+    "callbacks": {"loggers", "plots", "runs", "sweeps"},
     "cli": {"runs", "sweeps"},
 }
 READ_CONFIGS = {"cli", "sweeps", "hydra_plugins"}

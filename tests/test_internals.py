@@ -1,13 +1,16 @@
 """What the project uses of Lightning and torch beyond their documentation is there, and means what it meant."""
 
 import inspect
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies.launchers import subprocess_script
 
-from lit_models import internals
+from runs import internals
 
 
 @pytest.fixture
@@ -78,3 +81,29 @@ def test_schedules_keep_their_length_under_these_names() -> None:
     other = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20, cycle_momentum=False)
     changed = {key for key, value in one_cycle.state_dict().items() if value != other.state_dict()[key]}
     assert changed <= {*internals.SCHEDULE_LENGTH_KEYS}, lacks("torch", f"schedule that depends on {changed}")
+
+
+def test_lightning_installs_its_signal_handlers_through_this_connector() -> None:
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    connector = getattr(trainer, "_signal_connector", None)
+    assert hasattr(connector, "register_signal_handlers"), lacks(
+        "Lightning", "Trainer._signal_connector.register_signal_handlers"
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    internals.disable_lightning_signal_handlers(trainer)
+    trainer._signal_connector.register_signal_handlers()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_lightning_watches_the_processes_in_this_list() -> None:
+    launcher = subprocess_script._SubprocessScriptLauncher(SimpleNamespace(), num_processes=2, num_nodes=1)
+    assert getattr(launcher, "procs", None) == [], lacks("Lightning", "_SubprocessScriptLauncher.procs")
+    process = object()
+    watched = launcher.procs
+    watched.append(process)
+    assert internals.take_child_processes(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))) == [process]
+    assert watched == []
+
+
+def test_a_run_of_one_process_has_no_launcher() -> None:
+    assert internals.take_child_processes(SimpleNamespace(strategy=SimpleNamespace(launcher=None))) == []

@@ -269,7 +269,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from callbacks.signal_handler import SignalHandler
 
-SignalHandler.patience = 0.1
+SignalHandler.grace_period = 0.1
 started = [subprocess.Popen([sys.executable, "-c", "exit(1)"])]
 strategy = SimpleNamespace(launcher=SimpleNamespace(procs=started))
 with SignalHandler(Path("last.ckpt")) as interrupts:

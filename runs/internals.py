@@ -1,8 +1,9 @@
 """What this project uses of Lightning and torch that is not in their documentation, each with the reason.
 
-tests/test_internals.py fails with a clear word where a new version of a library lacks one of these.
+tests/test_internals.py fails with a clear message when a new version of a library lacks one of these.
 """
 
+from subprocess import Popen
 from typing import Any
 
 import lightning.pytorch as pl
@@ -75,3 +76,37 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     """
     for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
         progress["processed"] = progress["completed"] = progress["started"] - 1
+
+
+def stopped_in_epoch(trainer: pl.Trainer) -> bool:
+    """Return whether training has stopped in the middle of an epoch: by ``max_steps``, ``max_time`` or a callback."""
+    reached = 0 <= trainer.max_steps <= trainer.global_step
+    return not trainer.is_last_batch and (trainer.should_stop or reached)
+
+
+def completed_epochs(trainer: pl.Trainer) -> int:
+    """Return the number of epochs that were trained to their end. Lightning counts one that was left open too."""
+    if not stopped_in_epoch(trainer):
+        return trainer.current_epoch
+    return trainer.fit_loop.state_dict()["epoch_progress"]["current"]["started"] - 1
+
+
+def disable_lightning_signal_handlers(trainer: Any) -> None:
+    """Keep Lightning from installing signal handlers of its own.
+
+    Its handler of SIGTERM ends the process with exit code 0, or waits forever for a rank that is elsewhere. Its handler
+    for SLURM queues the job again, as a new run. Lightning installs them at the start of a stage, and no hook lies
+    between that and the barrier of the stage, where others could be put in their place.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+
+
+def take_child_processes(trainer: Any) -> list[Popen[bytes]]:
+    """Return the ranks that Lightning has started on this machine, and keep it from watching them.
+
+    When one of them fails, its watch kills this process too, before that has reported and recorded why.
+    """
+    started: list[Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    taken = started.copy()
+    started.clear()
+    return taken

@@ -1,0 +1,49 @@
+"""Standard output and the logs: show characters that a terminal lacks, and notice what could not be written."""
+
+import contextlib
+import errno
+import io
+import logging
+import sys
+
+_incomplete: set[str] = set()  # outputs with lost lines
+
+
+def prepare_output() -> None:
+    """Escape characters that the encoding of the terminal lacks, and let no log lose lines unnoticed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # ± becomes \xb1 where the terminal has ASCII only
+    logging.Handler.handleError = _report_lost_line  # type: ignore[method-assign, assignment]  # of all
+
+
+def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Say once for each output that it lacks lines. A run goes on when nobody reads its output."""
+    error = sys.exc_info()[1]
+    if isinstance(handler, logging.FileHandler):
+        name = handler.baseFilename
+    elif isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
+        return
+    else:
+        name = "standard output"
+    if name not in _incomplete:
+        _incomplete.add(name)
+        _print_error(f"{name} is incomplete: {error}")
+
+
+def flush_output() -> bool:
+    """Flush standard output, and return whether it and all logs are complete."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        if "standard output" not in _incomplete:
+            _incomplete.add("standard output")
+            _print_error(f"standard output is incomplete: {error}")
+    return not _incomplete
+
+
+def _print_error(message: str) -> None:
+    with contextlib.suppress(OSError):  # the disk of stderr may be full too
+        print(f"error: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,158 @@
+"""What cannot be written: the run goes on where it can, says so in one line, and does not end with exit code 0."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+import train
+from cli.compose import compose
+from loggers.tensorboard import _ignore_failed_writer_threads
+from tests.conftest import PROJECT
+from tests.test_resume import fill, small_disk  # noqa: F401  # a fixture
+
+BLOBS = (
+    *("model=blobs_mlp", "data=blobs", "model.steps_per_batch=20", "trainer.max_epochs=2", "trainer.accelerator=cpu"),
+)
+
+
+class Block(pl.Callback):
+    """Puts a directory where a file of the run would be, or a file where a directory would be."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.path.suffix:
+            (self.path / "in_the_way").mkdir(parents=True)
+        else:
+            self.path.write_text("in the way")
+
+
+@pytest.mark.parametrize("name", ["result.json", "pictures"])
+def test_a_run_that_could_not_write_all_goes_on_and_fails(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    cfg = compose(*BLOBS, "logger=none")
+    cfg.callbacks.block = {"_target_": f"{__name__}.Block", "path": f"run/{name}"}
+    with pytest.raises(OSError, match=rf"^the training has ended, but not everything could be written: .*{name}"):
+        train.train(cfg, Path("run"))
+    assert "test accuracy" in caplog.text  # the table
+    if name != "result.json":
+        result = json.loads(Path("run/result.json").read_text())
+        assert (result["status"], result["epochs"]) == ("failed", 2)
+
+
+def test_a_run_that_could_not_write_its_event_files_goes_on_and_fails(
+    small_disk: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Path("outputs").symlink_to(small_disk)
+    fill(small_disk, 4096)  # the directory
+    uncaught: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    _ignore_failed_writer_threads.cache_clear()  # a thread of TensorBoard's finds out
+    with pytest.raises(OSError, match=r"not everything could be written: .*No space left"):
+        train.train(compose(*BLOBS), Path("run"))
+    assert not uncaught
+    assert json.loads(Path("run/result.json").read_text())["epochs"] == 2
+    assert caplog.text.count("no more event files") == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoints"])
+def test_a_run_that_cannot_be_kept_stops(name: str) -> None:
+    cfg = compose(*BLOBS, "logger=none")
+    cfg.callbacks.block = {"_target_": f"{__name__}.Block", "path": f"run/{name}"}
+    with pytest.raises(OSError, match=name):
+        train.train(cfg, Path("run"))
+    assert json.loads(Path("run/result.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "dashboard.txt"])
+def test_what_is_written_at_the_start_ends_a_run_at_once(name: str) -> None:
+    Path("run", name).mkdir(parents=True)
+    with pytest.raises(OSError, match=name):
+        train.train(compose(*BLOBS), Path("run"))
+    assert not Path("run/metrics.csv").exists()
+
+
+def test_an_evaluation_that_cannot_be_kept_is_printed(caplog: pytest.LogCaptureFixture) -> None:
+    train.train(compose(*BLOBS, "logger=none"), Path("run"))
+    Path("run/evaluations").write_text("in the way")
+    caplog.clear()
+    caplog.set_level("INFO")
+    asked = compose()
+    asked.update({"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}})
+    with pytest.raises(OSError, match="evaluations"):
+        evaluate.evaluate(asked, Path("run"))
+    assert "test/acc" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", [30_000, 48_000, 70_000, 100_000, 150_000, 250_000])
+def test_any_full_disk_is_one_line_and_exit_code_1(leave: int, small_disk: Path) -> None:  # noqa: F811
+    fill(small_disk, leave)
+    command = [sys.executable, str(PROJECT / "train.py"), *BLOBS]
+    answer = subprocess.run(command, cwd=small_disk, capture_output=True, text=True)
+    assert answer.returncode == 1, answer
+    assert len(answer.stderr.splitlines()) == 1
+    assert answer.stderr.startswith("error: ")
+    assert "could not be written" in answer.stderr or "No space left on device" in answer.stderr
+
+
+# --- standard output and the log ---------------------------------------------------------------------------------
+
+
+def test_a_terminal_without_the_characters(shell, tmp_path: Path) -> None:
+    for name in ("图片", "b"):
+        for number in range(10):
+            path = tmp_path / "images" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 20 * number, np.uint8)).save(path)
+    settings = ("model=mlp", "data=image_folder", "data.root=images", "data.image=[3,8,8]", "data.num_workers=0")
+    more = ("trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.pictures=null", "hydra.run.dir=run")
+    answer = shell(*settings, *more, PYTHONIOENCODING="ascii")
+    assert answer.returncode == 0, answer.stderr
+    assert "of each class" in answer.stdout
+    assert r"\u56fe\u7247" in answer.stdout
+    assert "图片" in Path("run/train.log").read_text(encoding="utf-8")
+
+
+def test_expected_figures_on_a_terminal_without_the_characters(shell) -> None:
+    answer = shell("experiment=line_slow", "logger=none", "callbacks.pictures=null", PYTHONIOENCODING="ascii")
+    assert answer.returncode == 0, answer.stderr
+    assert "as expected" in answer.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
+def test_lost_output_is_noticed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "train.log").symlink_to("/dev/full")
+    settings = ("logger=none", "callbacks.pictures=null", "hydra.run.dir=run")
+    command = [sys.executable, str(PROJECT / "train.py"), *BLOBS, *settings]
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert answer.returncode == 1
+    lines = answer.stderr.splitlines()
+    assert len(lines) == 2
+    assert any(line.startswith("error: standard output is incomplete: [Errno 28]") for line in lines)
+    assert any("train.log is incomplete: [Errno 28]" in line for line in lines)
+    assert json.loads((run / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
+def test_lost_help_is_noticed() -> None:
+    command = [sys.executable, str(PROJECT / "train.py"), "--help"]
+    with open("/dev/full", "w") as full:
+        answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: ") and "No space left on device" in answer.stderr
