@@ -18,6 +18,8 @@ RENAMED_OPTIONS = {("callbacks", "details"): "tensorboard_extras"}
 # Classes that a stored config names, and the keys of callbacks' states in a checkpoint.
 RENAMED_TARGETS = {"callbacks.profiling.Table": "loggers.profiler.TopProfiler"}
 RENAMED_STATES = {"Record": "MetricsHistory", "Pictures": "Plots"}
+# Keys within the state of a callback.
+RENAMED_STATE_KEYS = {("Plots", "way"): "weight_history"}
 
 
 def upgrade_overrides(overrides: Sequence[str], command: str = "train") -> tuple[list[str], list[str]]:
@@ -60,6 +62,9 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
         for old, new in RENAMED_STATES.items():
             if old in states:
                 states[new] = states.pop(old)
+        for (callback, old), new in RENAMED_STATE_KEYS.items():
+            if isinstance(states.get(callback), dict):
+                _rename(states[callback], old, new)
 
 
 def _rename(config: dict[str, Any], old: str, new: str) -> None:
