@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """Scores ``cfg.checkpoint`` of ``cfg.run`` on ``cfg.split``; writes ``evaluations/SPLIT_CHECKPOINT.json`` there."""
+    """Score a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")
     stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)

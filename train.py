@@ -2,7 +2,7 @@
 
     python train.py model=lenet data=cifar10 trainer.accelerator=gpu
 
-The parts are chosen in conf/, the training procedures are in lit_models/, the data in datamodules/.
+conf/ names the parts. Training procedures are in lit_models/, data in datamodules/.
 """
 
 import logging
@@ -44,12 +44,12 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
     if cfg.get("compile"):
-        model.net.compile()  # in place, so the names of its weights stay
+        model.net.compile()  # in place, so that the names of its weights stay
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
 
-    md5, compared_by = getattr(datamodule, "md5", None), relevant_overrides(cfg.choices.overrides, [])
-    summary = RunSummary(run_dir, config, md5, compared_by)
+    compared_overrides = relevant_overrides(cfg.choices.overrides, [])
+    summary = RunSummary(run_dir, config, getattr(datamodule, "md5", None), compared_overrides)
     history = MetricsHistory(run_dir, cfg.record.every_n_batches)
     checkpoints = Checkpoints(run_dir / "checkpoints", config, cfg.checkpoint.every_n_steps)
     signals = SignalHandler(checkpoints.last)
@@ -61,10 +61,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
-    datamodule.trainer = trainer  # whose processes share the examples
-    datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
+    datamodule.trainer = trainer  # whose ranks share the examples
+    datamodule.setup()  # reports what is wrong with the data before the run writes anything
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
-    summary.begin(newest=is_rank_zero() and not is_debug_run())
+    summary.write_config(update_last=is_rank_zero() and not is_debug_run())
 
     status = "failed"
     try:
@@ -78,7 +78,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
         raise
     finally:
-        result = summary.write(status)
+        result = summary.write_result(status)
     if is_rank_zero():
         result = report(cfg, config, result, summary, history)
     if errors := write_errors(trainer):
@@ -89,15 +89,19 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 def report(
     cfg: DictConfig, config: dict[str, Any], result: dict[str, Any], summary: Any, history: Any
 ) -> dict[str, Any]:
-    """Print the end of a run beside what its experiment expects, and return its result."""
+    """Print the result of a run beside what its experiment expects, and return it.
+
+    Raises:
+        ExpectationMissed: ``check=true``, and the result is not the expected one.
+    """
     comparisons = check_expected(config["expect"] or {}, result["metrics"], history.rows, result["epochs"])
     ignore = [*cfg.ignore_groups, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
     changed = relevant_overrides(result["overrides"], ignore) if comparisons else []
-    table = summary_table(result, summary.folder, comparisons, changed)
+    table = summary_table(result, summary.run_dir, comparisons, changed)
     log.info(summary_line(result) if is_multirun() else f"\n{table}")
     missed = [comparison.metric for comparison in comparisons if not comparison.passed]
     if comparisons and not changed:
-        result = summary.write(result["status"], as_expected=not missed)
+        result = summary.write_result(result["status"], as_expected=not missed)
         if cfg.check and missed:
             raise ExpectationMissed(f"{cfg.name} did not give the expected {', '.join(missed)}")
     return result

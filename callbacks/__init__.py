@@ -1,8 +1,10 @@
-"""Callbacks, one per file, and what they ask the Trainer for."""
+"""Callbacks, one per file, and what they read from the Trainer and the module."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from torch import Tensor, nn
 
 from runs.format import round_float32
 
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
 def get_datamodule(trainer: pl.Trainer) -> Any:
     """Return the datamodule, which Lightning's Trainer does not declare."""
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def get_net(pl_module: pl.LightningModule) -> nn.Module:
+    """Return the net of a module that has one called ``net``, else the module itself."""
+    net = getattr(pl_module, "net", None)
+    return net if isinstance(net, nn.Module) else pl_module
 
 
 def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
@@ -28,6 +36,14 @@ def logged_metrics(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: round_float32(value.item()) for name, value in metrics if name.startswith(prefix)}
 
 
+def batch_loss(outputs: Any) -> Tensor | None:
+    """Return the loss in the outputs of a training step, or None when it returned none.
+
+    Lightning has divided it by ``trainer.accumulate_grad_batches``.
+    """
+    return outputs.get("loss") if isinstance(outputs, Mapping) else None
+
+
 def write_errors(trainer: pl.Trainer) -> list[OSError]:
     """Return why callbacks and loggers could not write something, where that did not end the run."""
     parts = (*trainer.callbacks, *trainer.loggers)  # type: ignore[attr-defined]  # Lightning declares it nowhere
@@ -35,8 +51,9 @@ def write_errors(trainer: pl.Trainer) -> list[OSError]:
 
 
 def at_optimizer_step(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Return whether a checkpoint can be written after this batch, in the middle of an epoch.
+    """Return whether a checkpoint can be saved after this batch, in the middle of an epoch.
 
-    All gradients are used up, and more batches follow. After the last batch comes the checkpoint of the epoch.
+    No accumulated gradients are left then, and more batches follow. The last batch is followed by the checkpoint of
+    the epoch.
     """
     return not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0

@@ -1,4 +1,4 @@
-"""Checkpoints that are always whole, and hold nothing that could run code."""
+"""Save checkpoints that are always whole and hold nothing that could run code."""
 
 import logging
 import math
@@ -21,34 +21,36 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
-    """Keeps ``last.ckpt``, written after every epoch, and ``best.ckpt``, the best epoch by validation accuracy (without
-    one by validation loss, without that by training loss).
+    """Saves ``last.ckpt`` after every epoch, and ``best.ckpt`` after the best one.
+
+    The best epoch has the highest validation accuracy. Without one it has the lowest validation loss, and without a
+    validation the lowest training loss.
 
     Args:
-        folder: where they go.
-        config: what the run was made from, plain values; every checkpoint holds it.
-        every_n_steps: writes ``last.ckpt`` in the middle of an epoch too.
+        dirpath: directory of the checkpoints.
+        config: of the run, as plain values; every checkpoint holds it.
+        every_n_steps: also saves ``last.ckpt`` within an epoch, every so many gradient steps.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
+    def __init__(self, dirpath: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and (not isinstance(every_n_steps, int) or every_n_steps < 1):
             raise ValueError(f"checkpoint.every_n_steps={every_n_steps} must be a whole number of at least 1")
-        self.folder, self.config, self.every_n_steps = folder, config, every_n_steps
-        self.last = folder / "last.ckpt"
-        self.git = git_revision() or "of no commit"
-        self.best: float | None = None
+        self.dirpath, self.config, self.every_n_steps = dirpath, config, every_n_steps
+        self.last, self.best = dirpath / "last.ckpt", dirpath / "best.ckpt"
+        self.git_revision = git_revision() or "of no commit"
+        self.best_score: float | None = None
         self._stop = False  # training was told to stop, and stops after the running step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._last_step = trainer.global_step
         internals.go_on_with_next_epoch(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # With a validation nothing else says which epoch is best, not even in epochs that are not validated.
+        # Where a validation decides, an epoch without one is never the best.
         validated = trainer.limit_val_batches and len(get_datamodule(trainer).val_dataloader())
         self._monitors = [name for name in MONITORS if name.startswith("val/" if validated else "train/")]
-        for folder in (self.folder, self.folder.parent):
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for directory in (self.dirpath, self.dirpath.parent):
+            for leftover in directory.glob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink(missing_ok=True)
 
     def on_train_batch_end(
@@ -56,8 +58,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self._stop_after_step(trainer)
         if every := self.every_n_steps:
-            before, self._step = self._step, trainer.global_step  # a batch may be several steps
-            if before // every < self._step // every and at_optimizer_step(trainer, batch_idx):
+            before, self._last_step = self._last_step, trainer.global_step  # a batch may be several steps
+            if before // every < self._last_step // every and at_optimizer_step(trainer, batch_idx):
                 trainer.save_checkpoint(self.last)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,19 +82,19 @@ class Checkpoints(Checkpoint):
         name = next((name for name in self._monitors if name in trainer.callback_metrics), None)
         better = max if name and MONITORS[name] == "max" else min
         score = None if name is None else trainer.callback_metrics[name].item()
-        best = self.best
+        best = self.best_score
         if score is None or (best is not None and (math.isnan(score) or better(score, best) == best)):
             trainer.save_checkpoint(self.last)
             return
-        # The best one first: a kill between the two then costs nothing but the time to do this epoch again.
-        self.best = score
-        trainer.save_checkpoint(self.folder / "best.ckpt")
+        # best.ckpt is first: after a kill between the two, a resumed run repeats this epoch and loses nothing.
+        self.best_score = score
+        trainer.save_checkpoint(self.best)
         if trainer.is_global_zero:
             with atomic_write(self.last) as temporary:
                 try:
-                    os.link(self.folder / "best.ckpt", temporary)  # the next checkpoint is another file
+                    os.link(self.best, temporary)  # the next checkpoint is a new file
                 except OSError:  # a file system without links
-                    shutil.copyfile(self.folder / "best.ckpt", temporary)
+                    shutil.copyfile(self.best, temporary)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -100,10 +102,11 @@ class Checkpoints(Checkpoint):
         checkpoint["config"] = self.config
         if internals.stopped_in_epoch(trainer):
             internals.reopen_epoch(checkpoint)
-        checkpoint["made_by"] = f"lit-classics {self.git}, torch {torch.__version__}, lightning {pl.__version__}"
+        versions = f"torch {torch.__version__}, lightning {pl.__version__}"
+        checkpoint["made_by"] = f"lit-classics {self.git_revision}, {versions}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best_score}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
+        self.best_score = state["best"]

@@ -1,4 +1,4 @@
-"""What a classifier makes of each class."""
+"""Accuracy of a classifier for each class."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from callbacks import get_datamodule
 
 
 class PerClassAccuracy(pl.Callback):
-    """Logs ``test/acc/CLASS``, the share of each class of the test set that is right."""
+    """Logs ``test/acc/CLASS``, the accuracy over the test examples of each class."""
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._names = get_datamodule(trainer).class_names if hasattr(pl_module, "classes") else ()
@@ -17,11 +17,11 @@ class PerClassAccuracy(pl.Callback):
             self._accuracy = MulticlassAccuracy(len(self._names), average=None).to(pl_module.device)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if self._names and len(batch[1]):  # none where all files of a batch are broken
+        if self._names and len(batch[1]):  # empty where all files of a batch are broken
             self._accuracy.update(pl_module.classes(outputs), batch[1])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._names:
-            shares = self._accuracy.compute()
-            named = {f"test/acc/{name}": share for name, share in zip(self._names, shares, strict=True)}
-            pl_module.log_dict(named, logger=False)  # the loggers hear it from MetricsHistory
+            accuracies = dict(zip(self._names, self._accuracy.compute(), strict=True))
+            # MetricsHistory passes them to the loggers.
+            pl_module.log_dict({f"test/acc/{name}": value for name, value in accuracies.items()}, logger=False)

@@ -1,4 +1,4 @@
-"""Pictures of a run, into its folder ``pictures/`` and into TensorBoard."""
+"""Plots of a run, in its directory ``pictures/`` and in TensorBoard."""
 
 import logging
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from callbacks import get_datamodule, get_metrics_history
+from callbacks import get_datamodule, get_metrics_history, get_net
 from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
 from plots.figure import to_pixels
 from plots.images import filters, image_grid, predictions
@@ -23,124 +23,127 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST = 24  # mistakes in one picture
+MAX_MISTAKES = 24  # in one figure
+MAX_SNAPSHOTS = 100  # snapshots of the weights, all of which are in every checkpoint
 
 
 class Plots(pl.Callback):
-    """Draws what a run learnt: at the end, those of the training also in between.
+    """Draws the training after its end, and every so many epochs on request, and the test.
 
-    Of all runs: ``loss`` and, of classifiers, ``accuracy``, ``confusion``, ``classes``. Of images: ``samples``,
-    ``predictions``, ``mistakes`` and, of nets that begin with a convolution, ``filters``. Of points in the plane:
-    ``boundary`` and ``boundaries``, its way over the epochs. Of lines: ``line`` and ``surface``, the loss over weight
-    and bias with the path that was walked.
+    Of every run: ``loss`` and, for classifiers, ``accuracy``, ``confusion`` and ``classes``. Of images: ``samples``,
+    ``predictions``, ``mistakes`` and, for nets that begin with a convolution, ``filters``. Of points in the plane:
+    ``boundary``, and ``boundaries`` over the epochs. Of lines: ``line``, and ``surface``, the loss over weight and bias
+    with the path of the training.
 
     Args:
-        every_n_epochs: in between means after every so many epochs; None is never.
+        every_n_epochs: also draws the training every so many epochs; None means only after its end.
     """
 
     def __init__(self, every_n_epochs: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"callbacks.pictures.every_n_epochs={every_n_epochs} must be at least 1")
         self.every_n_epochs = every_n_epochs
-        # The way of a net of a few weights: its weights before the training and after every so many epochs.
-        self.way: dict[int, dict[str, Tensor]] = {}
+        # State dicts of a small net by epoch: 0 is before the training, then every ``_stride`` epochs.
+        self.weight_history: dict[int, dict[str, Tensor]] = {}
         self._stride = 1
-        self.write_error: OSError | None = None  # after which no more are drawn
+        self.write_error: OSError | None = None  # after which nothing more is drawn
 
-    # --- what has to be remembered ----------------------------------------------------------------------------------
+    # --- record -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._follow = (
-            get_datamodule(trainer).shape in ((1,), (2,)) and sum(p.numel() for p in pl_module.parameters()) < 1e4
-        )
-        if not self.way:
-            self._remember(0, pl_module)
+        is_small = sum(parameter.numel() for parameter in pl_module.parameters()) < 1e4
+        self._keeps_weights = is_small and get_datamodule(trainer).shape in ((1,), (2,))
+        if not self.weight_history:
+            self._record_weights(0, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._remember(trainer.current_epoch + 1, pl_module)
+        self._record_weights(trainer.current_epoch + 1, pl_module)
 
-    def _remember(self, epoch: int, pl_module: Any) -> None:
-        if self._follow and epoch % self._stride == 0:
-            state = pl_module.net.state_dict()
-            self.way[epoch] = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-            if len(self.way) > 100:  # all of it is in every checkpoint
-                self._stride *= 2
-                self.way = {number: state for number, state in self.way.items() if number % self._stride == 0}
+    def _record_weights(self, epoch: int, pl_module: pl.LightningModule) -> None:
+        if not self._keeps_weights or epoch % self._stride:
+            return
+        weights = get_net(pl_module).state_dict()
+        self.weight_history[epoch] = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        if len(self.weight_history) > MAX_SNAPSHOTS:
+            self._stride *= 2
+            self.weight_history = {e: weights for e, weights in self.weight_history.items() if e % self._stride == 0}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"way": self.way, "stride": self._stride}
+        return {"weight_history": self.weight_history, "stride": self._stride}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.way, self._stride = state["way"], state["stride"]
+        self.weight_history, self._stride = state["weight_history"], state["stride"]
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._classifies = bool(get_datamodule(trainer).class_names) and hasattr(pl_module, "probabilities")
-        self._shares: list[Tensor] = []  # (B, classes)
+        self._is_classifier = bool(get_datamodule(trainer).class_names) and hasattr(pl_module, "probabilities")
+        self._probs: list[Tensor] = []  # (B, classes)
         self._targets: list[Tensor] = []  # (B,)
-        self._worst: list[tuple[Tensor, ...]] = []  # images (B, C, H, W), shares (B, classes), targets (B,)
-        self._first: tuple[Tensor, ...] | None = None
+        self._mistakes: list[tuple[Tensor, ...]] = []  # images (B, C, H, W), probs (B, classes), targets (B,)
+        self._first_images: tuple[Tensor, ...] | None = None  # the same of the first test images
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if not self._classifies:
+        if not self._is_classifier:
             return
         inputs, targets = batch
-        shares = pl_module.probabilities(outputs).float()
-        self._shares.append(shares.cpu())
+        probs = pl_module.probabilities(outputs).float()
+        self._probs.append(probs.cpu())
         self._targets.append(targets.cpu())
         if inputs.dim() == 4:
-            pictures = get_datamodule(trainer).to_uint8
-            confidence, label = shares.max(1)
-            order = torch.where(label == targets, -1.0, confidence).argsort(descending=True)[:MOST]
-            worst = order[(label != targets)[order]]
-            self._worst.append((pictures(inputs[worst]).cpu(), shares[worst].cpu(), targets[worst].cpu()))
-            if self._first is None and len(targets):
-                self._first = pictures(inputs[:6]).cpu(), shares[:6].cpu(), targets[:6].cpu()
+            to_uint8 = get_datamodule(trainer).to_uint8
+            confidence, predicted = probs.max(1)
+            order = torch.where(predicted == targets, -1.0, confidence).argsort(descending=True)[:MAX_MISTAKES]
+            wrong = order[(predicted != targets)[order]]
+            self._mistakes.append((to_uint8(inputs[wrong]).cpu(), probs[wrong].cpu(), targets[wrong].cpu()))
+            if self._first_images is None and len(targets):
+                self._first_images = to_uint8(inputs[:6]).cpu(), probs[:6].cpu(), targets[:6].cpu()
 
-    # --- when they are drawn ----------------------------------------------------------------------------------------
+    # --- draw -------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # At the start of the next epoch, when the row of the last one is written.
+        # When the next epoch starts, the row of the epoch before is written.
         if self.every_n_epochs and trainer.current_epoch and trainer.current_epoch % self.every_n_epochs == 0:
-            self._draw(trainer, self._of_training(trainer, pl_module))
+            self._draw(trainer, self._training_figures(trainer, pl_module))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, self._of_training(trainer, pl_module))
+        self._draw(trainer, self._training_figures(trainer, pl_module))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._classifies and self._targets:
-            self._draw(trainer, self._of_test(trainer))
+        if self._is_classifier and self._targets:
+            self._draw(trainer, self._test_figures(trainer))
 
-    def _of_training(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, "Figure"]:
-        history = get_metrics_history(trainer)
-        datamodule, net = get_datamodule(trainer), pl_module.net
-        checked_on = {"val": "validation", "train": "training set, after the epoch"}.get(
-            datamodule.validate_on, datamodule.validate_on
-        )
+    def _training_figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, "Figure"]:
+        history, datamodule = get_metrics_history(trainer), get_datamodule(trainer)
+        names = {"val": "validation", "train": "training set, after the epoch"}
+        checked_on = names.get(datamodule.validate_on, datamodule.validate_on)
         figures = {}
         if any("train/loss" in row for row in history.rows):
             figures["loss"] = loss_curve(history.rows, history.curve, len(datamodule.train_indices), checked_on)
         if any("train/acc" in row for row in history.rows):
             figures["accuracy"] = accuracy_curve(history.rows, checked_on)
-        first = next((layer for layer in net.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))), None)
-        if isinstance(first, nn.Conv2d):
+        layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
+        if isinstance(first := next(layers, None), nn.Conv2d):
             figures["filters"] = filters(first.weight.detach().cpu())
-        two = datamodule.shape == (2,) and len(datamodule.class_names) == 2
-        if self.way and two and hasattr(pl_module, "probabilities"):
-            figures |= self._boundaries(datamodule, pl_module)
-        if self.way and hasattr(net, "coefficients") and isinstance(pl_module.loss, nn.MSELoss):
+        return figures | (self._weight_figures(datamodule, pl_module) if self.weight_history else {})
+
+    def _weight_figures(self, datamodule: Any, pl_module: Any) -> dict[str, "Figure"]:
+        """Return the figures that the recorded weights of a small net allow."""
+        net = get_net(pl_module)
+        if datamodule.shape == (2,) and len(datamodule.class_names) == 2 and hasattr(pl_module, "probabilities"):
+            return self._boundary_figures(datamodule, pl_module)
+        if hasattr(net, "coefficients") and isinstance(getattr(pl_module, "loss", None), nn.MSELoss):
             inputs, targets = datamodule.load()[0]
-            path = np.array([[tensor.item() for tensor in state.values()] for state in self.way.values()])  # (n, 2)
-            path = np.vstack([path, [parameter.item() for parameter in net.parameters()]])
+            recorded = [[tensor.item() for tensor in state.values()] for state in self.weight_history.values()]
+            path = np.array([*recorded, [parameter.item() for parameter in net.parameters()]])  # (n, 2)
             path = path[np.isfinite(path).all(1)]
             x, y = datamodule.normalize(inputs)[:, 0].numpy(), targets[:, 0].numpy()
-            figures |= {"line": line_fit(x, y, *path[-1]), "surface": loss_surface(x, y, path)}
-        return figures
+            return {"line": line_fit(x, y, *path[-1]), "surface": loss_surface(x, y, path)}
+        return {}
 
     @torch.no_grad()
-    def _boundaries(self, datamodule: Any, pl_module: Any) -> dict[str, "Figure"]:
-        net, final = pl_module.net, -1
+    def _boundary_figures(self, datamodule: Any, pl_module: Any) -> dict[str, "Figure"]:
+        net, final = get_net(pl_module), -1
         training = net.training
-        states = self.way | {final: {name: tensor.clone() for name, tensor in net.state_dict().items()}}
+        states = self.weight_history | {final: {name: tensor.clone() for name, tensor in net.state_dict().items()}}
 
         def probs_at(epoch: int, points: Tensor) -> Tensor:  # (N, 2)
             net.load_state_dict(states[epoch])
@@ -153,28 +156,27 @@ class Plots(pl.Callback):
         try:
             return {
                 "boundary": decision_boundary(partial(probs_at, final), points, targets, names, axis_names),
-                "boundaries": decision_boundaries(probs_at, list(self.way), points, targets, names),
+                "boundaries": decision_boundaries(probs_at, list(self.weight_history), points, targets, names),
             }
         finally:
             net.load_state_dict(states[final])
             net.train(training)
 
-    def _of_test(self, trainer: pl.Trainer) -> dict[str, "Figure"]:
+    def _test_figures(self, trainer: pl.Trainer) -> dict[str, "Figure"]:
         names = get_datamodule(trainer).class_names
-        shares, targets = torch.cat(self._shares), torch.cat(self._targets)
-        pairs = torch.bincount(targets * len(names) + shares.argmax(1), minlength=len(names) ** 2)
-        counts = pairs.view(len(names), len(names)).numpy()
+        probs, targets = torch.cat(self._probs), torch.cat(self._targets)
+        pairs = torch.bincount(targets * len(names) + probs.argmax(1), minlength=len(names) ** 2)
+        counts = pairs.view(len(names), len(names)).numpy()  # (true class, predicted class)
         figures = {"confusion": confusion_matrix(counts, names), "classes": per_class_accuracy(counts, names)}
-        if self._first is not None:
-            pictures, first_shares, first_targets = self._first
-            figures["samples"] = image_grid(pictures, [names[target] for target in first_targets])
-            figures["predictions"] = predictions(pictures, first_shares, first_targets, names)
-            worst = [torch.cat(part) for part in zip(*self._worst, strict=True)]
-            if len(worst[0]):
-                order = worst[1].max(1).values.argsort(descending=True)[:MOST]
-                title = f"the most confident of {int((shares.argmax(1) != targets).sum()):,} mistakes"
-                pictures, worst_shares, worst_targets = (part[order] for part in worst)
-                figures["mistakes"] = predictions(pictures, worst_shares, worst_targets, names, title)
+        if self._first_images is not None:
+            images, first_probs, first_targets = self._first_images
+            figures["samples"] = image_grid(images, [names[target] for target in first_targets])
+            figures["predictions"] = predictions(images, first_probs, first_targets, names)
+            images, wrong_probs, wrong_targets = (torch.cat(part) for part in zip(*self._mistakes, strict=True))
+            if len(images):
+                order = wrong_probs.max(1).values.argsort(descending=True)[:MAX_MISTAKES]
+                title = f"the most confident of {int((probs.argmax(1) != targets).sum()):,} mistakes"
+                figures["mistakes"] = predictions(images[order], wrong_probs[order], wrong_targets[order], names, title)
         return figures
 
     def _draw(self, trainer: pl.Trainer, figures: dict[str, "Figure"]) -> None:
@@ -186,9 +188,9 @@ class Plots(pl.Callback):
             try:
                 picture = to_pixels(figure)
                 write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", picture)
-            except OSError as error:  # the run is worth more than its pictures
+            except OSError as error:  # the run is worth more than its plots
                 self.write_error = error
-                log.warning("no more pictures: %s; the run goes on", error)
+                log.warning("no more plots: %s; the run goes on", error)
                 return
             for logger in trainer.loggers:
                 if hasattr(logger, "log_picture"):

@@ -1,4 +1,4 @@
-"""The labels of the validation examples."""
+"""Print the labels that a classifier predicts."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class PredictedLabels(pl.Callback):
-    """Prints the labels that the trained model gives to the validation examples, one digit each."""
+    """Prints the predicted labels of the validation examples after training, one digit each."""
 
     def __init__(self) -> None:
         self._labels: list[torch.Tensor] = []
@@ -19,7 +19,8 @@ class PredictedLabels(pl.Callback):
         self._labels = []
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        self._labels.append(pl_module.classes(outputs))
+        if hasattr(pl_module, "classes"):
+            self._labels.append(pl_module.classes(outputs))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._labels:

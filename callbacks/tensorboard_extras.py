@@ -1,32 +1,32 @@
-"""More for TensorBoard: precision-recall curves and the embedding projector."""
+"""Precision-recall curves and the embedding projector of TensorBoard."""
 
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from callbacks import get_datamodule
+from callbacks import get_datamodule, get_net
 from loggers.tensorboard import TensorBoard
 
 
 class TensorBoardExtras(pl.Callback):
-    """Precision-recall curves and the embedding projector of a classifier, from its test set.
+    """Writes precision-recall curves and the embedding projector of a classifier, from its test set.
 
     Args:
-        examples: in the projector.
+        examples: number of examples in the projector.
     """
 
     def __init__(self, examples: int = 1000) -> None:
         self.examples = examples
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        self._layers = [layer for layer in pl_module.net.modules() if isinstance(layer, torch.nn.Linear)]
+        self._layers = [layer for layer in get_net(pl_module).modules() if isinstance(layer, torch.nn.Linear)]
         if not (self._layers and get_datamodule(trainer).class_names and hasattr(pl_module, "probabilities")):
             raise ValueError("callbacks=tensorboard_extras is for classifiers that end in a linear layer")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._batches: list[tuple[torch.Tensor, ...]] = []
-        self._features: list[torch.Tensor] = []
+        self._batches: list[tuple[torch.Tensor, ...]] = []  # probabilities (B, C), targets (B,), images (B, C, H, W)
+        self._features: list[torch.Tensor] = []  # (B, features)
         self._hook = self._layers[-1].register_forward_pre_hook(
             lambda _, inputs: self._features.append(inputs[0].detach().flatten(1).cpu())
         )
@@ -37,16 +37,16 @@ class TensorBoardExtras(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._hook.remove()
-        shares, targets, images = map(torch.cat, zip(*self._batches, strict=True))
+        probs, targets, images = map(torch.cat, zip(*self._batches, strict=True))
         names = get_datamodule(trainer).class_names
-        some, step = slice(self.examples), trainer.global_step
+        first, step = slice(self.examples), trainer.global_step
         embedding = (
-            torch.cat(self._features)[some],
-            [names[target] for target in targets[some]],
-            images[some].float() / 255 if images[0].numel() else None,
+            torch.cat(self._features)[first],
+            [names[target] for target in targets[first]],
+            images[first].float() / 255 if images[0].numel() else None,
         )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
                 for number, name in enumerate(names):
-                    logger.log_pr_curve(f"test/{name}", targets == number, shares[:, number], step)
+                    logger.log_pr_curve(f"test/{name}", targets == number, probs[:, number], step)
                 logger.log_embedding("last layer's inputs", *embedding, step)

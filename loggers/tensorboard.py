@@ -1,9 +1,8 @@
-"""TensorBoard's event files."""
+"""Event files for TensorBoard."""
 
 import contextlib
 import functools
 import io
-import itertools
 import logging
 import threading
 import warnings
@@ -16,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from runs.files import atomic_write
+from runs.files import atomic_write, make_unique_dir
 
 log = logging.getLogger(__name__)
 
@@ -29,43 +28,33 @@ CHARTS = {
 
 
 class TensorBoard(TensorBoardLogger):
-    """Writes event files. A full disk costs the rest of them, not the training.
+    """Writes event files, to a directory whose name describes the run, such as ``outputs/mnist_cnn/lr=0.1 seed=2``.
 
-    TensorBoard names a run by the path of its event files. They are in a folder whose name says what the run is, such
-    as ``outputs/mnist_cnn/lr=0.1 seed=2``; the folder of the run notes it in ``dashboard.txt``.
+    TensorBoard shows that name. The file ``dashboard.txt`` in the run directory holds the path. When the disk is full,
+    no more events are written, and the training goes on.
 
     Args:
-        save_dir: folder of the run.
-        title: ``mnist_cnn/lr=0.1 seed=2``, for a run that has no note yet.
-        purge_step: points from this gradient step on are forgotten: a resumed run writes them again.
+        save_dir: run directory.
+        title: ``mnist_cnn/lr=0.1 seed=2``, for a run without a ``dashboard.txt``.
+        purge_step: TensorBoard drops the points from this gradient step on, which a resumed run writes again.
     """
 
     def __init__(self, save_dir: str, title: str, purge_step: int | None = None) -> None:
         if purge_step is None and Path(save_dir, "dashboard.txt").exists():
-            purge_step = 0  # a job of a sweep that was killed before its first checkpoint begins anew
+            purge_step = 0  # a job of a sweep that was killed before its first checkpoint starts over
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
-        self.title, self.goes_on = title, bool(purge_step)
+        self.title, self.is_resumed = title, bool(purge_step)
         _ignore_failed_writer_threads()
         self._in_hyperparams = False
         self.write_error: OSError | None = None  # after which nothing more is written
 
     @functools.cached_property
     def log_dir(self) -> str:
-        note = Path(self.save_dir) / "dashboard.txt"
-        if not note.exists():
-            with atomic_write(note) as temporary:
-                temporary.write_text(f"{self._new_folder()}\n", encoding="utf-8")
-        return note.read_text(encoding="utf-8").strip()
-
-    def _new_folder(self) -> Path:
-        for number in itertools.count(1):
-            folder = Path("outputs", self.title + (f" ({number})" if number > 1 else ""))
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:  # another run of the same settings
-                continue
-            return folder
-        raise AssertionError
+        file = Path(self.save_dir) / "dashboard.txt"
+        if not file.exists():
+            with atomic_write(file) as temporary:
+                temporary.write_text(make_unique_dir(f"outputs/{self.title}", " ({})") + "\n", encoding="utf-8")
+        return file.read_text(encoding="utf-8").strip()
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if not self._in_hyperparams:
@@ -73,17 +62,17 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
-        """Lightning calls this at the start; what else belongs to the start is written here too."""
-        if model.trainer.state.fn == "fit" and not self.goes_on:
-            example = torch.zeros(1, *model.trainer.datamodule.shape).to(next(model.parameters()))  # device and type
+        """Write the graph of the net and the layout of CUSTOM SCALARS. Lightning calls this at the start."""
+        if model.trainer.state.fn == "fit" and not self.is_resumed:
+            example = torch.zeros(1, *model.trainer.datamodule.shape).to(next(model.parameters()))  # device and dtype
             self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))
-            if model.trainer.world_size > 1:  # the other processes do not take part in the trace
+            if model.trainer.world_size > 1:  # the other ranks do not take part in the trace
                 return
-            # It traces one example, in a way that torch would like to be rid of, and prints what goes wrong. A net that
-            # cannot run says so in the training.
+            # add_graph traces one example with a deprecated function of torch, and prints what goes wrong. Where the
+            # net itself is wrong, the training reports it.
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
                 warnings.simplefilter("ignore")
-                self._guard(lambda: self.experiment.add_graph(model.net, example))
+                self._guard(lambda: self.experiment.add_graph(getattr(model, "net", model), example))
 
     @rank_zero_only
     def log_text(self, name: str, text: str) -> None:
@@ -91,20 +80,27 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A picture, uint8 ``(H, W, 3)``, for the tab IMAGES."""
+        """Add a picture, uint8 ``(H, W, 3)``, to the tab IMAGES."""
         self._guard(lambda: self.experiment.add_image(name, picture, step, dataformats="HWC"))
 
     @rank_zero_only
-    def log_pr_curve(self, name: str, targets: torch.Tensor, shares: torch.Tensor, step: int) -> None:
-        """Precision over recall: whether each example is of the class ``(N,)``, and what the model says ``(N,)``."""
-        self._guard(lambda: self.experiment.add_pr_curve(name, targets, shares, step))
+    def log_pr_curve(self, name: str, targets: torch.Tensor, probs: torch.Tensor, step: int) -> None:
+        """Add a precision-recall curve of one class.
+
+        Args:
+            name: of the curve.
+            targets: whether each example is of the class, ``(N,)``.
+            probs: predicted probability of the class, ``(N,)``.
+            step: gradient step.
+        """
+        self._guard(lambda: self.experiment.add_pr_curve(name, targets, probs, step))
 
     @rank_zero_only
     def log_embedding(
-        self, name: str, features: torch.Tensor, labels: list[str], pictures: torch.Tensor | None, step: int
+        self, name: str, features: torch.Tensor, labels: list[str], images: torch.Tensor | None, step: int
     ) -> None:
-        """Points ``(N, features)`` of the projector, with what they are and as pictures ``(N, C, H, W)`` of 0 to 1."""
-        self._guard(lambda: self.experiment.add_embedding(features, labels, pictures, step, name))
+        """Add points ``(N, features)`` to the projector, with their labels and images ``(N, C, H, W)`` in 0 to 1."""
+        self._guard(lambda: self.experiment.add_embedding(features, labels, images, step, name))
 
     @rank_zero_only
     def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -125,7 +121,7 @@ class TensorBoard(TensorBoardLogger):
         try:
             write()
         except (OSError, ValueError) as error:
-            cause = error.__cause__ or error  # Lightning says ValueError to everything
+            cause = error.__cause__ or error  # Lightning turns every error into a ValueError
             if not isinstance(cause, OSError):
                 raise
             self.write_error = cause

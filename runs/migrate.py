@@ -31,6 +31,8 @@ RENAMED_TARGETS = {
     "lit_models.optimizers.GradientDescent": "lit_models.optim.PlainSGD",
 }
 RENAMED_STATES = {"Record": "MetricsHistory", "Pictures": "Plots"}
+# Keys within the state of a callback.
+RENAMED_STATE_KEYS = {("Plots", "way"): "weight_history"}
 
 
 def upgrade_overrides(overrides: Sequence[str], command: str = "train") -> tuple[list[str], list[str]]:
@@ -76,6 +78,9 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
         for old, new in RENAMED_STATES.items():
             if old in states:
                 states[new] = states.pop(old)
+        for (callback, old), new in RENAMED_STATE_KEYS.items():
+            if isinstance(states.get(callback), dict):
+                _rename(states[callback], old, new)
 
 
 def _rename(config: dict[str, Any], old: str, new: str) -> None:

@@ -46,14 +46,14 @@ def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Compar
     if result["status"] != "finished":
         rows.append(("status", result["status"]))
     if changed:
-        rows.append(("not compared", f"with the published figures, because of what was typed: {', '.join(changed)}"))
+        rows.append(("not compared", f"with the published figures, because of these overrides: {', '.join(changed)}"))
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    rows.append(("is in", str(folder)))
+    rows.append(("output directory", str(folder)))
     files = [folder / "pictures" / f"{name}.png" for name in MAIN_PLOTS]
     rows += [("picture", str(file)) for file in files if file.exists()][:1]
     if (folder / "dashboard.txt").exists():
-        rows.append(("look", "tensorboard --logdir outputs"))
+        rows.append(("tensorboard", "tensorboard --logdir outputs"))
     lines = text_columns(rows)
     if comparisons and not changed:
         lines += ["", *text_columns([("metric", "published", "expected", "got", ""), *(c.row() for c in comparisons)])]

@@ -33,7 +33,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """To draw takes longer than the tiny trainings of the tests; tests/test_dashboard.py looks at the pictures."""
     if not request.module.__name__.endswith(("test_dashboard", "test_full_disk")):
-        for part in ("_of_training", "_of_test"):
+        for part in ("_training_figures", "_test_figures"):
             monkeypatch.setattr(f"callbacks.plots.Plots.{part}", lambda *_: {})
 
 

@@ -129,18 +129,18 @@ def test_images_of_a_data_set_of_one_s_own_are_drawn(tmp_path: Path) -> None:
 def test_pictures_in_between_and_over_a_resume() -> None:
     settings = (*BLOBS, "model.steps_per_batch=20", "logger=none")
     run(*settings, "trainer.max_epochs=2")
-    whole = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["way"]
+    whole = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["weight_history"]
     assert len(whole) == 3
     run("resume=run", "trainer.max_epochs=4")
-    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["way"]
-    assert len(way) == 5
-    assert all(torch.equal(way[0][name], whole[0][name]) for name in way[0])
+    history = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["weight_history"]
+    assert len(history) == 5
+    assert all(torch.equal(history[0][name], whole[0][name]) for name in history[0])
 
 
-def test_the_way_of_a_long_training_is_thinned() -> None:
+def test_the_weight_history_of_a_long_training_is_thinned() -> None:
     run("experiment=line_slow", "trainer.max_epochs=250", "logger=none")
-    way = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["way"]
-    assert list(way) == list(range(0, 251, 4))
+    history = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["weight_history"]
+    assert list(history) == list(range(0, 251, 4))
 
 
 def test_pictures_can_be_left_out_and_drawn_often() -> None:

@@ -290,5 +290,5 @@ def test_changed_settings_are_said_and_not_failed(shell) -> None:
     answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
     assert answer.returncode == 0
     assert "not compared" in answer.stdout
-    assert "because of what was typed: optimizer.lr=1e-3" in answer.stdout
+    assert "because of these overrides: optimizer.lr=1e-3" in answer.stdout
     assert "seed" not in answer.stdout.split("not compared")[1].splitlines()[0]
