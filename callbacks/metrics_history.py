@@ -118,7 +118,7 @@ class MetricsHistory(Checkpoint):
             "loss": float(self._loss_sum),
             "batches": self._batches,
             "elapsed": self._elapsed(),
-            "validation": self._validation,
+            "validation": self._val_metrics,
         }
 
     def on_save_checkpoint(
@@ -131,7 +131,7 @@ class MetricsHistory(Checkpoint):
         self.rows, self.curve = state["rows"], state["curve"]
         self._loss_sum, self._batches = state["loss"], state["batches"]
         self._seconds_before = state["elapsed"]
-        self._validation = state.get("validation", {})  # of this epoch, in its middle
+        self._val_metrics = state.get("validation", {})  # of this epoch, in its middle
 
 
 def _reduce_mean(trainer: pl.Trainer, number: float | torch.Tensor) -> float:
