@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """Score a checkpoint of a run on ``cfg.split``; write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
+    """Score a checkpoint of a run on ``cfg.split``; write ``evaluations/SPLIT_CHECKPOINT.json``."""
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")
     stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
