@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import datamodules
 import train
@@ -168,7 +169,12 @@ def test_a_dashboard_has_everything(few_images: None) -> None:
     assert {f"pictures/{name}" for name in drawn()} == set(tags["images"])
     assert "config/text_summary" in tags["tensors"]
     assert tags["graph"]
-    assert events.Scalars("test/acc")[-1].value == pytest.approx(result["metrics"]["test/acc"])
+    (point,) = events.Scalars("test/acc")  # the table of hyperparameters adds none
+    assert point.value == pytest.approx(result["metrics"]["test/acc"])
+    row = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    assert row.session_start_info.hparams["optimizer.lr"].number_value == pytest.approx(0.01)
+    table = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"])
+    assert "test/acc" in {metric.name.tag for metric in table.experiment.metric_infos}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from runs.migrate import RENAMED_KEYS, upgrade_overrides
+from runs.migrate import RENAMED_KEYS, upgrade_checkpoint, upgrade_overrides
 from tests.conftest import PROJECT
 
 CPU = "trainer.accelerator=cpu"
@@ -92,6 +92,13 @@ def test_an_old_name_is_the_new_one_with_a_note(command: str, old: str, new: str
     assert overrides == [new, "seed=1"]
     (note,) = notes
     assert " is now " in note
+
+
+def test_a_stored_state_gets_the_names_of_today() -> None:
+    checkpoint = {"callbacks": {"Pictures": {"way": {0: {}}, "stride": 2}, "Record": {"rows": []}}}
+    upgrade_checkpoint(checkpoint)
+    expected = {"Plots": {"weight_history": {0: {}}, "stride": 2}, "MetricsHistory": {"rows": []}}
+    assert checkpoint["callbacks"] == expected
 
 
 def test_new_names_are_left_alone() -> None:
