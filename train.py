@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cli.build import build
+from cli.build import build, quote_literals
 from cli.compose import relevant_overrides
 from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
@@ -44,7 +44,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     datamodule, model = build(cfg)
     if cfg.get("compile"):
         model.net.compile()  # in place, so the names of its weights stay
-    cfg.data.update(datamodule.found())  # so that the run knows it without the files
+    cfg.data.update(quote_literals(datamodule.found()))  # so that the run knows it without the files
     config: Any = OmegaConf.to_container(cfg, resolve=True)
 
     md5, compared_by = getattr(datamodule, "md5", None), relevant_overrides(cfg.choices.overrides, [])

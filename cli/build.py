@@ -16,7 +16,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
     from hydra.utils import instantiate
 
     seed_and_set_threads(cfg.seed, cfg.threads)
-    datamodule = instantiate(cfg.data)
+    datamodule = _instantiate_data(cfg.data)
     net = instantiate(cfg.model.net, shape=datamodule.shape, num_classes=datamodule.num_classes)
     optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
     model = instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
@@ -35,9 +35,40 @@ def load_run(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
 
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
     """Return the config in a checkpoint, with the data root of this machine when the stored one is not here."""
-    cfg = OmegaConf.create(checkpoint["config"])
+    config = checkpoint["config"]
+    cfg = OmegaConf.create(config | {"data": quote_literals(config["data"])})
     if "weights" in cfg.model:
         cfg.model.weights = None  # those it started from; its own are in the checkpoint
-    if "root" in cfg.data and "image" not in cfg.data and not Path(cfg.data.root).is_dir():  # a published data set's
+    published = "root" in cfg.data and not {"image", "class_names"} & set(cfg.data)
+    if published and not _holds_data(Path(str(cfg.data.root))):
         cfg.data.root = data_root()
     return cfg
+
+
+def _holds_data(root: Path) -> bool:
+    """Return whether data sets are there. Any other directory that a checkpoint names gets no download."""
+    return any(next(root.glob(pattern), None) for pattern in ("*.pt", "*MNIST*", "cifar*"))
+
+
+def quote_literals(value: Any) -> Any:
+    """Return a value for a config in which strings stay what they are: ``${x}`` and ``???`` from files mean nothing."""
+    if isinstance(value, dict):
+        return {key: quote_literals(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [quote_literals(item) for item in value]
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        return f"${{literal:x{value.encode('utf-8', 'surrogatepass').hex()}}}"  # the resolver in cli.compose
+    return value
+
+
+def _instantiate_data(node: DictConfig) -> Any:
+    """Return the datamodule. What came from files goes around Hydra, which would evaluate it."""
+    from hydra.utils import instantiate
+
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    literals = {key: value for key, value in values.items() if quote_literals(value) != value}
+    if not literals:
+        return instantiate(node)
+    return instantiate({key: value for key, value in values.items() if key not in literals} | {"_partial_": True})(
+        **literals
+    )

@@ -30,6 +30,7 @@ def register_resolvers() -> None:
         "data_root": data_root,
         "steps_per_full_batch": lambda batch_size: 1000 if batch_size is None else 1,
         "options": help.list_options,
+        "literal": lambda text: bytes.fromhex(text[1:]).decode("utf-8", "surrogatepass"),  # cli.build.quote_literals
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -67,5 +68,7 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
         in_name += ("model", "data")
     settings = [override.lstrip("+").partition("=") for override in relevant_overrides(list(overrides), [])]
     shown = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if key not in in_name]
-    title = re.sub(r"[^-\w .,=+]", "_", " ".join([*shown, f"seed={seed}"]))
-    return f"{name}/{title[:120]}"
+    # A name and overrides from a checkpoint lead nowhere else.
+    parts = [part for part in str(name).split("/") if part.strip(" .")]
+    title = [re.sub(r"[^-\w .,=+]", "_", part)[:120] for part in (*parts[:3], " ".join([*shown, f"seed={seed}"]))]
+    return "/".join(part.encode()[:240].decode(errors="ignore") for part in title)  # a file name has 255 bytes

@@ -16,8 +16,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from cli import CONF, PROJECT
 from cli.help import GROUPS
 from cli.job import is_multirun
+from runs.format import printable
 from runs.rank import global_rank, is_rank_zero
 from sweeps.summary import SweepSummary
+
+MAX_LINE = 4000  # characters of an error
 
 
 def print_error(error: BaseException, show_traceback: bool) -> None:
@@ -26,7 +29,9 @@ def print_error(error: BaseException, show_traceback: bool) -> None:
         traceback.print_exception(error)
     number = f"[{HydraConfig.get().job.num}] " if is_multirun() else ""
     number = f"[rank {global_rank()}] " if not is_rank_zero() else number
-    print(f"{number}error: {format_error(error)}", file=sys.stderr)
+    line = format_error(error)
+    line = line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} …"  # a stored string may be of any length
+    print(f"{number}error: {printable(line)}", file=sys.stderr)
 
 
 def format_error(error: BaseException) -> str:

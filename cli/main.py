@@ -28,6 +28,7 @@ from cli.help import print_config
 from cli.job import is_multirun
 from cli.process import single_job_argv
 from cli.validation import check_overrides
+from runs.format import printable
 from runs.migrate import upgrade_overrides
 from runs.rank import is_rank_zero
 from sweeps.summary import SweepSummary
@@ -156,10 +157,17 @@ def _refuse_nested_launch(show_traceback: bool) -> None:
         exit_with_error(ValueError(words), show_traceback)
 
 
+class PrintableFormatter(logging.Formatter):
+    """Formats what goes to the terminal: control characters in it, from the files of a run or of data, do nothing."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def prefix_log_lines(number: int) -> None:
     """Let each line of a sweep's job begin with its number: jobs may run side by side."""
 
-    class Numbered(logging.Formatter):
+    class Numbered(PrintableFormatter):
         def format(self, record: logging.LogRecord) -> str:
             return "\n".join(f"[{number}] {line}" for line in super().format(record).splitlines())
 

@@ -85,13 +85,32 @@ def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
 
 
 def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
-    """Of those keys that name no class and nothing else that Hydra acts upon: their names begin with a letter."""
-    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)*", key)}
-    return {key: value for key, value in values.items() if value is None or isinstance(value, str | int | float)}
+    """Return the values of those keys that are numbers, words or the names of metrics.
+
+    Names of keys begin with a letter, so none of them is an instruction to Hydra such as ``_target_``; a value with a
+    path in it is not taken from a checkpoint. A callback as a whole can only be switched off.
+    """
+    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", key)}
+    return {key: value for key, value in values.items() if value is None or (key.count(".") > 1 and _is_plain(value))}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[\w-]*|(train|val|test)/[\w/ -]+", value))
+    return isinstance(value, int | float)
 
 
 def compose_group(group: str, name: str | None) -> DictConfig:
-    """One option of a group as conf/ has it now."""
+    """Return one option of a group as conf/ has it now.
+
+    Raises:
+        ValueError: conf/ has no such option. A name may come from a checkpoint: a path, a list of options or an
+            interpolation would be composed as readily, from any file on this machine.
+    """
+    if name not in (file.stem for file in (CONF / group).glob("*.yaml")):
+        raise ValueError(
+            f"resume: this run was made with {group}={str(name)[:80]!r}, and conf/{group} has no such file"
+        )
     # On the command line Hydra is at work already and must not be started again.
     running = GlobalHydra.instance().is_initialized()
     with contextlib.nullcontext() if running else hydra.initialize_config_dir(str(CONF), version_base="1.3"):

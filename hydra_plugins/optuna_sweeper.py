@@ -126,12 +126,8 @@ class OptunaSweeper(Sweeper):
         start = {}
         for key, distribution in self.space.items():
             value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)
-            if hasattr(distribution, "choices"):
-                value = str(value)
-                inside = value in distribution.choices
-            else:
-                inside = isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
-            if not inside:
+            value = str(value) if hasattr(distribution, "choices") else value
+            if not _contains(distribution, value):
                 return {}
             start[key] = value
         return start
@@ -144,8 +140,8 @@ class OptunaSweeper(Sweeper):
         with _locked(folder / ".study.lock"):
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             left = [trial for trial in running if not _is_at_work(folder, trial.user_attrs.get("worker"))]
-            for trial in [trial for trial in left if trial.params.keys() != self.space.keys()]:
-                study.tell(trial.number, state=TrialState.FAIL)  # its process died while it asked
+            for trial in [trial for trial in left if not self._fits(trial)]:
+                study.tell(trial.number, state=TrialState.FAIL)  # its process died while it asked, or it is not ours
                 left.remove(trial)
             left = left[: self.at_once]
             for trial in left:
@@ -161,6 +157,11 @@ class OptunaSweeper(Sweeper):
                 new.set_user_attr("worker", worker)
                 left.append(study._storage.get_trial(new._trial_id))
         return sorted(left, key=lambda trial: trial.number)
+
+    def _fits(self, trial: "FrozenTrial") -> bool:
+        """Whether its settings are what is searched, in the ranges: they become the overrides of a job."""
+        params, space = trial.params, self.space
+        return params.keys() == space.keys() and all(_contains(space[key], value) for key, value in params.items())
 
     def _launch(self, trials: list["FrozenTrial"]) -> Iterator[Any]:
         """Runs the trials as jobs with the numbers that they have in the study."""
@@ -202,6 +203,12 @@ def _distribution(override: Override) -> "BaseDistribution":
         if numbers and all(isinstance(number, int) for number in numbers):
             return IntDistribution(numbers[0], numbers[-1], step=int(sweep.step))
     return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def _contains(distribution: Any, value: Any) -> bool:
+    if hasattr(distribution, "choices"):
+        return value in distribution.choices
+    return isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
 
 
 def _text(value: Any) -> str:

@@ -16,6 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from runs.files import is_within
+
 log = logging.getLogger(__name__)
 
 # The tab CUSTOM SCALARS: training and validation in one chart.
@@ -48,10 +50,13 @@ class TensorBoard(TensorBoardLogger):
     @functools.cached_property
     def log_dir(self) -> str:
         note = Path(self.save_dir) / "dashboard.txt"
-        if not note.exists():
+        folder = note.read_text().strip() if note.is_file() else ""
+        # A note in somebody's run may name any directory of this machine: only those for event files are taken.
+        if not folder or not is_within(Path(folder), Path("outputs"), Path(self.save_dir)):
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"{self._new_folder()}\n")
-        return note.read_text().strip()
+            folder = str(self._new_folder())
+            note.write_text(f"{folder}\n")
+        return folder
 
     def _new_folder(self) -> Path:
         for number in itertools.count(1):

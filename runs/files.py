@@ -25,6 +25,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_within(path: Path, *parents: Path) -> bool:
+    """Return whether a path, with its symbolic links followed, lies in one of these directories and is none of them."""
+    return any(parent.resolve() in path.resolve().parents for parent in parents)
+
+
 def update_symlink(link: Path, target: Path) -> None:
     """Let ``link`` point at the directory ``target``, such as ``outputs/last`` at the newest run."""
     link.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Numbers and tables as people read them."""
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -18,6 +19,19 @@ def format_metrics(metrics: dict[str, float]) -> str:
         if metric:
             stages.setdefault(stage, []).append(f"{metric} {format_metric(name, value)}")
     return "  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal, with other control characters than line ends and tabs as ``\\x1b``.
+
+    Names from files and strings from a run of somebody else could move the cursor or hide what is printed.
+    """
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def pluralize(number: int, one: str, many: str | None = None) -> str:

@@ -53,8 +53,9 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
             for (group, old), new in RENAMED_OPTIONS.items():
                 if choices.get(group) == old:
                     choices[group] = new
-            if isinstance(choices.get("overrides"), list):
-                choices["overrides"], _ = upgrade_overrides([str(text) for text in choices["overrides"]])
+            overrides = choices.get("overrides")
+            if isinstance(overrides, list) and all(isinstance(override, str) for override in overrides):
+                choices["overrides"], _ = upgrade_overrides(overrides)
     states = checkpoint.get("callbacks")
     if isinstance(states, dict):
         for old, new in RENAMED_STATES.items():
