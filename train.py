@@ -18,7 +18,7 @@ from cli.main import main
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
-from runs.rank import is_rank_zero
+from runs.rank import check_group, is_rank_zero, say_when_waiting
 from runs.result import has_diverged
 from runs.table import summary_line, summary_table
 
@@ -60,11 +60,13 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
+    check_group(trainer.global_rank, trainer.world_size)
     datamodule.trainer = trainer  # whose processes share the examples
     datamodule.setup()  # what is wrong with the data is said before the run leaves anything behind
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
     summary.begin(newest=is_rank_zero() and not is_debug_run())
 
+    say_when_waiting(trainer.world_size)
     status = "failed"
     try:
         with signals:

@@ -30,7 +30,7 @@ from cli.process import single_job_argv
 from cli.validation import check_overrides
 from runs.format import printable
 from runs.migrate import upgrade_overrides
-from runs.rank import is_rank_zero
+from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.summary import SweepSummary
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,11 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     # At exit Python takes torch down object by object, for the best part of a second. What is registered first is
     # called last: all other exit handlers have run by then.
     atexit.register(end)
+    try:
+        check_rank_variables(alone=config_name != "config")
+    except ValueError as error:  # nothing but this line depends on a rank yet
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     if not is_rank_zero():
         _prepare_other_rank()
     command = "train" if config_name == "config" else config_name
@@ -107,16 +112,14 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
                 return task(cfg, folder)
             return _train_job(task, cfg, folder)
         except BaseException as error:
-            if is_multirun() and isinstance(error, Exception) and getattr(error, "exit_code", 1) < 128:
-                result = run_dir.record_failure(
-                    folder, format_error(error)
-                )  # and the other jobs of the sweep still run
+            if run_dir.is_recorded(error):  # and the other jobs of the sweep still run
+                result = run_dir.record_failure(folder, format_error(error))
                 if result["status"] == "pruned":
                     log.info(error)
                 else:
                     print_error(error, show_traceback)
                 return result
-            run_dir.remove_run_dir_if_empty(folder)
+            run_dir.remove_empty_dirs()
             exit_with_error(error, show_traceback, resume_command() if is_multirun() else None)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -132,8 +135,10 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         if SweepSummary.folder:
-            run_dir.remove_sweep_dir_if_empty(SweepSummary.folder)
+            run_dir.remove_sweep_files(SweepSummary.folder)
         exit_with_error(error, show_traceback)
+    finally:
+        run_dir.remove_empty_dirs()
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> object:
@@ -191,8 +196,9 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
         sys.exit(141)  # as other programs do: 128 and the number of SIGPIPE, which Windows does not have
     together = (KeyboardInterrupt, FloatingPointError)
     if not is_rank_zero():
-        said_by_rank_zero = isinstance(error, together) or hasattr(error, "status") or PEER_DIED in format_error(error)
-        if said_by_rank_zero:
+        distributed = sys.modules.get("torch.distributed")
+        lost = PEER_DIED in format_error(error) and distributed and distributed.is_initialized()
+        if isinstance(error, together) or hasattr(error, "status") or lost:  # rank zero says it
             sys.exit(0)  # Lightning would kill rank zero for another exit code of this process
     print_error(error, show_traceback)
     if isinstance(error, KeyboardInterrupt) and SweepSummary.folder:

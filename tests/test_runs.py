@@ -27,7 +27,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     from tests.conftest import PROJECT
 
     folder = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, str(PROJECT / "train.py"), *BLOBS, "hydra.run.dir=${new_folder:outputs/same_name}"]
+    command = [
+        sys.executable,
+        str(PROJECT / "train.py"),
+        *BLOBS,
+        "hydra.run.dir=${new_or_resumed_run_dir:null,outputs/same_name}",
+    ]
     together = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate()[0] for process in together]
     assert [process.returncode for process in together] == [0, 0], printed
