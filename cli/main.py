@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from cli import CONF, PROJECT, run_dir
 from cli.compose import register_resolvers
 from cli.errors import PEER_DIED, format_error, print_error
-from cli.help import print_config
+from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.process import single_job_argv
 from cli.validation import check_overrides
@@ -129,8 +129,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:
-        if {"--cfg", "-c"} & set(sys.argv) and config_name == "config":
-            print_config(run_job)
+        if prints_config(config_name):
+            print_config(run_job, config_name)
         else:
             run_job()
     except (Exception, KeyboardInterrupt) as error:

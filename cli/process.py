@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
 from cli import PROJECT
+from runs.format import check_positive_int
 
 # Read when torch is loaded. OpenMP's threads wait for each other in a loop, by default of 300,000 rounds, and meanwhile
 # the one that they wait for may not get a core: one busy program beside a training on two cores made 200 steps take
@@ -32,8 +33,8 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)
     default = _default_threads()
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads={threads} must be a whole number of at least 1")
+    if threads is not None:
+        check_positive_int("threads", threads)
     torch.set_num_threads(threads or default)
     pl.seed_everything(seed, workers=True, verbose=False)
 

@@ -107,7 +107,7 @@ def compose_group(group: str, name: str | None) -> DictConfig:
         ValueError: conf/ has no such option. A name may come from a checkpoint: a path, a list of options or an
             interpolation would be composed as readily, from any file on this machine.
     """
-    if name not in (file.stem for file in (CONF / group).glob("*.yaml")):
+    if name not in [file.stem for file in (CONF / group).glob("*.yaml")]:
         raise ValueError(
             f"resume: this run was made with {group}={str(name)[:80]!r}, and conf/{group} has no such file"
         )

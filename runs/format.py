@@ -21,6 +21,12 @@ def format_metrics(metrics: dict[str, float]) -> str:
     return "  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
 
 
+def check_positive_int(name: str, value: object) -> None:
+    """Raise ValueError, in the words of every such setting, for what is not a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}={value} must be a whole number of at least 1")
+
+
 def printable(text: str) -> str:
     """Return a text for a terminal, with other control characters than line ends and tabs as ``\\x1b``.
 

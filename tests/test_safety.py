@@ -258,7 +258,8 @@ def test_a_note_about_event_files_leads_nowhere_else(note: str, gift: Path) -> N
     "text",
     [
         "{", "[]", "null", "[" * 100_000, '{"overrides": 1, "metrics": {}, "status": "finished"}',
-        '{"overrides": [1], "metrics": {}, "status": "finished"}', '{"overrides": [], "metrics": [], "status": "failed"}',
+        '{"overrides": [1], "metrics": {}, "status": "finished"}',
+        '{"overrides": [], "metrics": [], "status": "failed"}',
         '{"overrides": [], "metrics": {"val/acc": "${x}"}, "status": "finished"}',
         '{"overrides": [], "metrics": {}, "status": 5}', '{"metrics": {}, "status": "finished"}',
     ],
