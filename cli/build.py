@@ -1,4 +1,4 @@
-"""From a config to its parts, and from a run to its trained model."""
+"""Build the datamodule and the model of a config, and load those of a finished run."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
     config = checkpoint["config"]
     cfg = OmegaConf.create(config | {"data": quote_literals(config["data"])})
     if "weights" in cfg.model:
-        cfg.model.weights = None  # those it started from; its own are in the checkpoint
+        cfg.model.weights = None  # the initial weights; the trained ones are in the checkpoint
     published = "root" in cfg.data and not {"image", "class_names"} & set(cfg.data)
     if published and not _holds_data(Path(str(cfg.data.root))):
         cfg.data.root = data_root()

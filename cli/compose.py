@@ -34,7 +34,8 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    for name in ("new_or_resumed_run_dir", "new_or_resumed_sweep_dir"):  # they make a directory: once for each config
+    # These make a directory, so they are called once for each config.
+    for name in ("new_or_resumed_run_dir", "new_or_resumed_sweep_dir"):
         OmegaConf.register_new_resolver(name, getattr(run_dir, name), use_cache=True, replace=True)
 
 
@@ -56,13 +57,13 @@ def data_root() -> str:
 
 
 def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:
-    """Return the overrides that make a run another one than its experiment; those of ``ignore`` do not."""
+    """Return the overrides that change what a run measures; those of ``ignore`` and COSMETIC_KEYS do not."""
     cosmetic = rf"[+~]*({'|'.join(map(re.escape, (*COSMETIC_KEYS, *ignore)))})[.=]"
     return [override for override in overrides if not re.match(cosmetic, override)]
 
 
 def run_title(name: str, overrides: list[str], seed: int) -> str:
-    """Return what sets a run apart, as a path: ``mnist_cnn/lr=0.1 seed=2``."""
+    """Return a path that names a run by its overrides and seed: ``mnist_cnn/lr=0.1 seed=2``."""
     in_name: tuple[str, ...] = ("experiment", "seed")
     if not any(override.startswith("experiment=") for override in overrides):
         in_name += ("model", "data")

@@ -44,17 +44,17 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         config_name: the primary config in ``conf/``.
     """
     code: int | str | None = 1
-    logging.raiseExceptions = False  # a run goes on when nobody reads its output
+    logging.raiseExceptions = False  # a run goes on when its output is closed
     argparse.ArgumentParser.error = _usage_error  # type: ignore[method-assign]  # of Hydra's options
 
     def end() -> None:
         logging.shutdown()
-        with contextlib.suppress(OSError):  # nobody reads stdout any more
+        with contextlib.suppress(OSError):  # stdout is closed
             sys.stdout.flush()
         os._exit(code if isinstance(code, int) else 1)
 
-    # At exit Python takes torch down object by object, for the best part of a second. What is registered first is
-    # called last: all other exit handlers have run by then.
+    # At exit Python frees torch object by object, which takes almost a second. The handler registered first is called
+    # last: all other exit handlers have run by then.
     atexit.register(end)
     try:
         check_rank_variables(alone=config_name != "config")
@@ -83,9 +83,9 @@ def _usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
 
 
 def _prepare_other_rank() -> None:
-    """Discard what a process other than rank zero writes: the run directory and its log belong to rank zero."""
+    """Discard the output of a rank other than zero: the run directory and its log belong to rank zero."""
     if any("_ddp_process_" in argument for argument in sys.argv):  # Lightning's job name for a process it started
-        # Rank zero waits for this process, deaf to signals, and then stops it: callbacks/signal_handler.py.
+        # This process ignores signals: rank zero waits for it and then stops it (callbacks/signal_handler.py).
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
@@ -108,7 +108,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
         try:
             if missing := OmegaConf.missing_keys(cfg):
                 raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
-            if config_name != "config":  # a command that asks a run and makes none
+            if config_name != "config":  # a command about a finished run
                 return task(cfg, folder)
             return _train_job(task, cfg, folder)
         except BaseException as error:
@@ -142,9 +142,9 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> object:
-    """Check the config, lock the run directory and train; of a sweep take up what is there."""
+    """Check the config, lock the run directory and train; a job of a sweep resumes or returns its earlier result."""
     if cfg.sweep_resume and not is_multirun():
-        raise ValueError("sweep_resume goes on with a sweep: add -m and what the sweep was started with")
+        raise ValueError("sweep_resume goes on with a sweep: add -m and the overrides that the sweep was started with")
     check_overrides(cfg)
     with run_dir.lock_run_dir(folder, wait=is_multirun()):
         if not is_multirun():
@@ -170,7 +170,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 def prefix_log_lines(number: int) -> None:
-    """Let each line of a sweep's job begin with its number: jobs may run side by side."""
+    """Begin each line of a sweep's job with its number, because jobs may run side by side."""
 
     class Numbered(PrintableFormatter):
         def format(self, record: logging.LogRecord) -> str:

@@ -16,21 +16,21 @@ from runs.checkpoint import CHECKPOINT_GROUPS, load_checkpoint
 from runs.overrides import last_of_each, override_key
 from runs.result import ENDED, read_result
 
-# Of the data only where it lies and how it is served may change on resume, not what was held out or learned from.
+# Settings of the data that may change on resume: where it is and how it is loaded, but not how it is split.
 MUTABLE_DATA_KEYS = [
     f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
 ]
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
-    """The config of a run that goes on: its own, with what was typed now on top.
+    """Return the config of a resumed run: its own, with the present overrides on top.
 
     Args:
-        cfg: composed from what was typed now; its callbacks and its logger are taken, with the values typed before.
-        file: the checkpoint to go on from.
+        cfg: composed from the present overrides. Callbacks and the logger come from it, with the values typed before.
+        file: the checkpoint to resume from.
 
     Raises:
-        ValueError: a part was typed that the checkpoint does not belong to, or there is nothing left to do.
+        ValueError: an override changes what is fixed by the checkpoint, or there is nothing left to train.
     """
     checkpoint = load_checkpoint(file)
     stored, merged = checkpoint["config"], stored_config(checkpoint)
@@ -74,8 +74,11 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
 
 
 def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
-    """A run's trainer with another option of trainer=: what its experiment chose and what was typed stay, but for what
-    the option says. How many processes there are is never the run's own."""
+    """Return a run's trainer settings with another option of ``trainer=``.
+
+    Settings of its experiment and of its overrides stay, except for what differs between the option and the default.
+    The number of processes always comes from the option.
+    """
     before, after, default = (compose_group("trainer", name) for name in (was, now, "default"))
     kept = {
         key: value for key, value in own.items() if value != before.get(key) and key not in ("devices", "num_nodes")

@@ -1,4 +1,4 @@
-"""``result.json``: what a run came to, for machines."""
+"""``result.json``: the result of a run, for machines."""
 
 import functools
 import json

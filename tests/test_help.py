@@ -44,7 +44,7 @@ def test_a_command_prints_the_comments_of_its_config(script: str, arguments: tup
     answer = shell(*arguments, script=script)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "run: last # or the directory of a run, or a checkpoint file\n" in answer.stdout
-    own = {"evaluate.py": "split: test # or val, or train", "predict.py": "limit: 6 # how many of them"}
+    own = {"evaluate.py": "split: test # or val, or train", "predict.py": "limit: 6 # how many examples of the split"}
     assert own.get(script, "output: ??? # model.onnx or model.pt2") in answer.stdout
     assert ("python evaluate.py run=last\n" in answer.stdout) == (script == "evaluate.py" and "--cfg" not in arguments)
 
