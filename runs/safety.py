@@ -98,7 +98,7 @@ def _kind(path: Path) -> tuple[type | None, str]:
 def _check_trainer_word(path: Path, value: str, message: str) -> None:
     if path[1] in TRAINER_REPLACED:
         return
-    if len(path) > 2 or path[1] not in TRAINER_WORDS or not re.fullmatch(r"[\w:-]{1,40}", value):
+    if len(path) > 2 or path[1] not in TRAINER_WORDS or not re.fullmatch(r"[\w:,-]{1,40}", value):
         raise ValueError(f"{message} is not taken from a checkpoint")
 
 
@@ -109,5 +109,5 @@ def _check_choices(choices: Any, message: str) -> None:
         if key == "overrides":
             if not all(isinstance(override, str) for override in value):
                 raise ValueError(f"{message}.overrides does not hold overrides")
-        elif value is not None and not re.fullmatch(r"[\w-]+(/[\w-]+)*", str(value)):
+        elif value is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(value)):
             raise ValueError(f"{message}.{key}={str(value)[:80]!r} is not the name of an option")
