@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from cli.build import load_run
 from cli.main import main
 from runs.files import atomic_write, write_png
+from runs.format import check_positive_int, printable
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,6 @@ def _files(pattern: Any) -> list[Path]:
 def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, list[str]]:
     import torch
 
-    from datamodules.names import printable
-
     if not hasattr(datamodule, "load_image"):
         other = "try csv=" if len(datamodule.shape) == 1 else "split=test asks it about its own examples"
         raise ValueError(
@@ -122,8 +121,7 @@ def _read_split(split: str, limit: int, datamodule: Any) -> tuple[list[str], Any
 
     if split != "test":
         raise ValueError(f"split={split} must be test")
-    if not isinstance(limit, int) or limit < 1:
-        raise ValueError(f"limit={limit} must be a whole number of at least 1")
+    check_positive_int("limit", limit)
     datamodule.setup()
     loader, batches, seen = datamodule.test_dataloader(), [], 0
     if not len(loader):

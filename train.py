@@ -18,7 +18,7 @@ from cli.main import main
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
-from runs.rank import is_rank_zero
+from runs.rank import check_group, is_rank_zero, say_when_waiting
 from runs.result import has_diverged
 from runs.table import summary_line, summary_table
 
@@ -44,7 +44,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
     if cfg.get("compile"):
-        model.net.compile()  # in place, so that the names of its weights stay
+        model.net.compile()  # in place, so the names of its weights stay
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
 
@@ -61,11 +61,13 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
+    check_group(trainer.global_rank, trainer.world_size)
     datamodule.trainer = trainer  # whose ranks share the examples
     datamodule.setup()  # reports what is wrong with the data before the run writes anything
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
 
+    say_when_waiting(trainer.world_size)
     status = "failed"
     try:
         with signals:

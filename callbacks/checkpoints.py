@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks import at_optimizer_step, get_datamodule
 from runs import internals
 from runs.files import atomic_write
+from runs.format import check_positive_int
 from runs.monitor import MONITORS
 from runs.result import git_revision
 
@@ -33,8 +34,8 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, dirpath: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and (not isinstance(every_n_steps, int) or every_n_steps < 1):
-            raise ValueError(f"checkpoint.every_n_steps={every_n_steps} must be a whole number of at least 1")
+        if every_n_steps is not None:
+            check_positive_int("checkpoint.every_n_steps", every_n_steps)
         self.dirpath, self.config, self.every_n_steps = dirpath, config, every_n_steps
         self.last, self.best = dirpath / "last.ckpt", dirpath / "best.ckpt"
         self.git_revision = git_revision() or "of no commit"

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks import batch_loss, get_datamodule, logged_metrics
 from runs import internals
 from runs.files import atomic_write
-from runs.format import format_metrics, round_float32
+from runs.format import check_positive_int, format_metrics, round_float32
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ class MetricsHistory(Checkpoint):
     """
 
     def __init__(self, run_dir: Path, every_n_batches: int | None = None) -> None:
-        if every_n_batches is not None and (not isinstance(every_n_batches, int) or every_n_batches < 1):
-            raise ValueError(f"record.every_n_batches={every_n_batches} must be a whole number of at least 1")
+        if every_n_batches is not None:
+            check_positive_int("record.every_n_batches", every_n_batches)
         self.path, self.every_n_batches = run_dir / "metrics.csv", every_n_batches
         self.rows: list[dict[str, float]] = []
         self.curve: list[tuple[int, float]] = []  # number of training examples, mean loss since the point before

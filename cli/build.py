@@ -1,4 +1,4 @@
-"""From a config to its parts, and from a run to its trained model."""
+"""Build the datamodule and the model of a config, and load those of a finished run."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,13 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
     """Return the config in a checkpoint, with the data root of this machine when the stored one is not here."""
     cfg = OmegaConf.create(checkpoint["config"])
     if "weights" in cfg.model:
-        cfg.model.weights = None  # those it started from; its own are in the checkpoint
-    if "root" in cfg.data and "image" not in cfg.data and not Path(cfg.data.root).is_dir():  # a published data set's
+        cfg.model.weights = None  # the initial weights; the trained ones are in the checkpoint
+    published = "root" in cfg.data and "image" not in cfg.data
+    if published and not _holds_data(Path(str(cfg.data.root))):
         cfg.data.root = data_root()
     return cfg
+
+
+def _holds_data(root: Path) -> bool:
+    """Return whether data sets are there. Any other directory that a checkpoint names gets no download."""
+    return any(next(root.glob(pattern), None) for pattern in ("*.pt", "*MNIST*", "cifar*"))

@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -14,64 +13,97 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cli import CONF, PROJECT
-from cli.help import GROUPS
+from cli.help import GROUPS, default_settings
 from cli.job import is_multirun
+from runs.format import printable
 from runs.rank import global_rank, is_rank_zero
 from sweeps.callback import SweepSummary
 
+MAX_LINE = 4000  # characters of an error
+
 
 def print_error(error: BaseException, show_traceback: bool) -> None:
-    """One line about an error, on stderr."""
+    """Print one line about an error on stderr."""
     if show_traceback:
         traceback.print_exception(error)
     number = f"[{HydraConfig.get().job.num}] " if is_multirun() else ""
     number = f"[rank {global_rank()}] " if not is_rank_zero() else number
-    print(f"{number}error: {format_error(error)}", file=sys.stderr)
+    line = format_error(error)
+    line = line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} …"  # a stored string may be of any length
+    print(f"{number}error: {printable(line)}", file=sys.stderr)
 
 
 def format_error(error: BaseException) -> str:
-    """What went wrong in one line, with the nearest name for one that does not exist."""
+    """Return what went wrong in one line, with the nearest name for one that does not exist."""
     while isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, OverrideParseException):
         if not (inner := error.__cause__ or error.__context__):
             break
         error = inner
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
+    explanations = (_stopped, _no_package, _no_option, _no_setting, _no_override, _known_text)
+    return next(filter(None, (explain(error) for explain in explanations)), None) or _own_words(error)
+
+
+def _stopped(error: BaseException) -> str | None:
+    if not isinstance(error, KeyboardInterrupt):
+        return None
+    return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
+
+
+def _no_package(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"this needs the package {error.name}: pip install {error.name}"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if name.partition("_")[0] in LAUNCHERS:
-            return f"{group}={name} needs a package: pip install hydra-{name.partition('_')[0]}-launcher"
-        return f"there is no {group}={name}{suggest_nearest(name, error.options)}; there are {', '.join(error.options)}"
-    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig):
-        parent, _, key = str(error.full_key).rpartition(".")
-        keys = [str(name) for name in error.parent_node if str(name)[0] != "_" and name not in ("hydra", "choices")]
-        names, prefix = (key, ALIASES.get(key, key)), f"{parent}." if parent else ""
-        close = suggest_nearest(names[0], keys, prefix) or suggest_nearest(names[1], keys, prefix)
-        close = close or _suggest_elsewhere(names[1], error.parent_node)
-        more = (
-            f"; +{error.full_key}=… hands it on all the same" if "_target_" in error.parent_node and not close else ""
-        )
-        known = f"{parent or 'the config'} has {', '.join(keys) or 'no settings'}"
-        return f"there is no {error.full_key}{close}; {known}{more}"
-    if isinstance(error, OverrideParseException) or "override must be a string or a list" in str(error):
-        odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
-        override = getattr(error, "override", odd[0] if odd else "=")
-        return f"{override!r} is no NAME=VALUE and no GROUP=OPTION, which --help lists{_suggest_meaning(override)}"
-    text = " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+def _no_option(error: BaseException) -> str | None:
+    if not (isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options):
+        return None
+    group, _, name = error.missing_cfg_file.rpartition("/")
+    if name.partition("_")[0] in LAUNCHERS:
+        return f"{group}={name} needs a package: pip install hydra-{name.partition('_')[0]}-launcher"
+    return f"there is no {group}={name}{suggest_nearest(name, error.options)}; there are {', '.join(error.options)}"
+
+
+def _no_setting(error: BaseException) -> str | None:
+    if not (isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig)):
+        return None
+    parent, _, key = str(error.full_key).rpartition(".")
+    keys = [str(name) for name in error.parent_node if str(name)[0] != "_" and name not in ("hydra", "choices")]
+    alias, prefix = ALIASES.get(key, key), f"{parent}." if parent else ""
+    close = suggest_nearest(key, keys, prefix) or suggest_nearest(alias, keys, prefix)
+    close = close or _suggest_elsewhere(alias, str(error.full_key))
+    passes = "_target_" in error.parent_node and not close
+    more = f"; +{error.full_key}=… passes it anyway" if passes else ""
+    return f"there is no {error.full_key}{close}; {parent or 'the config'} has {', '.join(keys) or 'no settings'}{more}"
+
+
+def _no_override(error: BaseException) -> str | None:
+    if not isinstance(error, OverrideParseException) and "override must be a string or a list" not in str(error):
+        return None
+    odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
+    override = getattr(error, "override", odd[0] if odd else "=")
+    return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{_suggest_meaning(override)}"
+
+
+def _known_text(error: BaseException) -> str | None:
+    """Return what is known about the text of an error, whatever its class."""
+    text = _text(error)
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     if foreign := re.match("Could not override '(.*?)'", text):
         return f"there is no {foreign[1]}; --help lists the settings"
     for part, meaning in KNOWN_ERRORS.items():
-        download = (
-            meaning == PEER_DIED and "[Errno" in text
-        )  # as Python says it; what processes exchange does not go there
+        # A download that breaks off has Python's error number; what processes exchange has none.
+        download = meaning == PEER_DIED and "[Errno" in text
         if (part in text or part == type(error).__name__) and not download:
             return f"{meaning} ({text[:160]})"
     if unknown := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
         return f"{unknown[1]} takes no argument {unknown[2]}"
+    return None
+
+
+def _own_words(error: BaseException) -> str:
+    text = _text(error)
     if isinstance(error, InstantiationException):
         return text
     clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
@@ -80,8 +112,12 @@ def format_error(error: BaseException) -> str:
     return f"{text if speaks or text == name else f'{name}: {text}'}{_location(error, speaks)}"
 
 
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _location(error: BaseException, speaks: bool) -> str:
-    """The last line of the project that was reached, for an error that nobody here has raised on purpose."""
+    """Return the last line of the project that was reached, for an error that is not raised on purpose."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if _is_ours(Path(frame.filename))]
     if not inside:
@@ -92,25 +128,25 @@ def _location(error: BaseException, speaks: bool) -> str:
     else:  # somewhere in a library
         known = speaks and type(error) is not RuntimeError
     place = Path(last.filename).relative_to(PROJECT)
-    return "" if known else f" ({place}, line {last.lineno}; HYDRA_FULL_ERROR=1 shows the way there)"
+    return "" if known else f" ({place}, line {last.lineno}; HYDRA_FULL_ERROR=1 shows the traceback)"
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether it is in a folder of the project: what the scripts themselves do is to pass on."""
+    """Return whether a file is in a folder of the project; the commands themselves only pass errors on."""
     return PROJECT in file.parent.parents and "site-packages" not in file.parts
 
 
 PEER_DIED = "another process of this run has ended; its own line says why"
-# What others say, in the words of this project.
+# What libraries say -> what it means here.
 KNOWN_ERRORS = {
     "onnection closed by peer": PEER_DIED,
     "onnection reset by peer": PEER_DIED,
     "DistNetworkError": PEER_DIED,
-    "No supported gpu backend found": "there is no GPU here that torch can use; trainer.accelerator=auto uses what is",
+    "No supported gpu backend found": "there is no GPU here that torch can use; trainer.accelerator=auto takes what is",
     "the accelerator is not available": "this machine has no such trainer.accelerator; auto takes what there is",
-    "MemoryError": "the memory is used up; a smaller data.batch_size needs less",
-    "OutOfMemoryError": "the memory is used up; a smaller data.batch_size needs less",
-    "can't allocate memory": "the memory is used up; a smaller data.batch_size needs less",
+    "MemoryError": "out of memory; a smaller data.batch_size needs less",
+    "OutOfMemoryError": "out of memory; a smaller data.batch_size needs less",
+    "can't allocate memory": "out of memory; a smaller data.batch_size needs less",
     "DataLoader worker": "a process that reads images has died, perhaps for want of memory; try data.num_workers=0",
 }
 # Hydra's launchers that are packages of their own.
@@ -129,19 +165,18 @@ def suggest_nearest(name: str, options: Sequence[str], prefix: str = "") -> str:
     return f" (did you mean {prefix}{lower[match[0]]}?)" if match else ""
 
 
-def _suggest_elsewhere(key: str, node: DictConfig) -> str:
-    """The same for a key that another part of the config has, or whose name it is a part of."""
-    root: Any = node._get_root()
-    parts = [(group, part) for group, part in root.items_ex(resolve=False) if group not in ("hydra", "choices")]
-    names = [(group, str(name)) for group, part in parts if isinstance(part, DictConfig) for name in part]
-    places = {name: f"{group}.{name}" for group, name in reversed(names) if name[0] != "_"}
+def _suggest_elsewhere(key: str, full_key: str) -> str:
+    """Suggest a setting of another part of the default config that has this name, or this as a part of its name."""
+    places: dict[str, str] = {}
+    for setting in default_settings():
+        places.setdefault(setting.rpartition(".")[2], setting)
     # Three letters are a part of too many names.
     match = key if key in places else next((name for name in places if len(key) > 3 and key in name), "")
-    return f" (did you mean {places[match]}?)" if match else ""
+    return f" (did you mean {places[match]}?)" if match and places[match] != full_key else ""
 
 
 def _suggest_meaning(word: str) -> str:
-    """The same for the name of a group, of an option or of a file alone."""
+    """Suggest an override for the name of a group, of an option or of a file alone."""
     if any(argument.startswith("=") or argument.endswith("=") for argument in sys.argv):
         return "; there is no space on either side of ="
     if not sys.argv[0].endswith("train.py") and (path := Path(word)).exists():

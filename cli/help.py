@@ -1,23 +1,25 @@
-"""What ``--help`` and ``--cfg`` say beyond names and values: the descriptions and comments that stand in conf/."""
+"""What ``--help`` and ``--cfg`` print beyond names and values: the descriptions and comments in conf/."""
 
 import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
+import yaml
 
 from cli import CONF
 
 GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "sweep", "debug")
-BASE = re.compile(r"^  - ([\w/]+)@_here_$", re.MULTILINE)  # in the defaults list of a file: what it builds on
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w/@-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
+
+Comments = dict[str, tuple[list[str], str | None]]  # key -> the comment lines above it and the comment beside it
 
 
 def list_options() -> str:
-    """What can be chosen, with the first line of each file's header."""
+    """Return the options of every group, with the first line of each file's header."""
     lines = []
     for group in GROUPS:
         lines.append(f"  {group}=")
@@ -28,14 +30,38 @@ def list_options() -> str:
     return "\n".join(lines)
 
 
-def annotate_config(text: str, choices: dict[str, str | None]) -> str:
-    """A printed config with the comments of the files that it was made from.
+def default_settings() -> list[str]:
+    """Return the settings of the default config, two names deep, such as ``optimizer.lr``, in their order."""
+    config = CONF / "config.yaml"
+    defaults = [entry for entry in yaml.safe_load(config.read_text())["defaults"] if isinstance(entry, dict)]
+    chosen = {group: option for entry in defaults for group, option in entry.items() if group in GROUPS and option}
+    files = [(CONF / group / f"{option}.yaml", f"{group}.") for group, option in chosen.items()]
+    bases = [(base, prefix) for file, prefix in files for base in with_bases(file)]
+    settings = [prefix + path for base, prefix in bases for path, _ in _paths(base.read_text()) if path]
+    settings += [path for path, _ in _paths(config.read_text())]
+    known = (name for name in dict.fromkeys(settings) if name.count(".") == 1 and "._" not in name)
+    return [name for name in known if not name.startswith(("hydra.", "choices.")) and not name.endswith(".defaults")]
+
+
+def with_bases(file: Path) -> Iterator[Path]:
+    """Yield the files that a yaml file is made from, by the names in its defaults list, the innermost first."""
+    for entry in (yaml.safe_load(file.read_text()) or {}).get("defaults", []):
+        name = entry.partition("@")[0] if isinstance(entry, str) else ""  # group: option is a choice and no base
+        if name and name != "_self_":
+            base = CONF / name[1:] if name.startswith("/") else (file.parent / name).resolve()
+            yield from with_bases(base.with_name(f"{base.name}.yaml"))
+    yield file
+
+
+def annotate_config(text: str, config_name: str, choices: dict[str, str | None]) -> str:
+    """Return a printed config with the comments of the files that it was made from.
 
     Args:
         text: as Hydra prints it.
-        choices: of each group.
+        config_name: the primary config in ``conf/``.
+        choices: option of each group.
     """
-    comments = _comments(CONF / "config.yaml", "")
+    comments = _comments(CONF / f"{config_name}.yaml", "")
     chosen = ((group, CONF / group / f"{choices.get(group)}.yaml") for group in GROUPS)
     for group, file in chosen:
         if file.is_file():
@@ -52,14 +78,19 @@ def annotate_config(text: str, choices: dict[str, str | None]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]]:
-    """Of each key the comment lines above it and the comment beside it."""
-    found: dict[str, tuple[list[str], str | None]] = {}
-    for base in BASE.findall(file.read_text()):
-        found |= _comments(file.parent / f"{base}.yaml", prefix)
-    inherited = dict(found)
+def _comments(file: Path, prefix: str) -> Comments:
+    """Return the comments of a file and, where it has none, of its bases."""
+    found: Comments = {}
+    for base in with_bases(file):
+        found |= _own_comments(base, prefix)
+    return found
+
+
+def _own_comments(file: Path, prefix: str) -> Comments:
+    found: Comments = {}
     above: list[str] = []
-    for path, line in _paths(file.read_text()):
+    text = file.read_text()
+    for path, line in _paths(text):
         if not path or not (match := LINE.match(line)):
             above = [*above, line.strip()] if line.lstrip().startswith("# ") else []
             continue
@@ -67,15 +98,15 @@ def _comments(file: Path, prefix: str) -> dict[str, tuple[list[str], str | None]
         if above or beside:
             found[prefix + path] = (above, beside)
         above = []
-    if prefix or "config" not in file.name:  # the header of a file is about all of it
-        first = next((key for key in found if found[key] is not inherited.get(key)), None)
-        if first and found[first][0] and found[first][0][0] == file.read_text().splitlines()[0]:
-            found[first] = ([], found[first][1])
+    # The header of a file is about all of it, not about its first key.
+    first = next(iter(found), None)
+    if first and found[first][0] and found[first][0][0] == text.splitlines()[0]:
+        found[first] = ([], found[first][1])
     return found
 
 
 def _paths(text: str) -> list[tuple[str, str]]:
-    """Each line of a yaml file with the path of its key: ``data.batch_size``; nothing where there is none."""
+    """Return each line of a yaml file with the path of its key, such as ``data.batch_size``, or nothing."""
     result: list[tuple[str, str]] = []
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -91,11 +122,20 @@ def _paths(text: str) -> list[tuple[str, str]]:
     return result
 
 
-def print_config(main: Callable[[], object]) -> None:
-    """What ``--cfg`` prints, with the comments of conf/."""
+def prints_config(config_name: str) -> bool:
+    """Return whether a command is asked to print its config. The help of train.py lists the options instead."""
+    return bool(({"--cfg", "-c"} | ({"--help", "-h"} if config_name != "config" else set())) & set(sys.argv))
+
+
+def print_config(main: Callable[[], object], config_name: str) -> None:
+    """Print what Hydra does for ``--cfg`` and ``--help``, with the comments of conf/."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main()
+        try:
+            main()
+        except SystemExit as error:  # after its help, or because of an unknown option
+            if error.code:
+                raise
     overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        choices = hydra.compose("config", overrides, return_hydra_config=True).hydra.runtime.choices
-    print(annotate_config(printed.getvalue(), choices), end="")
+        choices = hydra.compose(config_name, overrides, return_hydra_config=True).hydra.runtime.choices
+    print(annotate_config(printed.getvalue(), config_name, choices), end="")

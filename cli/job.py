@@ -1,4 +1,4 @@
-"""What Hydra says of the running job: its overrides, and whether it belongs to a sweep."""
+"""Ask Hydra about the running job: its overrides, and whether it belongs to a sweep."""
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -11,7 +11,7 @@ def task_overrides() -> list[str]:
 
 
 def is_debug_run() -> bool:
-    """Return whether this run tries only a part of what it could, so that ``outputs/last`` must not point at it."""
+    """Return whether this run trains on a part of the data only, so that ``outputs/last`` must not point at it."""
     return bool({f"debug={name}" for name in ("fast", "limit", "overfit", "profile")} & set(task_overrides()))
 
 

@@ -23,13 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from cli import CONF, PROJECT, run_dir
 from cli.compose import register_resolvers
 from cli.errors import PEER_DIED, format_error, print_error
-from cli.help import print_config
+from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
 from cli.process import single_job_argv
 from cli.validation import check_overrides
+from runs.format import printable
 from runs.migrate import upgrade_overrides
-from runs.rank import is_rank_zero
+from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,14 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         complete = flush_output()
         os._exit((code or int(not complete)) if isinstance(code, int) else 1)
 
-    # At exit Python takes torch down object by object, for the best part of a second. What is registered first is
-    # called last: all other exit handlers have run by then.
+    # At exit Python frees torch object by object, which takes almost a second. The handler registered first is called
+    # last: all other exit handlers have run by then.
     atexit.register(end)
+    try:
+        check_rank_variables(alone=config_name != "config")
+    except ValueError as error:  # nothing but this line depends on a rank yet
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     if not is_rank_zero():
         _prepare_other_rank()
     command = "train" if config_name == "config" else config_name
@@ -76,9 +82,9 @@ def _usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
 
 
 def _prepare_other_rank() -> None:
-    """Discard what a process other than rank zero writes: the run directory and its log belong to rank zero."""
+    """Discard the output of a rank other than zero: the run directory and its log belong to rank zero."""
     if any("_ddp_process_" in argument for argument in sys.argv):  # Lightning's job name for a process it started
-        # Rank zero waits for this process, deaf to signals, and then stops it: callbacks/signal_handler.py.
+        # This process ignores signals: rank zero waits for it and then stops it (callbacks/signal_handler.py).
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
@@ -101,20 +107,18 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
         try:
             if missing := OmegaConf.missing_keys(cfg):
                 raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
-            if config_name != "config":  # a command that asks a run and makes none
+            if config_name != "config":  # a command about a finished run
                 return task(cfg, folder)
             return _train_job(task, cfg, folder)
         except BaseException as error:
-            if is_multirun() and isinstance(error, Exception) and getattr(error, "exit_code", 1) < 128:
-                result = run_dir.record_failure(
-                    folder, format_error(error)
-                )  # and the other jobs of the sweep still run
+            if run_dir.is_recorded(error):  # and the other jobs of the sweep still run
+                result = run_dir.record_failure(folder, format_error(error))
                 if result["status"] == "pruned":
                     log.info(error)
                 else:
                     print_error(error, show_traceback)
                 return result
-            run_dir.remove_run_dir_if_empty(folder)
+            run_dir.remove_empty_dirs()
             exit_with_error(error, show_traceback, resume_command() if is_multirun() else None)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -124,21 +128,23 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     try:
-        if {"--cfg", "-c"} & set(sys.argv) and config_name == "config":
-            print_config(run_job)
+        if prints_config(config_name):
+            print_config(run_job, config_name)
         else:
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         if SweepSummary.folder:
-            run_dir.remove_sweep_dir_if_empty(SweepSummary.folder)
+            run_dir.remove_sweep_files(SweepSummary.folder)
         begun = isinstance(error, OSError) and SweepSummary.folder and SweepSummary.folder.is_dir()
         exit_with_error(error, show_traceback, resume_command() if begun else None)
+    finally:
+        run_dir.remove_empty_dirs()
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> object:
-    """Check the config, lock the run directory and train; of a sweep take up what is there."""
+    """Check the config, lock the run directory and train; a job of a sweep resumes or returns its earlier result."""
     if cfg.sweep_resume and not is_multirun():
-        raise ValueError("sweep_resume goes on with a sweep: add -m and what the sweep was started with")
+        raise ValueError("sweep_resume goes on with a sweep: add -m and the overrides that the sweep was started with")
     check_overrides(cfg)
     with run_dir.lock_run_dir(folder, wait=is_multirun()):
         if not is_multirun():
@@ -156,10 +162,17 @@ def _refuse_nested_launch(show_traceback: bool) -> None:
         exit_with_error(ValueError(words), show_traceback)
 
 
-def prefix_log_lines(number: int) -> None:
-    """Let each line of a sweep's job begin with its number: jobs may run side by side."""
+class PrintableFormatter(logging.Formatter):
+    """Formats what goes to the terminal: control characters in it, from the files of a run or of data, do nothing."""
 
-    class Numbered(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
+def prefix_log_lines(number: int) -> None:
+    """Begin each line of a sweep's job with its number, because jobs may run side by side."""
+
+    class Numbered(PrintableFormatter):
         def format(self, record: logging.LogRecord) -> str:
             return "\n".join(f"[{number}] {line}" for line in super().format(record).splitlines())
 
@@ -183,8 +196,9 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
         sys.exit(141)  # as other programs do: 128 and the number of SIGPIPE, which Windows does not have
     together = (KeyboardInterrupt, FloatingPointError)
     if not is_rank_zero():
-        said_by_rank_zero = isinstance(error, together) or hasattr(error, "status") or PEER_DIED in format_error(error)
-        if said_by_rank_zero:
+        distributed = sys.modules.get("torch.distributed")
+        lost = PEER_DIED in format_error(error) and distributed and distributed.is_initialized()
+        if isinstance(error, together) or hasattr(error, "status") or lost:  # rank zero says it
             sys.exit(0)  # Lightning would kill rank zero for another exit code of this process
     print_error(error, show_traceback)
     if isinstance(error, KeyboardInterrupt) and SweepSummary.folder:

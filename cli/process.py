@@ -1,4 +1,4 @@
-"""What belongs to the process: the seed, threads, freed memory, and the command that starts the other ranks."""
+"""Set up the process: the seed, threads, freed memory, and the command that starts the other ranks."""
 
 import contextlib
 import ctypes
@@ -14,10 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
 from cli import PROJECT
+from runs.format import check_positive_int
 
-# Read when torch is loaded. OpenMP's threads wait for each other in a loop, by default of 300,000 rounds, and meanwhile
-# the one that they wait for may not get a core: one busy program beside a training on two cores made 200 steps take
-# 23 s in place of 0.8 s. With a third of the rounds they take 4 to 6 s, and alone no longer than before.
+# Read when torch is loaded. OpenMP's threads wait for each other in a busy loop, of 300,000 rounds by default, and the
+# thread that they wait for may not get a core meanwhile. One busy program beside a training on two cores made 200 steps
+# take 23 s instead of 0.8 s. With a third of the rounds they take 4 to 6 s, and on an idle machine as long as before.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
@@ -32,16 +33,19 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)
     default = _default_threads()
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads={threads} must be a whole number of at least 1")
+    if threads is not None:
+        check_positive_int("threads", threads)
     torch.set_num_threads(threads or default)
     pl.seed_everything(seed, workers=True, verbose=False)
 
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """glibc may return large freed blocks to the kernel, which clears their pages anew in every step: then a step with
-    activations of some megabytes takes up to 1.4 times as long. Whether it does is chance, from process to process."""
+    """Let glibc keep large freed blocks instead of returning them to the kernel.
+
+    The kernel clears returned pages anew in every step, and a step with activations of some megabytes then takes up to
+    1.4 times as long. Whether glibc returns them differs from process to process.
+    """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
         mmap_threshold, trim_threshold = -3, -1  # malloc.h
         mallopt(mmap_threshold, 1 << 30)
@@ -50,7 +54,7 @@ def _keep_freed_memory() -> None:
 
 @functools.cache
 def _default_threads() -> int:
-    """As torch has it before anybody changes it: a job of a sweep does not inherit those of the job before."""
+    """Return torch's own number of threads, so that a job of a sweep does not inherit that of the job before."""
     import torch
 
     return torch.get_num_threads()
@@ -58,8 +62,11 @@ def _default_threads() -> int:
 
 @contextlib.contextmanager
 def single_job_argv(folder: Path, resume: str | None) -> Iterator[None]:
-    """Lightning starts the other processes of a run with the command that was typed. That of a sweep would be the whole
-    sweep again; this is the one of a job. The next job finds neither its processes nor what it said to them."""
+    """Make ``sys.argv`` the command of one job of a sweep while it runs.
+
+    Lightning starts the other processes of a run with ``sys.argv``, which would be the whole sweep again. Afterwards
+    the process group is gone and the environment is free of what Lightning set for this job.
+    """
     arguments, environment = sys.argv, dict(os.environ)
     go_on = [f"resume={resume}"] if resume else []
     sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *go_on]

@@ -16,21 +16,21 @@ from runs.checkpoint import CHECKPOINT_GROUPS, load_checkpoint
 from runs.overrides import last_of_each, override_key
 from runs.result import ENDED, read_result
 
-# Of the data only where it lies and how it is served may change on resume, not what was held out or learned from.
+# Settings of the data that may change on resume: where it is and how it is loaded, but not how it is split.
 MUTABLE_DATA_KEYS = [
     f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
 ]
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
-    """The config of a run that goes on: its own, with what was typed now on top.
+    """Return the config of a resumed run: its own, with the present overrides on top.
 
     Args:
-        cfg: composed from what was typed now; its callbacks and its logger are taken, with the values typed before.
-        file: the checkpoint to go on from.
+        cfg: composed from the present overrides. Callbacks and the logger come from it, with the values typed before.
+        file: the checkpoint to resume from.
 
     Raises:
-        ValueError: a part was typed that the checkpoint does not belong to, or there is nothing left to do.
+        ValueError: an override changes what is fixed by the checkpoint, or there is nothing left to train.
     """
     checkpoint = load_checkpoint(file)
     stored, merged = checkpoint["config"], stored_config(checkpoint)
@@ -98,8 +98,11 @@ def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) ->
 
 
 def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
-    """A run's trainer with another option of trainer=: what its experiment chose and what was typed stay, but for what
-    the option says. How many processes there are is never the run's own."""
+    """Return a run's trainer settings with another option of ``trainer=``.
+
+    Settings of its experiment and of its overrides stay, except for what differs between the option and the default.
+    The number of processes always comes from the option.
+    """
     before, after, default = (compose_group("trainer", name) for name in (was, now, "default"))
     kept = {
         key: value for key, value in own.items() if value != before.get(key) and key not in ("devices", "num_nodes")
@@ -109,13 +112,32 @@ def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
 
 
 def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
-    """Of those keys that name no class and nothing else that Hydra acts upon: their names begin with a letter."""
-    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)*", key)}
-    return {key: value for key, value in values.items() if value is None or isinstance(value, str | int | float)}
+    """Return the values of those keys that are numbers, words or the names of metrics.
+
+    Names of keys begin with a letter, so none of them is an instruction to Hydra such as ``_target_``; a value with a
+    path in it is not taken from a checkpoint. A callback as a whole can only be switched off.
+    """
+    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", key)}
+    return {key: value for key, value in values.items() if value is None or (key.count(".") > 1 and _is_plain(value))}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[\w-]*|(train|val|test)/[\w/ -]+", value))
+    return isinstance(value, int | float)
 
 
 def compose_group(group: str, name: str | None) -> DictConfig:
-    """One option of a group as conf/ has it now."""
+    """Return one option of a group as conf/ has it now.
+
+    Raises:
+        ValueError: conf/ has no such option. A name may come from a checkpoint: a path, a list of options or an
+            interpolation would be composed as readily, from any file on this machine.
+    """
+    if name not in [file.stem for file in (CONF / group).glob("*.yaml")]:
+        raise ValueError(
+            f"resume: this run was made with {group}={str(name)[:80]!r}, and conf/{group} has no such file"
+        )
     # On the command line Hydra is at work already and must not be started again.
     running = GlobalHydra.instance().is_initialized()
     with contextlib.nullcontext() if running else hydra.initialize_config_dir(str(CONF), version_base="1.3"):

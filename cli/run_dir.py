@@ -1,34 +1,72 @@
-"""Run and sweep directories: make, lock, take up again, remove when nothing happened."""
+"""Run and sweep directories: make them, lock them, go on in them, and remove them where nothing has begun.
+
+Only what this process has made may be removed by it: a mistake costs nobody a file, and a process that is refused
+leaves the running one alone.
+"""
 
 import contextlib
 import hashlib
 import logging
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from cli.job import task_overrides
+from cli.job import is_multirun, task_overrides
 from runs.checkpoint import find_checkpoint
-from runs.files import make_unique_dir
+from runs.files import make_dirs, make_unique_dir
+from runs.overrides import train_command
 from runs.result import read_result, write_result
 
 log = logging.getLogger(__name__)
 
+_made: list[Path] = []  # directories that this process has made, the innermost first
+_before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
+# What the sweepers write before the first job.
+SWEEP_FILES = {"multirun.yaml", ".study.lock"}
+
+
+class RecordDirs(Callback):
+    """Makes the directory of a run or of a sweep in place of Hydra, to know what of it this process has made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the name; Hydra does it after this
+        self._make(config, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._make(config, "hydra.sweep.dir")
+
+    def _make(self, config: DictConfig, key: str) -> None:
+        # What is wrong is raised again, where Hydra makes the directory: of a callback it would only warn.
+        with contextlib.suppress(OmegaConfBaseException, OSError):
+            _use(make_dirs(folder := Path(str(OmegaConf.select(config, key)))), folder)
+
+
+def _use(made: list[Path], folder: Path) -> None:
+    _made[:0] = [path.absolute() for path in made]
+    _before.setdefault(os.path.abspath(folder), set(os.listdir(folder)))
+
+
+def _make_unique(name: str) -> str:
+    made = make_unique_dir(name)
+    _use(made, made[0])
+    return str(made[0])
+
 
 def new_or_resumed_run_dir(resume: str | None, name: str) -> str:
     """Return the directory of the run to resume, or make a new one."""
-    return str(find_checkpoint(resume)[0]) if resume else make_unique_dir(name)
+    return str(find_checkpoint(resume)[0]) if resume else _make_unique(name)
 
 
 def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
     """Return the directory of the sweep to resume, or make a new one."""
     if sweep_resume is None:
-        return make_unique_dir(name)
+        return _make_unique(name)
     folder = Path("outputs/last_sweep" if sweep_resume == "last" else sweep_resume)
     if not folder.is_dir():
         missing = (
@@ -39,23 +77,48 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
 
 
 def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
-    """Return ``3-1f0c9a2b``, the number of a job and a hash of its config, so that the same job finds its directory."""
+    """Make the directory of a job and return its name.
+
+    ``3-1f0c9a2b`` is the number of a job and a hash of its config, so that the same job finds its directory.
+    """
     keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume")]
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
-    return next((path.name for path in Path(sweep_dir).glob(f"*-{digest}")), f"{number}-{digest}")
+    name = next((path.name for path in Path(sweep_dir).glob(f"*-{digest}")), f"{number}-{digest}")
+    _use(make_dirs(folder := Path(sweep_dir, name)), folder)
+    return name
 
 
 @contextlib.contextmanager
 def lock_run_dir(folder: Path, wait: bool) -> Iterator[None]:
-    """Keep other processes from training in the same directory."""
+    """Keep other processes from training in the same directory.
+
+    The lock file stays: a process that waits for it has it open. It is removed with a directory in which nothing has
+    begun, by the process that holds it and has made it.
+
+    Raises:
+        ValueError: another process is training there, and this one does not wait.
+    """
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(folder / ".lock", timeout=-1 if wait else 0):
-            yield
+        lock = FileLock(folder / ".lock").acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise ValueError(f"another process is training in {folder}") from None
+    with lock:
+        try:
+            yield
+        except BaseException as error:
+            if not is_recorded(error):
+                for handler in logging.getLogger().handlers:
+                    handler.close()
+                _remove_files(folder, {f"{HydraConfig.get().job.name}.log", ".lock"})
+            raise
+
+
+def is_recorded(error: BaseException) -> bool:
+    """Return whether an error ends one job of a sweep, whose result.json says why, and not the sweep."""
+    return is_multirun() and isinstance(error, Exception) and getattr(error, "exit_code", 1) < 128
 
 
 def load_result_or_resume(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
@@ -70,43 +133,39 @@ def load_result_or_resume(folder: Path, cfg: DictConfig) -> dict[str, Any] | Non
     return None
 
 
-def remove_run_dir_if_empty(folder: Path) -> None:
-    """Remove the directory of a run that never started: its log is in it and nothing else."""
-    log_file, lock = folder / f"{HydraConfig.get().job.name}.log", folder / ".lock"
-    for handler in logging.getLogger().handlers:
-        handler.close()
-    if set(folder.iterdir()) - {log_file, lock}:
-        if not (folder / "config.yaml").exists():  # somebody's directory, in which there was nothing to resume
-            lock.unlink(missing_ok=True)
-        if log_file.exists() and not log_file.stat().st_size:
-            log_file.unlink()
-        return
-    for file in (log_file, lock):
-        file.unlink(missing_ok=True)
-    _remove_empty_dirs(folder)  # outputs/name/date_time
+def _new_names(folder: Path) -> set[str]:
+    """Return what has come into a directory since this process began to use it."""
+    names = set(os.listdir(folder)) if folder.is_dir() else set()
+    return names - _before.get(os.path.abspath(folder), names)
 
 
-def remove_sweep_dir_if_empty(folder: Path) -> None:
-    """Remove the directory of a sweep none of whose jobs has begun, unless something else is in it."""
-    if not folder.is_dir() or any(path.is_dir() for path in folder.iterdir()):
-        return
-    for name in ("multirun.yaml", ".study.lock"):  # what the sweepers write before the first job
-        (folder / name).unlink(missing_ok=True)
-    _remove_empty_dirs(folder)  # outputs/sweep/date_time
+def _remove_files(folder: Path, names: set[str]) -> None:
+    """Remove the new ones of these files from a directory, unless there is anything else that is new."""
+    if (new := _new_names(folder)) <= names:
+        for name in new:
+            (folder / name).unlink()
 
 
-def _remove_empty_dirs(folder: Path) -> None:
-    for path in (folder, *folder.parents[:2]):
-        try:
+def remove_sweep_files(folder: Path) -> None:
+    """Remove what the sweepers write before the first job, where no job has begun and no other process searches."""
+    from filelock import FileLock, Timeout
+
+    if (new := _new_names(folder)) and new <= SWEEP_FILES:
+        with contextlib.suppress(Timeout, OSError), FileLock(folder / ".study.lock", timeout=0):
+            _remove_files(folder, SWEEP_FILES)
+
+
+def remove_empty_dirs() -> None:
+    """Remove the directories that this process has made and in which nothing is."""
+    for path in _made:
+        with contextlib.suppress(OSError):  # something is in it, or it has gone
             path.rmdir()
-        except OSError:  # something else is in it
-            break
 
 
 def record_failure(folder: Path, reason: str) -> dict[str, Any]:
     """Write why a job of a sweep failed into its result.json; a job that never started gets one."""
     overrides = task_overrides()
-    result: dict[str, Any] = {"command": shlex.join(["python", "train.py", *overrides]), "overrides": overrides}
+    result: dict[str, Any] = {"command": train_command(overrides), "overrides": overrides}
     result |= {"status": "failed", "metrics": {}}
     with contextlib.suppress(ValueError):  # a broken result.json
         result = read_result(folder) or result

@@ -9,15 +9,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.errors import suggest_nearest
+from runs.format import check_positive_int
 
 
 @functools.cache
 def _default_config(groups: tuple[str, ...]) -> DictConfig:
-    """The config with these parts and with no value changed. Jobs of a sweep ask for the same one again and again."""
+    """Return the config of these choices with no value changed. The jobs of a sweep ask for the same one repeatedly."""
     return hydra.compose("config", list(groups))
 
 
-# What is said before torch is loaded. The parts that take these settings refuse the same, and say it later.
+# Checked before torch is loaded. The parts that take these settings check them again, later.
 MAY_BE_NEGATIVE = ("model.net.weight", "model.net.bias", "data.scale")
 POSITIVE_INTS: tuple[str, ...] = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads")
 POSITIVE_INTS += ("trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
@@ -38,11 +39,11 @@ CHOICES = {
         "bf16",
     ),
 }
-LIGHTNING_KNOWS = ("trainer.devices",)  # numbers or words
+LIGHTNING_CHECKS = ("trainer.devices",)  # numbers or words
 
 
 def check_overrides(cfg: DictConfig) -> None:
-    """Raises ValueError for a typed value that cannot be, or is of another kind than the one in conf/."""
+    """Raise ValueError for a typed value that is out of range or of another kind than the one in conf/."""
     for group in ("model", "data", "optimizer", "trainer"):
         if cfg.get(group) is None:
             raise ValueError(f"{group} cannot be left out")
@@ -50,7 +51,7 @@ def check_overrides(cfg: DictConfig) -> None:
     settings = {text.partition("=")[0]: text for text in hydra_cfg.overrides.task if text[0] not in "+~"}
     parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)
     for key in settings:
-        if key.partition("@")[0] in hydra_cfg.runtime.choices or key in LIGHTNING_KNOWS:
+        if key.partition("@")[0] in hydra_cfg.runtime.choices or key in LIGHTNING_CHECKS:
             continue
         value, default = OmegaConf.select(cfg, key), OmegaConf.select(_default_config(parts), key)
         if key == "trainer.max_epochs" and value == -1:  # no end
@@ -60,16 +61,16 @@ def check_overrides(cfg: DictConfig) -> None:
             raise ValueError(f"{key}={value} must be one of {choices}{suggest_nearest(str(value), list(CHOICES[key]))}")
         if key == "seed" and isinstance(value, int) and value >= 2**32:
             raise ValueError(f"seed={value} must be at most {2**32 - 1}")
-        if key in POSITIVE_INTS and value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"{key}={value} must be a whole number of at least 1")
+        if key in POSITIVE_INTS and value is not None:
+            check_positive_int(key, value)
         if key not in CHOICES and (expected := _expected(key, value, default)):
             example = "" if isinstance(default, bool) else f", such as {default}"
             raise ValueError(f"{key}={value} must be {expected}{example}")
 
 
 def _expected(key: str, value: Any, default: Any) -> str | None:
-    """What a value must be to stand in for the default, if it is not."""
-    if value is None or default is None:  # what may be left out is checked by the part that takes it
+    """Return what a value must be to stand in for the default, or None if it is."""
+    if value is None or default is None:  # checked by the part that takes it
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):

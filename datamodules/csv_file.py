@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.names import check_names, printable
+from datamodules.names import check_names
+from runs.format import printable
 
 _BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from datamodules.names import printable
+from runs.format import printable
 
 # The only formats that Pillow may look for, whatever a file is called: for PostScript it starts Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -20,7 +20,8 @@ from datamodules.batch_loader import Batch, BatchLoader
 from datamodules.image_files import IMG_EXTENSIONS, load_image
 from datamodules.images import ImageDataModule
 from datamodules.in_memory import check_fractions
-from datamodules.names import check_names, printable
+from datamodules.names import check_names
+from runs.format import printable
 
 log = logging.getLogger(__name__)
 

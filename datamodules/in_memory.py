@@ -10,6 +10,7 @@ from torch import Tensor
 from datamodules.batch_loader import Augment, BatchLoader
 from datamodules.batch_loader import Batch as Batch  # a data module of your own imports it from here
 from datamodules.csv_file import CSVFile, is_number
+from runs.format import check_positive_int
 
 
 def check_fractions(**fractions: float) -> None:
@@ -57,8 +58,8 @@ class InMemoryDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"data.{name}={value} must be a whole number of at least 1")
+            if value is not None:
+                check_positive_int(f"data.{name}", value)
         if validate_on not in ("val", "test", "train"):
             raise ValueError(f"data.validate_on={validate_on} must be val, test or train")
         if folds is not None:

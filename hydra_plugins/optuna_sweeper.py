@@ -18,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from runs.format import check_positive_int
 from sweeps.overrides import parse_overrides
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ class OptunaSweeper(Sweeper):
         if metric.startswith("test/"):
             raise ValueError(f"hydra.sweeper.metric={metric}: a search that looks at the test set makes it worthless")
         for name, number in (("n_trials", n_trials), ("startup_trials", startup_trials)):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"hydra.sweeper.{name}={number} must be a whole number of at least 1")
+            check_positive_int(f"hydra.sweeper.{name}", number)
         self.params, self.metric, self.direction = params, metric, direction
         self.n_trials, self.startup_trials, self.seed = n_trials, startup_trials, seed
 
@@ -122,12 +122,8 @@ class OptunaSweeper(Sweeper):
         start = {}
         for key, distribution in self.space.items():
             value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)
-            if hasattr(distribution, "choices"):
-                value = str(value)
-                inside = value in distribution.choices
-            else:
-                inside = isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
-            if not inside:
+            value = str(value) if hasattr(distribution, "choices") else value
+            if not _contains(distribution, value):
                 return {}
             start[key] = value
         return start
@@ -142,8 +138,8 @@ class OptunaSweeper(Sweeper):
         with _locked(folder / ".study.lock"):
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             left = [trial for trial in running if not _is_alive(folder, trial.user_attrs.get("worker"))]
-            for trial in [trial for trial in left if trial.params.keys() != self.space.keys()]:
-                study.tell(trial.number, state=TrialState.FAIL)  # its process died while it asked
+            for trial in [trial for trial in left if not self._fits(trial)]:
+                study.tell(trial.number, state=TrialState.FAIL)  # its process died while it asked, or it is not ours
                 left.remove(trial)
             left = left[: self.at_once]
             for trial in left:
@@ -159,6 +155,11 @@ class OptunaSweeper(Sweeper):
                 new.set_user_attr("worker", worker)
                 left.append(read_trial(study, new.number))
         return sorted(left, key=lambda trial: trial.number)
+
+    def _fits(self, trial: "FrozenTrial") -> bool:
+        """Whether its settings are what is searched, in the ranges: they become the overrides of a job."""
+        params, space = trial.params, self.space
+        return params.keys() == space.keys() and all(_contains(space[key], value) for key, value in params.items())
 
     def _launch(self, trials: list["FrozenTrial"]) -> Iterator[Any]:
         """Run the trials as jobs with the numbers that they have in the study."""
@@ -200,6 +201,12 @@ def _distribution(override: Override) -> "BaseDistribution":
         if numbers and all(isinstance(number, int) for number in numbers):
             return IntDistribution(numbers[0], numbers[-1], step=int(sweep.step))
     return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def _contains(distribution: Any, value: Any) -> bool:
+    if hasattr(distribution, "choices"):
+        return value in distribution.choices
+    return isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
 
 
 def _format(value: Any) -> str:

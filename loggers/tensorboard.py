@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from runs.files import atomic_write, make_unique_dir
+from runs.files import atomic_write, is_within, make_unique_dir
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,13 @@ class TensorBoard(TensorBoardLogger):
     @functools.cached_property
     def log_dir(self) -> str:
         file = Path(self.save_dir) / "dashboard.txt"
-        if not file.exists():
+        noted = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        # A run from elsewhere may name any directory of this machine here: only those for event files are taken.
+        if not noted or not is_within(Path(noted), Path("outputs"), Path(self.save_dir)):
+            noted = str(make_unique_dir(f"outputs/{self.title}", " ({})")[0])
             with atomic_write(file) as temporary:
-                temporary.write_text(make_unique_dir(f"outputs/{self.title}", " ({})") + "\n", encoding="utf-8")
-        return file.read_text(encoding="utf-8").strip()
+                temporary.write_text(f"{noted}\n", encoding="utf-8")
+        return noted
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if not self._in_hyperparams:

@@ -1,4 +1,4 @@
-"""What an experiment should give, beside what it gave."""
+"""Compare the metrics of a run with what its experiment expects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ class ExpectationMissed(Exception):
 
 @dataclass
 class Comparison:
-    """One metric: as the tutorial published it, as it is expected here, as it came out. ``None`` is not known."""
+    """One metric: the published value, the expected one and the measured one; ``None`` is unknown."""
 
     metric: str
     published: float | None
     expected: str
     got: float | None
     passed: bool
-    fits_epochs: bool = False  # whether it is one for as many epochs as were trained
+    fits_epochs: bool = False  # whether it applies to this number of epochs only
 
     def row(self) -> tuple[str, str, str, str, str]:
         published, got = (
@@ -36,12 +36,12 @@ def check_expected(
     rows: list[dict[str, float]],
     epochs: int | None = None,
 ) -> list[Comparison]:
-    """Compares a run with the ``expect:`` of its experiment.
+    """Compare a run with the ``expect:`` of its experiment.
 
     Args:
         expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``: a
-            number, or a list with one number for each epoch. A ``published`` that stands alone is for the eye. With
-            ``epochs`` it holds for a training of that length only.
+            number, or a list with one number for each epoch. A ``published`` alone is printed and not checked. With
+            ``epochs`` it applies to a training of that length only.
         metrics: of the end of the run.
         rows: of ``metrics.csv``.
         epochs: that were trained.

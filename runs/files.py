@@ -57,16 +57,32 @@ def update_symlink(link: Path, target: Path) -> None:
         raise
 
 
-def make_unique_dir(name: str, suffix: str = "-{}") -> str:
-    """Make the directory ``name``, or ``name-2``, ``name-3`` … where it exists, and return its name.
+def make_dirs(path: Path) -> list[Path]:
+    """Make a directory and its missing parents; return those that this process has made, the innermost first."""
+    made: list[Path] = []
+    for directory in (*reversed(path.parents), path):
+        if not directory.exists():
+            with contextlib.suppress(FileExistsError):  # another process was quicker
+                directory.mkdir()
+                made.insert(0, directory)
+    return made
 
-    Two processes never get the same one.
+
+def make_unique_dir(name: str, suffix: str = "-{}") -> list[Path]:
+    """Make the directory ``name``, or ``name-2``, ``name-3`` … where it exists.
+
+    Returns:
+        It and those of its parents that were missing. Two processes never get the same one.
     """
     for number in itertools.count(1):
-        path = name if number == 1 else name + suffix.format(number)
-        try:
-            os.makedirs(path)
-        except FileExistsError:
-            continue
-        return path
+        path = Path(name if number == 1 else name + suffix.format(number))
+        parents = make_dirs(path.parent)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return [path, *parents]
     raise AssertionError
+
+
+def is_within(path: Path, *parents: Path) -> bool:
+    """Return whether a path, with its symbolic links followed, lies in one of these directories and is none of them."""
+    return any(parent.resolve() in path.resolve().parents for parent in parents)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 # Control characters, surrogates (bytes that are not UTF-8) and the two line separators of Unicode.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def format_metric(name: str, value: float) -> str:
@@ -24,6 +25,12 @@ def format_metrics(metrics: dict[str, float]) -> str:
     return "  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
 
 
+def check_positive_int(name: str, value: object) -> None:
+    """Raise ValueError, in the words of every such setting, for what is not a whole number of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}={value} must be a whole number of at least 1")
+
+
 def pluralize(number: int, one: str, many: str | None = None) -> str:
     """Return ``1 step`` or ``2,000 steps``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
@@ -34,10 +41,20 @@ def round_float32(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def printable(text: str) -> str:
-    r"""Return text with an escape such as ``\x1b`` for each character that no terminal or UTF-8 file can hold."""
-    escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in UNPRINTABLE else c for c in text)
-    return "".join(escaped)
+def printable(text: str, keep: str = "") -> str:
+    r"""Return text with an escape such as ``\x1b`` for each character that could move a cursor or is not UTF-8.
+
+    Names from files and strings from somebody else's run could hide or reorder what is printed.
+
+    Args:
+        keep: control characters that stay, such as line breaks.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if char not in keep and (unicodedata.category(char) in UNPRINTABLE or char in BIDIRECTIONAL)
+        else char
+        for char in text
+    )
 
 
 def text_columns(rows: Sequence[Sequence[str]]) -> list[str]:

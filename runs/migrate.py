@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# Conf keys, old -> new. Those of a command alone begin with its name and a colon.
+# Conf keys, old -> new, with all keys below them. Those of a command alone begin with its name and a colon.
 RENAMED_KEYS = {
     "validate_first": "validate_before_training",
     "may_change": "ignore_groups",
@@ -14,11 +14,14 @@ RENAMED_KEYS = {
     "optimizer.iterations": "optimizer.ns_steps",
     "data.standardise": "data.standardize",
     "data.known": "data.fitted_state",
+    "chosen": "choices",
     "predict:data": "split",
     "predict:n": "limit",
     "predict:to": "output",
     "export:to": "output",
 }
+# Keys that stored configs lack, with the value that older code stood for.
+ADDED_KEYS: dict[str, Any] = {"compile": False}
 # Options of a group.
 RENAMED_OPTIONS = {("callbacks", "details"): "tensorboard_extras"}
 # Classes that a stored config names, and the keys of callbacks' states in a checkpoint.
@@ -39,37 +42,60 @@ def upgrade_overrides(overrides: Sequence[str], command: str = "train") -> tuple
     """Return overrides in today's names, and a note ``OLD is now NEW`` for each that had an old one."""
     upgraded, notes = [], []
     for override in overrides:
-        match = re.fullmatch(r"([+~]*)([\w.]+)(=.*)?", override, re.DOTALL)
+        match = re.fullmatch(r"([+~]*)([\w.]+)(?:=(.*))?", override, re.DOTALL)
         if not match:
             upgraded.append(override)
             continue
-        signs, key, value = match[1], match[2], match[3] or ""
-        new = RENAMED_KEYS.get(f"{command}:{key}") or (RENAMED_KEYS.get(key) if command == "train" else None) or key
-        new_value = f"={RENAMED_OPTIONS[key, value[1:]]}" if (key, value[1:]) in RENAMED_OPTIONS else value
-        upgraded.append(f"{signs}{new}{new_value}")
-        if new != key:
-            notes.append(f"{key} is now {new}")
+        signs, key, value = match.groups()
+        new_key, new_value = _new_key(key, command), _new_value(key, value)
+        upgraded.append(f"{signs}{new_key}" + ("" if new_value is None else f"={new_value}"))
+        if new_key != key:
+            notes.append(f"{key} is now {new_key}")
         if new_value != value:
-            notes.append(f"{key}{value} is now {key}{new_value}")
+            notes.append(f"{key}={value} is now {new_key}={new_value}")
     return upgraded, notes
+
+
+def _new_key(key: str, command: str) -> str:
+    names = key.split(".")
+    for end in range(len(names), 0, -1):  # the longest old name counts: model.net.hidden before model.net
+        old = ".".join(names[:end])
+        new = RENAMED_KEYS.get(f"{command}:{old}") or (RENAMED_KEYS.get(old) if command == "train" else None)
+        if new:
+            return ".".join([new, *names[end:]])
+    return key
+
+
+def _new_value(key: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    if key.endswith("._target_"):
+        return RENAMED_TARGETS.get(value, value)
+    if not any(key == group for group, _ in RENAMED_OPTIONS):
+        return value
+    return ",".join(RENAMED_OPTIONS.get((key, option), option) for option in value.split(","))  # of a sweep several
 
 
 def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
     """Give the config and the states in a checkpoint today's names, in place."""
     config = checkpoint.get("config")
     if isinstance(config, dict):
-        if "chosen" in config:
-            config["choices"] = config.pop("chosen")
         for old, new in RENAMED_KEYS.items():
-            _rename(config, old, new)
+            if ":" not in old:
+                _move(config, old, new)
+        for key, value in ADDED_KEYS.items():
+            parent, name = _parent(config, key)
+            if parent is not None:
+                parent.setdefault(name, value)
         _rename_targets(config)
         choices = config.get("choices")
         if isinstance(choices, dict):
             for (group, old), new in RENAMED_OPTIONS.items():
                 if choices.get(group) == old:
                     choices[group] = new
-            if isinstance(choices.get("overrides"), list):
-                choices["overrides"], _ = upgrade_overrides([str(text) for text in choices["overrides"]])
+            overrides = choices.get("overrides")
+            if isinstance(overrides, list) and all(isinstance(override, str) for override in overrides):
+                choices["overrides"], _ = upgrade_overrides(overrides)
         data = config.get("data")
         if isinstance(data, dict) and "class_names" in data:  # of a directory of images
             data["fitted_state"] = {"class_names": data.pop("class_names")}
@@ -80,17 +106,24 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
                 states[new] = states.pop(old)
         for (callback, old), new in RENAMED_STATE_KEYS.items():
             if isinstance(states.get(callback), dict):
-                _rename(states[callback], old, new)
+                _move(states[callback], old, new)
 
 
-def _rename(config: dict[str, Any], old: str, new: str) -> None:
-    """Move the value at the path ``old`` to ``new``, which lies in the same part of the config."""
-    *parents, key = old.split(".")
+def _move(config: dict[str, Any], old: str, new: str) -> None:
+    """Move the value of the key ``old`` to ``new``, where both parts of the config exist."""
+    source, old_name = _parent(config, old)
+    target, new_name = _parent(config, new)
+    if source is not None and target is not None and old_name in source:
+        target[new_name] = source.pop(old_name)
+
+
+def _parent(config: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the part of a config that a key is in, if there is one, and its name there."""
+    *parents, name = key.split(".")
     node: Any = config
     for parent in parents:
         node = node.get(parent) if isinstance(node, dict) else None
-    if isinstance(node, dict) and key in node:
-        node[new.rpartition(".")[2]] = node.pop(key)
+    return (node if isinstance(node, dict) else None), name
 
 
 def _rename_targets(node: Any) -> None:

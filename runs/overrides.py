@@ -1,5 +1,6 @@
 """Hydra overrides as text: ``optimizer.lr=0.1``, ``+trainer.min_epochs=2``, ``~callbacks.plots``."""
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -16,3 +17,8 @@ def last_of_each(overrides: Sequence[str]) -> dict[str, str]:
 def override_values(overrides: Sequence[str]) -> dict[str, str]:
     """Return the value of each override as text, by its key."""
     return dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
+
+
+def train_command(overrides: Sequence[str]) -> str:
+    """Return ``python train.py OVERRIDES``, quoted for a shell."""
+    return shlex.join(["python", "train.py", *overrides])

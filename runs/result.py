@@ -1,4 +1,4 @@
-"""``result.json``: what a run came to, for machines."""
+"""``result.json``: the result of a run, for machines."""
 
 import functools
 import json
@@ -9,14 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from runs.files import atomic_write
+from runs.overrides import train_command
 
 ENDED = ("finished", "diverged")  # statuses of a run that reached its end
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """Return the result of a run, or None where it has none."""
+    """Return the result of a run, or None where it has none.
+
+    The run may come from anybody: its ``command``, which is printed to be typed again, is made anew from the overrides.
+
+    Raises:
+        ValueError: ``result.json`` is damaged or not of this project.
+    """
     file = run_dir / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        overrides, metrics, status = result["overrides"], result["metrics"], result["status"]
+        known = all(isinstance(override, str) for override in overrides) and isinstance(overrides, list)
+        known = known and isinstance(metrics, dict) and isinstance(status, str)
+        if not known or not all(value is None or isinstance(value, int | float) for value in metrics.values()):
+            raise ValueError("it holds something else")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged or not of this project ({error})") from error
+    return result | {"command": train_command(overrides)}
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:

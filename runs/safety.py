@@ -1,9 +1,16 @@
-"""Refuse a stored config that would run or read something when it is instantiated."""
+"""Refuse a stored config that would run, read or write something when it is used.
+
+A run may come from anybody. From its checkpoint come numbers, words and the names of a few classes; no path that is
+written to, no name of a config file, nothing that is evaluated.
+"""
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
+
+Path = tuple[str, ...]
 
 # A stored config may name classes that these modules define. Everything else is refused by name.
 MODULES = (
@@ -17,33 +24,39 @@ MODULES = (
 # Modules that may be imported to look a name up.
 IMPORTABLE = ("lit_models.", "datamodules.", "torch.nn.", "torch.optim.", "lightning.pytorch.", "loggers.profiler.")
 
+# Instructions of Hydra that this project's configs do not use.
+UNUSED_INSTRUCTIONS = ("_args_", "_recursive_", "_convert_")
+# Callbacks and the logger are made from the present command; the stored ones are never instantiated.
+NOT_INSTANTIATED = ("callbacks", "logger")
+# Arguments of the Trainer that may be a word; train.py sets those of the second line itself, whatever is stored. All
+# others are numbers, so that a checkpoint names no file and no service.
+TRAINER_WORDS = ("accelerator", "devices", "gradient_clip_algorithm", "max_time", "precision", "profiler", "strategy")
+TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
+
 
 def check_safe(config: dict[str, Any], origin: str) -> None:
-    """Raise ValueError for a stored config that would run or read something when it is instantiated."""
-    for place, key, value in _walk(config, "config"):
-        if isinstance(value, str) and "${" in value:
-            raise ValueError(f"{origin} is refused: {place} holds {value!r}, which would be evaluated")
-        if key in ("_args_", "_recursive_", "_convert_"):
+    """Raise ValueError for a stored config that would run, read or write something when it is used."""
+    for path, value in _walk(config):
+        place = ".".join(("config", *path))
+        if isinstance(value, str) and ("${" in value or value == "???"):
+            raise ValueError(f"{origin} is refused: {place} holds {value[:80]!r}, which would be evaluated")
+        if path[-1] in UNUSED_INSTRUCTIONS:
             raise ValueError(f"{origin} is refused: {place} is not used by this project")
-        # Callbacks and loggers are made from the present command; their stored config is never instantiated.
-        if key == "_target_" and not place.startswith(("config.callbacks.", "config.logger.")):
-            _check_target(str(value), f"{origin} is refused: {place}={value}")
+        if path[-1] == "_target_" and path[0] not in NOT_INSTANTIATED:
+            _check_target(str(value)[:80], path, f"{origin} is refused: {place}={str(value)[:80]}")
+        if path[0] == "trainer" and path[-1] != "_target_" and isinstance(value, str):
+            _check_trainer_word(path, value, f"{origin} is refused: {place}={value[:80]!r}")
+    _check_choices(config["choices"], f"{origin} is refused: config.choices")
 
 
-def _walk(node: Any, place: str) -> Iterator[tuple[str, str, Any]]:
+def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:
-        yield f"{place}.{key}", str(key), value
-        yield from _walk(value, f"{place}.{key}")
+        yield (*path, str(key)), value
+        yield from _walk(value, (*path, str(key)))
 
 
-def _check_target(target: str, message: str) -> None:
-    import lightning.pytorch as pl
-    from lightning.pytorch.profilers import Profiler
-    from torch import nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
-
+def _check_target(target: str, path: Path, message: str) -> None:
     # Only modules of known packages are imported, and only a class that they define themselves is accepted: a path such
     # as torch.nn.functional.torch.load ends outside of them.
     module, _, name = target.rpartition(".")
@@ -53,6 +66,44 @@ def _check_target(target: str, message: str) -> None:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{message} does not exist") from error
-    kinds = (nn.Module, Optimizer, LRScheduler, pl.LightningDataModule, pl.Trainer, Profiler)
-    if not (inspect.isclass(found) and issubclass(found, kinds) and found.__module__.startswith(MODULES)):
-        raise ValueError(f"{message} is not a model, data set, optimizer, scheduler, trainer or profiler")
+    kind, title = _kind(path)
+    if not (kind and inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(MODULES)):
+        raise ValueError(f"{message} is not a {title or 'part of a run'}")
+
+
+def _kind(path: Path) -> tuple[type | None, str]:
+    """Return the class that a ``_target_`` at this path must be of, and what that is called."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.profilers import Profiler
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    if path[0] == "model":  # its net and its loss too
+        return nn.Module, "model"
+    parts: dict[Path, tuple[type, str]] = {
+        ("data",): (pl.LightningDataModule, "data set"),
+        ("optimizer",): (Optimizer, "optimizer"),
+        ("scheduler",): (LRScheduler, "scheduler"),
+        ("trainer",): (pl.Trainer, "trainer"),
+        ("trainer", "profiler"): (Profiler, "profiler"),
+    }
+    return parts.get(path[:-1], (None, ""))
+
+
+def _check_trainer_word(path: Path, value: str, message: str) -> None:
+    if path[1] in TRAINER_REPLACED:
+        return
+    if len(path) > 2 or path[1] not in TRAINER_WORDS or not re.fullmatch(r"[\w:,-]{1,40}", value):
+        raise ValueError(f"{message} is not taken from a checkpoint")
+
+
+def _check_choices(choices: Any, message: str) -> None:
+    if not isinstance(choices, dict) or not isinstance(choices.get("overrides"), list):
+        raise ValueError(f"{message} does not hold what was chosen and typed")
+    for key, value in choices.items():
+        if key == "overrides":
+            if not all(isinstance(override, str) for override in value):
+                raise ValueError(f"{message}.overrides does not hold overrides")
+        elif value is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(value)):
+            raise ValueError(f"{message}.{key}={str(value)[:80]!r} is not the name of an option")

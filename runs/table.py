@@ -1,4 +1,4 @@
-"""The end of a run as a person reads it."""
+"""The table at the end of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,20 @@ MAIN_PLOTS = ("predictions", "boundary", "line", "loss")
 
 
 def summary_line(result: dict[str, Any]) -> str:
-    """The end of a run in one line, for a job of a sweep."""
+    """Return the result of a run in one line, for a job of a sweep."""
     names = [f"{stage}/{metric}" for stage in ("val", "test") for metric in ("acc", "loss")]
     metrics = {name: value for name in names if (value := result["metrics"].get(name)) is not None}
     return f"{format_metrics(metrics)}  {result['seconds']['total']:.1f} s"
 
 
 def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], changed: list[str]) -> str:
-    """The end of a run as a person reads it.
+    """Return the table that is printed at the end of a run.
 
     Args:
         result: of ``result.json``.
         folder: of the run.
         comparisons: with what the experiment expects.
-        changed: settings that differ from the experiment's, so that nothing is to be expected.
+        changed: overrides that make the expected figures not apply.
     """
     metrics, seconds = result["metrics"], result["seconds"]
     rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]

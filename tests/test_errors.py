@@ -26,7 +26,7 @@ QUICK = {
     "epochs=3": "there is no epochs (did you mean trainer.max_epochs?)",
     "optimizer.learning_rate=0.1": "there is no optimizer.learning_rate (did you mean optimizer.lr?)",
     "gpus=2": "there is no gpus (did you mean trainer.devices?)",
-    "model.net.act=tanh": "model.net has no settings; +model.net.act=… hands it on all the same",
+    "model.net.act=tanh": "model.net has no settings; +model.net.act=… passes it anyway",
     "optimizer=agd": "there is no optimizer=agd (did you mean sgd?); there are adam, adamw, by_hand, muon, sgd",
     "trainer=defalt": "there is no trainer=defalt (did you mean default?)",
     "debug=fasst": "there is no debug=fasst (did you mean fast?)",
@@ -48,17 +48,17 @@ QUICK = {
     "hydra/launcher=jobblib": "there is no hydra/launcher=jobblib (did you mean joblib?)",
     "hydra/launcher=ray": "hydra/launcher=ray needs a package: pip install hydra-ray-launcher",
     # what is no setting
-    "model": "'model' is no NAME=VALUE and no GROUP=OPTION, which --help lists (did you mean model=…?)",
-    "lenet": "'lenet' is no NAME=VALUE and no GROUP=OPTION, which --help lists (did you mean model=lenet?)",
-    "train.py model=mlp": "'train.py' is no NAME=VALUE",
-    "optimizer.lr = 0.1": "'optimizer.lr' is no NAME=VALUE and no GROUP=OPTION, which --help lists; there is no space",
+    "model": "'model' is not NAME=VALUE or GROUP=OPTION, which --help lists (did you mean model=…?)",
+    "lenet": "'lenet' is not NAME=VALUE or GROUP=OPTION, which --help lists (did you mean model=lenet?)",
+    "train.py model=mlp": "'train.py' is not NAME=VALUE",
+    "optimizer.lr = 0.1": "'optimizer.lr' is not NAME=VALUE or GROUP=OPTION, which --help lists; there is no space",
     "predict.py run=run notes/mine.txt": "(did you mean images=notes/mine.txt?)",
-    "=5": "'=5' is no NAME=VALUE",
-    "++model.net": "'++model.net' is no NAME=VALUE",
-    "optimizer.lr=[0.1": "'optimizer.lr=[0.1' is no NAME=VALUE",
-    "model=lenet,": "'model=lenet,' is no NAME=VALUE",
+    "=5": "'=5' is not NAME=VALUE",
+    "++model.net": "'++model.net' is not NAME=VALUE",
+    "optimizer.lr=[0.1": "'optimizer.lr=[0.1' is not NAME=VALUE",
+    "model=lenet,": "'model=lenet,' is not NAME=VALUE",
     "model=": "there is no model=; there are blobs_mlp, ",
-    "model=null": "'model=null' is no NAME=VALUE and no GROUP=OPTION",
+    "model=null": "'model=null' is not NAME=VALUE or GROUP=OPTION",
     "~model": "model cannot be left out",
     "model=lenet,mlp": "model=lenet,mlp is more than one value: -m makes a run with each of them",
     "optimizer.lr=0,1": "optimizer.lr=0,1 is more than one value: -m makes a run with each of them",
@@ -239,7 +239,7 @@ def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
         train.train(compose("model=mlp", "model.net.hidden_sizes=[[5]]", "logger=none"), tmp_path)
     line = format_error(error.value)
     assert re.search(
-        r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; HYDRA_FULL_ERROR=1 shows the way there\)$", line
+        r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; HYDRA_FULL_ERROR=1 shows the traceback\)$", line
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.help import GROUPS, list_options
+from cli.help import GROUPS, annotate_config, default_settings, list_options
 from tests.conftest import PROJECT
 
 
@@ -50,6 +50,52 @@ def test_cfg_is_the_config_still(shell) -> None:
     wrong = shell("--cfg", "job", "model=lenett")
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "did you mean lenet?" in wrong.stderr
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "predict.py", "export.py"])
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--cfg", "job")])
+def test_a_command_prints_the_comments_of_its_config(script: str, arguments: tuple[str, ...], shell) -> None:
+    answer = shell(*arguments, script=script)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "run: last # or the directory of a run, or a checkpoint file\n" in answer.stdout
+    own = {"evaluate.py": "split: test # or val, or train", "predict.py": "limit: 6 # how many examples of the split"}
+    assert own.get(script, "output: ??? # model.onnx or model.pt2") in answer.stdout
+    assert ("python evaluate.py run=last\n" in answer.stdout) == (script == "evaluate.py" and "--cfg" not in arguments)
+
+
+def test_comments_of_a_base_are_printed_where_the_option_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {
+        "config.yaml": "# All.\ndefaults:\n  - data: mine\n",
+        "data/mine.yaml": "# Mine.\ndefaults:\n  - base/images@_here_\n  - _self_\nmean: 1 # mine\n",
+        "data/base/images.yaml": "# Images.\ndefaults:\n  - ../deep/all@_here_\nsize: 1 # of an image\nmean: 0 # b\n",
+        "data/deep/all.yaml": "# All.\n# Above.\nroot: x\n\n# Of the disk.\npath: y\nsize: 0 # of all\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("cli.help.CONF", tmp_path)
+    text = "data:\n  root: x\n  path: y\n  size: 1\n  mean: 1\n"
+    printed = annotate_config(text, "config", {"data": "mine"})
+    assert printed == "data:\n  root: x\n  # Of the disk.\n  path: y\n  size: 1 # of an image\n  mean: 1 # mine\n"
+    assert default_settings() == ["data.root", "data.path", "data.size", "data.mean"]
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--nonsense",), "unrecognized arguments: --nonsense"),
+        (("-m", "--cfg"), "argument --cfg/-c: expected one argument"),
+        (("--cfg", "foo"), "argument --cfg/-c: invalid choice: 'foo'"),
+        (("--info", "x"), "argument --info/-i: invalid choice: 'x'"),
+    ],
+)
+def test_a_wrong_option_of_hydra_is_said_in_a_line(script: str, arguments: tuple[str, ...], words: str, shell) -> None:
+    answer = shell(*arguments, script=script)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith(f"error: {words}")
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("-sc", "query=bash")])

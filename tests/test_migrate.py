@@ -15,8 +15,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from runs.migrate import RENAMED_KEYS, upgrade_checkpoint, upgrade_overrides
+import train
+from cli.compose import compose
+from cli.resume import merge_resume_config
+from runs.migrate import RENAMED_KEYS, RENAMED_TARGETS, upgrade_checkpoint, upgrade_overrides
 from tests.conftest import PROJECT
 
 CPU = "trainer.accelerator=cpu"
@@ -105,3 +109,54 @@ def test_new_names_are_left_alone() -> None:
     typed = ["n=3", "data=test", "~callbacks.pictures", "+trainer.min_epochs=2", "-m", "model=mlp,cnn"]
     assert upgrade_overrides(typed, "train") == (typed, [])
     assert not set(RENAMED_KEYS) & set(RENAMED_KEYS.values())
+
+
+@pytest.fixture
+def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that change here only."""
+    monkeypatch.setitem(RENAMED_KEYS, "data.amount", "data.size")
+    monkeypatch.setitem(RENAMED_KEYS, "callbacks.images", "callbacks.pictures")
+    monkeypatch.setitem(RENAMED_TARGETS, "lit_models.old.Net", "lit_models.nets.MLP")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data.amount=[8],[16]", "data.size=[8],[16]"),
+        ("+data.amount=5", "+data.size=5"),
+        ("++data.amount=5", "++data.size=5"),
+        ("~data.amount", "~data.size"),
+        ("~callbacks.images", "~callbacks.pictures"),
+        ("callbacks.images.every_n_epochs=1", "callbacks.pictures.every_n_epochs=1"),
+        ("callbacks=default,details", "callbacks=default,tensorboard_extras"),
+        ("model.net._target_=lit_models.old.Net", "model.net._target_=lit_models.nets.MLP"),
+    ],
+)
+def test_a_key_within_a_part_is_renamed(old: str, new: str, renamed: None) -> None:
+    assert upgrade_overrides([old])[0] == [new]
+    assert upgrade_overrides([new]) == ([new], [])
+    for same in ("data.amounts=5", "xdata.amount=5", "model.data.amount=5", "amount=5", "data=amount"):
+        assert upgrade_overrides([same]) == ([same], [])
+
+
+def test_a_run_with_an_old_key_resumes_with_either_name(renamed: None, tmp_path: Path) -> None:
+    Path("run").mkdir()
+    train.train(compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", CPU, "logger=none"), Path("run"))
+    file = Path("run/checkpoints/last.ckpt")
+    checkpoint = torch.load(file, weights_only=True)
+    config = checkpoint["config"]
+    config["data"]["amount"] = config["data"].pop("size")
+    config["model"]["net"]["_target_"] = "lit_models.old.Net"
+    config["choices"]["overrides"] = ["data.amount=200"]
+    del config["compile"]
+    torch.save(checkpoint, file)
+    for typed in ("data.amount=200", "data.size=200"):
+        cfg = compose("data=blobs", "resume=run", "trainer.max_epochs=2", typed)
+        cfg.choices.overrides = upgrade_overrides([typed, "trainer.max_epochs=2"])[0]
+        merged = merge_resume_config(cfg, file)
+        assert (merged.data.size, merged.compile, merged.model.net._target_) == (200, False, "lit_models.nets.MLP")
+        assert "amount" not in merged.data
+        assert list(merged.choices.overrides) == ["data.size=200", "trainer.max_epochs=2"]
+    cfg.data.size, cfg.choices.overrides = 300, ["data.size=300"]
+    with pytest.raises(ValueError, match=r"data\.size"):
+        merge_resume_config(cfg, file)

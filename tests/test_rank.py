@@ -1,0 +1,93 @@
+"""Ranks in the environment that nobody stands behind: one line and a non-zero exit code instead of silence."""
+
+import os
+
+import pytest
+
+from runs import rank
+from runs.rank import SIZES, check_group, check_rank_variables, global_rank, say_when_waiting
+
+BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "trainer.max_epochs=1")
+
+
+@pytest.fixture(autouse=True)
+def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*SIZES, *SIZES.values()):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_rank_that_was_left_over(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ValueError, match=f"{name}=1 in the environment: this command is one process"):
+        check_rank_variables(alone=True)
+    if name != "NODE_RANK":  # of several machines without a launcher
+        with pytest.raises(ValueError, match=f"{name}=1 in the environment, and no {SIZES[name]}"):
+            check_rank_variables(alone=False)
+    monkeypatch.setenv(SIZES[name], "1")
+    with pytest.raises(ValueError, match=f"{name}=1 in the environment must be less than {SIZES[name]}=1"):
+        check_rank_variables(alone=False)
+    monkeypatch.setenv(SIZES[name], "2")
+    check_rank_variables(alone=False)
+    with pytest.raises(ValueError, match=f"{name}=1 in the environment, and this run has one process; unset it"):
+        check_group(rank=0, size=1)
+    check_group(rank=1, size=2)
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "0x1", "²", "1 2", "\x1b[2J"])
+@pytest.mark.parametrize("name", [*SIZES, *SIZES.values()])
+def test_a_rank_that_is_no_number(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ValueError, match=f"{name}=.* in the environment must be a whole number"):
+        check_rank_variables(alone=False)
+    global_rank()
+
+
+@pytest.mark.parametrize("name", [*SIZES, *SIZES.values()])
+def test_an_empty_variable_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, " ")
+    check_rank_variables(alone=True)
+    assert global_rank() == 0
+
+
+def test_a_trainer_that_disagrees() -> None:
+    with pytest.raises(ValueError, match="no rank in the environment, and this run has 4 processes, of which this one"):
+        check_group(rank=2, size=4)
+    check_group(rank=0, size=4)
+
+
+def test_who_waits_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class AtOnce:
+        def __init__(self, seconds, say):
+            self.start = say
+
+    monkeypatch.setattr(rank.threading, "Timer", AtOnce)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    say_when_waiting(1)
+    assert capsys.readouterr().err == ""
+    say_when_waiting(2)
+    assert capsys.readouterr().err == "rank 1 waits for the other 1 at host:29500\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "environment"),
+    [
+        ("train.py", BLOBS, {"RANK": "1"}),
+        ("train.py", BLOBS, {"LOCAL_RANK": "1", "WORLD_SIZE": "2"}),
+        ("train.py", BLOBS, {"NODE_RANK": "1"}),
+        ("train.py", BLOBS, {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}),
+        ("train.py", ("-m", *BLOBS), {"WORLD_SIZE": "abc"}),
+        ("train.py", ("--help",), {"RANK": "abc"}),
+        ("evaluate.py", (), {"RANK": "1", "WORLD_SIZE": "2"}),
+        ("predict.py", (), {"NODE_RANK": "1"}),
+        ("export.py", ("output=x.pt",), {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}),
+    ],
+)
+def test_nothing_ends_in_silence(script: str, arguments: tuple[str, ...], environment: dict[str, str], shell, tmp_path):
+    answer = shell(*arguments, script=script, **environment)
+    assert answer.returncode == 1
+    (line,) = answer.stderr.splitlines()
+    assert "error: " in line
+    assert f"{next(iter(environment))}=" in line or "You set `--ntasks=2`" in line  # Lightning's own
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,197 @@
+"""Directories of runs: only what a process has made is removed by it, and only one process trains in each."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+import pytest
+
+from runs.files import is_within, make_dirs, make_unique_dir
+from tests.conftest import PROJECT
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
+WRONG = (*BLOBS, "trainer.max_epochs=abc")
+# Is noticed after torch is loaded and the directory locked.
+LATE = (*BLOBS, "data.val_size=70000")
+ENDLESS = (*BLOBS, "model.steps_per_batch=1", "trainer.max_epochs=100000")
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def make(folder: Path, *names: str) -> None:
+    """Make directories, which end in a slash, and files."""
+    for name in names:
+        path = folder / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name} of somebody\n")
+
+
+@pytest.mark.parametrize("overrides", [WRONG, pytest.param(LATE, marks=pytest.mark.slow)], ids=["early", "late"])
+@pytest.mark.parametrize(
+    ("there", "where"),
+    [
+        (["a/b/c/"], ["hydra.run.dir=run"]),
+        (["a/b/c/run/"], ["hydra.run.dir=run"]),
+        (["a/b/c/"], ["hydra.run.dir=x/y/z"]),
+        (["a/b/c/x/"], ["hydra.run.dir=x/y/z"]),
+        (["a/b/c/"], ["hydra.run.dir=."]),
+        (["a/b/c/"], ["hydra.run.dir=../new"]),
+        (["a/b/c/logs/train.log"], ["hydra.run.dir=logs"]),
+        (["a/b/c/logs/.lock"], ["hydra.run.dir=logs"]),
+        (["a/b/c/logs/.lock", "a/b/c/logs/train.log", "a/b/c/logs/other"], ["hydra.run.dir=logs"]),
+        (["a/b/c/outputs/"], []),
+        (["a/b/c/"], []),
+        (["a/b/c/"], ["--cfg", "hydra", "--resolve"]),
+    ],
+)
+def test_a_mistake_leaves_everything_as_it_was(
+    overrides: tuple[str, ...], there: list[str], where: list[str], shell: Shell, tmp_path: Path
+) -> None:
+    make(tmp_path, *there)
+    before = tree(tmp_path)
+    answer = shell(*overrides, *where, cwd=tmp_path / "a/b/c")
+    assert answer.returncode == 1
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_log_of_somebody_stays(shell: Shell, tmp_path: Path) -> None:
+    make(tmp_path, "logs/")
+    (tmp_path / "logs/train.log").touch()
+    for overrides in (WRONG, LATE):
+        assert shell(*overrides, "hydra.run.dir=logs").returncode == 1
+        assert tree(tmp_path) == {"logs": None, "logs/train.log": b""}
+
+
+def test_a_link_to_a_directory_stays(shell: Shell, tmp_path: Path) -> None:
+    make(tmp_path, "target/")
+    (tmp_path / "link").symlink_to("target")
+    for overrides in (WRONG, LATE):
+        assert shell(*overrides, "hydra.run.dir=link").returncode == 1
+        assert sorted(tree(tmp_path)) == ["link", "target"]
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "predict.py", "export.py"])
+def test_a_mistake_about_a_run_leaves_the_run(script: str, shell: Shell, tmp_path: Path) -> None:
+    make(tmp_path, "run/config.yaml", "run/checkpoints/last.ckpt", "run/.lock", "run/evaluate.log")
+    before = tree(tmp_path)
+    answer = shell("run=run", *(["output=x.pt"] if script == "export.py" else []), script=script)
+    assert answer.returncode == 1
+    assert tree(tmp_path) == before
+    assert shell("run=run", "nonsense=1", "hydra.run.dir=new/er", script=script).returncode == 1
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("there", "where"),
+    [
+        (["a/b/c/"], ["hydra.sweep.dir=sweep"]),
+        (["a/b/c/"], ["hydra.sweep.dir=."]),
+        (["a/b/c/multirun.yaml"], ["hydra.sweep.dir=../new"]),
+        (["a/b/c/sweep/"], ["hydra.sweep.dir=sweep"]),
+        (["a/b/c/sweep/mine"], ["hydra.sweep.dir=sweep"]),
+        (["a/b/c/sweep/.study.lock"], ["hydra.sweep.dir=sweep"]),
+        (["a/b/c/outputs/"], []),
+        (["a/b/c/"], []),
+    ],
+)
+@pytest.mark.parametrize("wrong", [["optimizer.lr=interval(1,2)"], ["model=mlp,lenett"]])
+def test_a_mistake_in_a_sweep_leaves_everything_as_it_was(
+    there: list[str], where: list[str], wrong: list[str], shell: Shell, tmp_path: Path
+) -> None:
+    make(tmp_path, *there)
+    before = tree(tmp_path)
+    answer = shell("-m", *wrong, *where, cwd=tmp_path / "a/b/c")
+    assert answer.returncode == 1, answer.stderr
+    assert tree(tmp_path) == before
+
+
+# --- locks -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def training(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+    """A run that has trained for an epoch and goes on until the end of the block."""
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        for line in process.stdout:
+            if "epoch 2/" in line:
+                break
+        assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [[], ["r/.lock"]])
+def test_who_is_refused_takes_nothing_from_who_trains(there: list[str], shell: Shell, tmp_path: Path) -> None:
+    make(tmp_path, *there)
+    with training(tmp_path, *ENDLESS, "hydra.run.dir=r"):
+        lock, log = (os.stat(tmp_path / "r" / name) for name in (".lock", "train.log"))
+        assert shell(*WRONG, "hydra.run.dir=r").returncode == 1
+        for _ in range(2):
+            refused = shell(*ENDLESS, "hydra.run.dir=r")
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert refused.stderr == f"error: another process is training in {tmp_path / 'r'}\n"
+        assert os.stat(tmp_path / "r/.lock").st_ino == lock.st_ino
+        assert os.stat(tmp_path / "r/train.log").st_ino == log.st_ino
+        # Nor while it trains can it be resumed; it can be asked.
+        assert "another process is training" in shell("resume=r").stderr
+        assert shell("run=r", "trainer.accelerator=cpu", script="evaluate.py").returncode == 0
+        log_lines = (tmp_path / "r/train.log").read_text()
+        assert "error" not in log_lines and "another process" not in log_lines
+    with filelock.FileLock(tmp_path / "r/.lock", timeout=0):
+        pass  # who was killed holds nothing any more
+
+
+def test_a_lock_file_that_cannot_be_written_is_a_lock_all_the_same(shell: Shell, tmp_path: Path) -> None:
+    make(tmp_path, "r/.lock")
+    (tmp_path / "r/.lock").chmod(0o444)
+    before = (tmp_path / "r/.lock").read_bytes()
+    with filelock.FileLock(tmp_path / "r/.lock"):
+        assert "another process is training" in shell(*BLOBS, "hydra.run.dir=r").stderr
+    assert (tmp_path / "r/.lock").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_running_sweep_are_not_trained_twice(tmp_path: Path) -> None:
+    """The second process waits for the job of the first, which ends, and takes its result."""
+    grid = ("-m", *BLOBS, "model.steps_per_batch=300", "trainer.max_epochs=5", "seed=1,2")
+    with training(tmp_path, *grid) as first:
+        command = [sys.executable, str(PROJECT / "train.py"), *grid, "sweep_resume=last"]
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        first.stdout.read()
+        assert first.wait() == second.returncode == 0
+    assert second.stdout.count(": done before") + second.stdout.count("epoch 5/5") == 2
+    assert second.stdout.count(": done before") >= 1
+    assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 2
+
+
+# --- functions ---------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_is_made_by_one_process_only(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert make_dirs(tmp_path / "a/b/c") == [tmp_path / "a/b/c", tmp_path / "a/b"]
+    assert make_dirs(tmp_path / "a/b/c") == []
+    assert make_unique_dir(f"{tmp_path}/x/run") == [tmp_path / "x/run", tmp_path / "x"]
+    assert make_unique_dir(f"{tmp_path}/x/run") == [tmp_path / "x/run-2"]
+
+
+def test_what_lies_within(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/")
+    assert is_within(tmp_path / "a", tmp_path)
+    for path in (tmp_path, tmp_path / "../x", tmp_path / "link/x", Path("/")):
+        assert not is_within(path, tmp_path)
