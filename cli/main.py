@@ -135,6 +135,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     except (Exception, KeyboardInterrupt) as error:
         if SweepSummary.folder:
             run_dir.remove_sweep_files(SweepSummary.folder)
+        run_dir.remove_empty_dirs()
         begun = isinstance(error, OSError) and SweepSummary.folder and SweepSummary.folder.is_dir()
         exit_with_error(error, show_traceback, resume_command() if begun else None)
     finally:

@@ -246,7 +246,7 @@ def test_what_is_learnt_cannot_change_in_the_middle() -> None:
     run("run", *PRICE, "trainer.max_epochs=1")
     with pytest.raises(ValueError, match=r"resume: data\.target belongs to what the checkpoint holds"):
         patched = compose("resume=run", "data=csv", "data.path=x", "data.target=age")
-        patched.chosen.overrides = ["resume=run", "data.target=age"]
+        patched.choices.overrides = ["resume=run", "data.target=age"]
 
         merge_resume_config(patched, Path("run/checkpoints/last.ckpt"))
 

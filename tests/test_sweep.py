@@ -171,7 +171,6 @@ BROKEN = {
     "a huge number": b'{"status": "finished", "command": "", "overrides": [], "metrics": {"val/acc": 1%b}}'
     % (b"0" * 400),
     "overrides as numbers": b'{"status": "finished", "command": "", "overrides": [1, 2], "metrics": {}}',
-    "a command that is none": b'{"status": "finished", "command": null, "overrides": [], "metrics": {}}',
     "a reason that is none": b'{"status": "failed", "reason": [1], "command": "", "overrides": [], "metrics": {}}',
 }
 
