@@ -33,6 +33,10 @@ def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
     if [cfg.images, cfg.csv, cfg.split].count(None) != 2:
         raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or split=test")
     files = _files(cfg.images) if cfg.images else []
+    output = run_dir / cfg.output
+    for file in [*files, *([Path(str(cfg.csv))] if cfg.csv else [])]:
+        if file.resolve() in ((output / name).resolve() for name in ("predictions.csv", "predictions.png")):
+            raise ValueError(f"output={cfg.output}: {file} would be overwritten, which is to be read")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
     import torch
@@ -52,7 +56,6 @@ def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
     with torch.inference_mode():
         outputs = datamodule.denormalize_targets(model(datamodule.normalize(inputs)))
     rows = _rows(names, outputs, targets, model, datamodule.class_names)
-    output = run_dir / cfg.output
     written = [output / "predictions.csv"]
     _write_csv(written[0], rows)
     for row in rows:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks import at_optimizer_step, get_datamodule
 from runs import internals
-from runs.files import atomic_write
+from runs.files import RUN_FILES, atomic_write, remove_leftovers
 from runs.format import check_positive_int
 from runs.monitor import MONITORS
 from runs.result import git_revision
@@ -50,9 +50,8 @@ class Checkpoints(Checkpoint):
         # Where a validation decides, an epoch without one is never the best.
         validated = trainer.limit_val_batches and len(get_datamodule(trainer).val_dataloader())
         self._monitors = [name for name in MONITORS if name.startswith("val/" if validated else "train/")]
-        for directory in (self.dirpath, self.dirpath.parent):
-            for leftover in directory.glob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink(missing_ok=True)
+        remove_leftovers(self.dirpath, self.last.name, self.best.name)
+        remove_leftovers(self.dirpath.parent, *RUN_FILES)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

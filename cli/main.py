@@ -21,13 +21,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, run_dir
-from cli.compose import register_resolvers
+from cli.compose import data_root, register_resolvers
 from cli.errors import PEER_DIED, format_error, print_error
 from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
 from cli.process import single_job_argv
 from cli.validation import check_overrides
+from runs.files import check_path
 from runs.format import printable
 from runs.migrate import upgrade_overrides
 from runs.rank import check_rank_variables, is_rank_zero
@@ -57,7 +58,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     atexit.register(end)
     try:
         check_rank_variables(alone=config_name != "config")
-    except ValueError as error:  # nothing but this line depends on a rank yet
+        for directory in (Path.cwd(), PROJECT, Path(data_root())):
+            check_path(directory)
+    except (ValueError, OSError) as error:  # nothing but this line depends on a rank yet
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if not is_rank_zero():
@@ -149,6 +152,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, fold
     check_overrides(cfg)
     with run_dir.lock_run_dir(folder, wait=is_multirun()):
         if not is_multirun():
+            run_dir.check_unused(folder, cfg.resume)
             return task(cfg, folder)
         if result := run_dir.load_result_or_resume(folder, cfg):
             return result

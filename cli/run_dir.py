@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_multirun, task_overrides
 from runs.checkpoint import find_checkpoint
-from runs.files import make_dirs, make_unique_dir
+from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, make_unique_dir
 from runs.overrides import train_command
 from runs.result import read_result, write_result
+from sweeps.jobs import JOB_DIR
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ _made: list[Path] = []  # directories that this process has made, the innermost 
 _before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
 # What the sweepers write before the first job.
 SWEEP_FILES = {"multirun.yaml", ".study.lock"}
+
+
+class SharedJobDir(ValueError):
+    """Two jobs of a sweep have one directory, so nothing can be recorded there for the second."""
 
 
 class RecordDirs(Callback):
@@ -73,6 +78,7 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
             "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{folder} is not a sweep directory"
         )
         raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
+    check_folder(folder)
     return os.path.relpath(folder.resolve())
 
 
@@ -86,6 +92,9 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
     name = next((path.name for path in Path(sweep_dir).glob(f"*-{digest}")), f"{number}-{digest}")
     _use(make_dirs(folder := Path(sweep_dir, name)), folder)
+    if not is_within(folder, Path(sweep_dir)):
+        raise ValueError(f"{folder} is refused: it is a link to {os.readlink(folder)}, outside of the sweep")
+    check_folder(folder)
     return name
 
 
@@ -116,14 +125,40 @@ def lock_run_dir(folder: Path, wait: bool) -> Iterator[None]:
             raise
 
 
+def check_unused(folder: Path, resume: str | None) -> None:
+    """Raise ValueError for a directory with files that a training would overwrite, unless they are of the resumed run.
+
+    A directory without checkpoints, in which only the resumed checkpoint lies, is not that of a run.
+    """
+    resumed, file = find_checkpoint(resume) if resume else (None, None)
+    if resumed and file and file.parent.name == "checkpoints" and folder.resolve() == resumed:
+        return
+    if found := [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(folder / name)]:
+        raise ValueError(
+            f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
+            f"directory, resume={folder} goes on with a run"
+        )
+
+
 def is_recorded(error: BaseException) -> bool:
     """Return whether an error ends one job of a sweep, whose result.json says why, and not the sweep."""
-    return is_multirun() and isinstance(error, Exception) and getattr(error, "exit_code", 1) < 128
+    ends_job = isinstance(error, Exception) and not isinstance(error, SharedJobDir)
+    return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128
 
 
 def load_result_or_resume(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
-    """Return the result of a sweep's job that ended before; let one that was interrupted resume."""
+    """Return the result of a sweep's job that ended before; let one that was interrupted resume.
+
+    Raises:
+        SharedJobDir: ``hydra.sweep.subdir`` names the same directory for another job.
+    """
     result = read_result(folder) or {}
+    by_settings = JOB_DIR.fullmatch(folder.name)  # the same ones may have been typed in another way
+    if result and not by_settings and set(result["overrides"]) != set(task_overrides()):
+        raise SharedJobDir(
+            f"{folder} has the result of another job, {train_command(result['overrides'])}: "
+            "hydra.sweep.subdir must name a directory for each job"
+        )
     if result.get("status") in ("finished", "diverged", "pruned"):
         log.info("%s: done before", " ".join(task_overrides()))
         return result

@@ -29,6 +29,8 @@ class CSVFile:
 
     def __init__(self, path: Path, names: Sequence[str] | None = None) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # a FIFO is waited for, and a device has no end
+            raise ValueError(f"{path} is not a regular file")
         try:
             self.content = path.read_bytes()
         except FileNotFoundError:

@@ -17,6 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from runs.files import atomic_write
+from sweeps.jobs import check_sweep_dir
 from sweeps.overrides import parse_overrides
 
 
@@ -47,7 +49,9 @@ class GridSweeper(Sweeper):
         jobs = [list(job) for job in itertools.product(*map(_values, overrides.values()))]
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        check_sweep_dir(folder)
+        with atomic_write(folder / "multirun.yaml") as temporary:
+            OmegaConf.save(self.config, temporary)
         size, returns = self.max_batch_size or len(jobs), []
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]

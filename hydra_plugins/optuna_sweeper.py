@@ -6,6 +6,7 @@ and cannot prune or resume.
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from runs.format import check_positive_int
+from sweeps.jobs import check_sweep_dir
 from sweeps.overrides import parse_overrides
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class OptunaSweeper(Sweeper):
             )
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        check_sweep_dir(folder)
         with storage_errors(folder), _worker_lock(folder) as worker:
             with _locked(folder / ".study.lock"):
                 study = open_study(folder, direction=self.direction)
@@ -233,10 +236,12 @@ def _worker_lock(folder: Path) -> Iterator[str]:
     (folder / name).unlink(missing_ok=True)
 
 
-def _is_alive(folder: Path, name: str | None) -> bool:
+def _is_alive(folder: Path, name: Any) -> bool:
     from filelock import FileLock, Timeout
 
-    if name is None or not (folder / name).exists():
+    # The study may come from anybody: another name would lock, empty and remove a file of the user's.
+    ours = isinstance(name, str) and re.fullmatch(r"\.worker-[0-9a-f]{12}\.lock", name)
+    if not ours or not (folder / name).exists():
         return False
     try:
         with FileLock(folder / name, timeout=0):

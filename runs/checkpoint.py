@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from runs.files import check_folder
 from runs.migrate import upgrade_checkpoint
 from runs.safety import check_safe
 
@@ -19,7 +20,7 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         checkpoint: ``last`` or ``best``, where ``run`` is not a file.
 
     Raises:
-        ValueError, FileNotFoundError: it is not a run, or the run has no such checkpoint.
+        ValueError, FileNotFoundError: it is not a run, the run has no such checkpoint, or its directory is refused.
     """
     run = str(run)  # a directory's name may look like a number
     if "://" in run:
@@ -30,7 +31,9 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
     if path.is_file():
         if not zipfile.is_zipfile(path):  # said before torch is loaded
             raise ValueError(f"{path} is damaged or not a checkpoint")
-        return (path.parent.parent if path.parent.name == "checkpoints" else path.parent), path
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        check_folder(folder)
+        return folder, path
     if not path.is_dir():
         missing = (
             "there is no run yet in outputs/" if run == "last" else f"{run} is neither a run directory nor a checkpoint"
@@ -41,6 +44,7 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise FileNotFoundError(f"{path} is not a run directory: it has no config.yaml")
     if not file.is_file():
         raise FileNotFoundError(f"the run in {path} has no {checkpoint}.ckpt: it ended before its first epoch did")
+    check_folder(path)
     return path, file
 
 

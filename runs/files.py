@@ -1,6 +1,7 @@
 """Write files that are always whole, make directories that nobody else has, and update symbolic links."""
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -10,6 +11,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+
+# What a training writes in its directory, besides logs.
+RUN_FILES = ("config.yaml", "result.json", "metrics.csv", "dashboard.txt")
+RUN_DIRS = ("checkpoints", "pictures")
+# What the commands write into, without replacing it, in the directory of a run or a sweep.
+WRITTEN_INTO = (*RUN_DIRS, "evaluations", "predictions", "study.db", ".submitit")
 
 
 @contextlib.contextmanager
@@ -21,6 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link in somebody else's run
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -32,6 +40,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Remove what a process that was killed in :func:`atomic_write` left of these files in a directory."""
+    for name in names:
+        for leftover in folder.glob(f".{name}.*.tmp"):
+            if leftover.name.removeprefix(f".{name}.").removesuffix(".tmp").isdecimal() and leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
 
 def write_png(path: Path, pixels: "np.ndarray") -> None:
@@ -47,14 +63,12 @@ def write_png(path: Path, pixels: "np.ndarray") -> None:
 def update_symlink(link: Path, target: Path) -> None:
     """Let ``link`` point at the directory ``target``, such as ``outputs/last`` at the newest run."""
     link.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(link) and not link.is_symlink():
+        raise FileExistsError(errno.EEXIST, "it is not a link that could point there", str(link))
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)
-    try:
-        os.replace(temporary, link)
-    except OSError:  # such as a directory in the place of the link
-        temporary.unlink()
-        raise
+    os.replace(temporary, link)
 
 
 def make_dirs(path: Path) -> list[Path]:
@@ -81,6 +95,27 @@ def make_unique_dir(name: str, suffix: str = "-{}") -> list[Path]:
             path.mkdir()
             return [path, *parents]
     raise AssertionError
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError for the directory of a run or a sweep through which a command would write somewhere else.
+
+    In somebody else's run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
+    written by :func:`atomic_write`, which replaces a link.
+    """
+    check_path(folder.resolve())
+    for path in folder.iterdir():
+        if path.name in WRITTEN_INTO or path.suffix == ".log":
+            if path.is_symlink() and not is_within(path, folder):
+                raise ValueError(f"{path} is refused: it is a link to {os.readlink(path)}, outside of {folder}")
+            if not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{path} is refused: it is neither a file nor a directory")
+
+
+def check_path(path: Path) -> None:
+    """Raise ValueError for a directory whose name Hydra would evaluate, which keeps it in settings of its own."""
+    if "${" in str(path):
+        raise ValueError(f"{path} cannot be used: Hydra would evaluate the name of the directory; rename it")
 
 
 def is_within(path: Path, *parents: Path) -> bool:

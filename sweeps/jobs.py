@@ -1,6 +1,7 @@
 """The jobs of a sweep, as their directories tell of them."""
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from runs.result import ENDED, read_result
 
 # How a job's directory begins: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
+SUMMARY_FILES = ("summary.csv", "summary.md", "summary.png")
 
 
 @dataclass
@@ -46,6 +48,16 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     folders = [path for path in sweep_dir.iterdir() if _is_job_dir(path)] if sweep_dir.is_dir() else []
     jobs = [_read_job(folder) for folder in sorted(folders, key=lambda path: (len(path.name), path.name))]
     return [job for job in jobs if job.status != "killed" or not _is_locked(job.folder / ".lock")]
+
+
+def check_sweep_dir(sweep_dir: Path) -> None:
+    """Raise ValueError for a directory with files that a sweep would overwrite, unless a sweep has made them."""
+    begun = (sweep_dir / "study.db").exists() or any(map(_is_job_dir, sweep_dir.iterdir()))
+    if found := [name for name in SUMMARY_FILES if not begun and os.path.lexists(sweep_dir / name)]:
+        raise ValueError(
+            f"{sweep_dir} has {', '.join(found)} in it, which this sweep would overwrite: hydra.sweep.dir=… names "
+            "another directory"
+        )
 
 
 def _is_job_dir(path: Path) -> bool:

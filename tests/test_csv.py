@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,24 @@ def test_one_line_of_rows_that_are_no_examples(content: str, line: str) -> None:
         ask(Path("run"), csv="rows.csv")
     assert format_error(error.value) == line
     assert not Path("answers").exists()
+
+
+def test_a_table_that_has_no_end_is_not_read() -> None:
+    os.mkfifo("pipe")
+    for path in ("pipe", "/dev/zero"):
+        assert line_about(f"data.path={path}", "data.target=price", "model=mlp") == f"{path} is not a regular file"
+
+
+@pytest.mark.parametrize("output", ["{here}", "../answers"])
+def test_predictions_do_not_replace_what_is_read(output: str, tmp_path: Path) -> None:
+    make_table()
+    run("run", *KIND, "trainer.max_epochs=1")
+    Path("answers").mkdir()
+    rows = Path("answers/predictions.csv")
+    rows.write_text("40,0.002\n")
+    with pytest.raises(ValueError, match="would be overwritten, which is to be read"):
+        ask(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
+    assert rows.read_text() == "40,0.002\n"
 
 
 # --- as typed ----------------------------------------------------------------------------------------------------

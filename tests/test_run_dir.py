@@ -1,6 +1,7 @@
 """Directories of runs: only what a process has made is removed by it, and only one process trains in each."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from runs.files import is_within, make_dirs, make_unique_dir
+from runs.files import is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
 from tests.conftest import PROJECT
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -113,6 +114,58 @@ def test_a_mistake_in_a_sweep_leaves_everything_as_it_was(
     answer = shell("-m", *wrong, *where, cwd=tmp_path / "a/b/c")
     assert answer.returncode == 1, answer.stderr
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", ["config.yaml", "result.json", "metrics.csv", "checkpoints/last.ckpt", "pictures/"])
+def test_what_lies_in_a_run_directory_is_not_overwritten(there: str, shell: Shell, tmp_path: Path) -> None:
+    make(tmp_path, f"r/{there}", "r/other")
+    before = tree(tmp_path)
+    answer = shell(*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
+    assert answer.returncode == 1
+    assert "which this run would overwrite" in answer.stderr and len(answer.stderr.splitlines()) == 1
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_in_its_own_directory_or_in_a_new_one(shell: Shell, tmp_path: Path) -> None:
+    for name in ("r", "s"):
+        assert shell(*BLOBS, "trainer.max_epochs=1", f"hydra.run.dir={name}").returncode == 0
+    before = tree(tmp_path / "s")
+    assert shell("resume=r", "trainer.max_epochs=2", "hydra.run.dir=r").returncode == 0
+    assert shell("resume=r", "trainer.max_epochs=3", "hydra.run.dir=t").returncode == 0
+    assert shell("resume=r", "trainer.max_epochs=4", "hydra.run.dir=s").returncode == 1
+    assert tree(tmp_path / "s") == before
+
+
+def test_what_lies_in_a_sweep_directory_is_not_overwritten(shell: Shell, tmp_path: Path) -> None:
+    make(tmp_path, "s/summary.csv", "s/other")
+    before = tree(tmp_path)
+    for search in ([], ["hydra/sweeper=optuna", "optimizer.lr=interval(0.1,0.2)"]):
+        answer = shell("-m", *BLOBS, "trainer.max_epochs=1", *search, "hydra.sweep.dir=s")
+        assert answer.returncode == 1
+        assert "which this sweep would overwrite" in answer.stderr and len(answer.stderr.splitlines()) == 1
+        assert tree(tmp_path) == before
+
+
+def test_jobs_of_a_sweep_in_one_directory_are_refused(shell: Shell, tmp_path: Path) -> None:
+    answer = shell("-m", *BLOBS, "trainer.max_epochs=1", "seed=1,2", "hydra.sweep.dir=s", "hydra.sweep.subdir=same")
+    assert answer.returncode == 1
+    assert "has the result of another job, python train.py model=blobs_mlp" in answer.stderr
+    assert json.loads((tmp_path / "s/same/result.json").read_text())["status"] == "finished"
+
+
+def test_temporary_files_of_somebody_stay(tmp_path: Path) -> None:
+    make(tmp_path, ".x.tmp", ".result.json.x.tmp", ".x.1.tmp", ".result.json.1.tmp", ".result.json.2.tmp/")
+    before = tree(tmp_path)
+    remove_leftovers(tmp_path, "result.json")
+    assert before.keys() - tree(tmp_path).keys() == {".result.json.1.tmp"}
+
+
+def test_a_file_in_the_place_of_the_link_to_the_last_run_stays(tmp_path: Path) -> None:
+    make(tmp_path, "outputs/last", "run/")
+    with pytest.raises(FileExistsError):
+        update_symlink(tmp_path / "outputs/last", tmp_path / "run")
+    assert sorted(tree(tmp_path)) == ["outputs", "outputs/last", "run"]
 
 
 # --- locks -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from PIL import Image
@@ -20,8 +22,11 @@ from cli.compose import compose
 from cli.errors import format_error
 from cli.main import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
+from cli.run_dir import job_dir
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
+from runs.checkpoint import find_checkpoint
+from runs.files import atomic_write
 from runs.format import printable
 from runs.result import read_result
 from sweeps.study import open_study
@@ -300,3 +305,102 @@ def test_names_from_files_are_never_evaluated(name: str, shell, tmp_path: Path) 
     assert answer.stderr.startswith("error: ") and "cannot be used as a name" in answer.stderr
     assert SECRET not in answer.stdout + answer.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+# --- what the directory of a run holds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train.log", "evaluate.log", "checkpoints", "evaluations", "predictions", "pictures"])
+def test_a_link_in_a_run_leads_nowhere_else(name: str, gift: Path) -> None:
+    """What a command writes into would be a file of the user's, such as one that a shell reads at its start."""
+    (target := gift.parent / "home").mkdir()
+    link = Path("outputs/gift", name)
+    if name == "checkpoints":
+        link.rename(target / name)
+    elif name.endswith(".log"):
+        (target / name).write_text("mine\n")
+    else:
+        (target / name).mkdir()
+    link.symlink_to(target / name)
+    with pytest.raises(ValueError, match=r"is refused: it is a link to .*, outside of "):
+        find_checkpoint("outputs/gift")
+    if name != "checkpoints":  # a file is looked for where it is
+        with pytest.raises(ValueError, match=r"is refused: it is a link to .*, outside of "):
+            find_checkpoint("outputs/gift/checkpoints/last.ckpt")
+
+
+def test_a_link_within_a_run_is_taken(gift: Path) -> None:
+    Path("outputs/gift/checkpoints").rename("outputs/gift/old")
+    Path("outputs/gift/checkpoints").symlink_to("old")
+    assert find_checkpoint("outputs/gift")[1].is_file()
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(gift: Path) -> None:
+    os.mkfifo("outputs/gift/train.log")
+    with pytest.raises(ValueError, match="it is neither a file nor a directory"):
+        find_checkpoint("outputs/gift")
+
+
+def test_a_job_of_somebody_s_sweep_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "sweep").mkdir()
+    cfg = OmegaConf.create({"seed": 1})
+    name = job_dir("sweep", 0, _root_=cfg)
+    Path("sweep", name).rmdir()
+    Path("sweep", name).symlink_to("../home")
+    with pytest.raises(ValueError, match="outside of the sweep"):
+        job_dir("sweep", 0, _root_=cfg)
+
+
+@pytest.mark.parametrize("name", ["study.db", "multirun.yaml"])
+def test_a_link_in_a_sweep_leads_nowhere_else(name: str, shell, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine\n")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / name).symlink_to("../mine")
+    answer = shell("-m", *TINY, "seed=1", "trainer.max_epochs=1", "logger=none", "sweep_resume=sweep")
+    assert answer.returncode == (1 if name == "study.db" else 0), answer.stderr
+    assert (tmp_path / "mine").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("name", ["{home}", "../home", "home/../../home", 5, ["x"], ".worker-0123456789ab.lock/../x"])
+def test_who_left_a_trial_is_no_path(name: Any, tmp_path: Path) -> None:
+    """The name of a lock file, which is removed when its process is gone."""
+    (tmp_path / "sweep").mkdir()
+    home = tmp_path / "home"
+    home.write_text("mine\n")
+    study = open_study(tmp_path / "sweep", direction="maximize")
+    space = {"optimizer.lr": FloatDistribution(0.1, 1)}
+    study.ask(space).set_user_attr("worker", name.format(home=home) if isinstance(name, str) else name)
+    sweeper = OptunaSweeper({}, "val/acc", "maximize", n_trials=1, startup_trials=1, seed=1)
+    sweeper.space, sweeper.at_once = space, 1
+    assert [trial.number for trial in sweeper._next_trials(study, tmp_path / "sweep", "me")] == [0]
+    assert home.read_text() == "mine\n"
+
+
+def test_a_temporary_name_that_was_there_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine\n")
+    (tmp_path / f".result.json.{os.getpid()}.tmp").symlink_to("mine")
+    with atomic_write(tmp_path / "result.json") as temporary:
+        temporary.write_text("ours\n")
+    assert (tmp_path / "mine").read_text() == "mine\n"
+    assert (tmp_path / "result.json").read_text() == "ours\n"
+
+
+@pytest.mark.parametrize("where", ["working directory", "run", "link to a run", "data root"])
+def test_the_name_of_a_directory_is_never_evaluated(where: str, shell, gift: Path) -> None:
+    evil = gift / "${oc.env:SECRET}"
+    environment = {"SECRET": SECRET}
+    if where == "working directory":
+        evil.mkdir()
+        answer = shell(*TINY, "trainer.max_epochs=1", cwd=evil, **environment)
+    elif where == "data root":
+        answer = shell(*TINY, "trainer.max_epochs=1", cwd=gift, **environment | {"DATA_ROOT": str(evil)})
+    else:
+        Path("outputs/gift").rename(evil)
+        Path("link").symlink_to(evil.name)
+        name = "link" if where == "link to a run" else r"\${oc.env:SECRET}"
+        answer = shell(f"resume={name}", "trainer.max_epochs=2", cwd=gift, **environment)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: ") and len(answer.stderr.splitlines()) == 1
+    assert SECRET not in answer.stdout + answer.stderr
+    assert not any(SECRET in str(path) for path in gift.rglob("*"))
