@@ -25,7 +25,7 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
     if output.suffix not in formats:
         raise ValueError(f"output={output} must end in one of {', '.join(formats)}")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"output={output}: there is no folder {output.parent}")
+        raise FileNotFoundError(f"output={output}: there is no directory {output.parent}")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
     # In memory first: on a full disk torch's own writers end the process with a C++ stack.

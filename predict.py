@@ -31,7 +31,7 @@ class SomeSkipped(Exception):
 def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
     """Predict what ``cfg`` names; write ``predictions.csv`` and, for images, ``predictions.png`` to ``cfg.output``."""
     if [cfg.images, cfg.csv, cfg.split].count(None) != 2:
-        raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or split=test")
+        raise ValueError("exactly one of images='some/*.png', csv=rows.csv and split=test is required")
     files = _files(cfg.images) if cfg.images else []
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
@@ -88,9 +88,9 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
     import torch
 
     if not hasattr(datamodule, "load_image"):
-        other = "try csv=" if len(datamodule.shape) == 1 else "split=test asks it about its own examples"
+        other = "try csv=" if len(datamodule.shape) == 1 else "split=test predicts its own test set"
         raise ValueError(
-            f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on picture files; {other}"
+            f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on image files; {other}"
         )
     names, pictures, skipped = [], [], []
     for file in files:
@@ -111,7 +111,7 @@ def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, 
 
 def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
     if len(datamodule.shape) != 1:
-        other = "try images=" if hasattr(datamodule, "load_image") else "split=test asks it about its own examples"
+        other = "try images=" if hasattr(datamodule, "load_image") else "split=test predicts its own test set"
         raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on rows; {other}")
     return datamodule.read_rows(file)
 

@@ -18,7 +18,7 @@ from cli.main import main
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
-from runs.rank import check_group, is_rank_zero, say_when_waiting
+from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
 from runs.table import summary_line, summary_table
 
@@ -67,7 +67,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
 
-    say_when_waiting(trainer.world_size)
+    warn_when_waiting(trainer.world_size)
     status = "failed"
     try:
         with signals:
@@ -105,7 +105,7 @@ def report(
     if comparisons and not changed:
         result = summary.write_result(result["status"], as_expected=not missed)
         if cfg.check and missed:
-            raise ExpectationMissed(f"{cfg.name} did not give the expected {', '.join(missed)}")
+            raise ExpectationMissed(f"{cfg.name} did not reach the expected {', '.join(missed)}")
     return result
 
 

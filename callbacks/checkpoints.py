@@ -78,7 +78,9 @@ class Checkpoints(Checkpoint):
         if internals.stopped_in_epoch(trainer):
             trainer.save_checkpoint(self.last)
             step, epoch = trainer.global_step, internals.completed_epochs(trainer) + 1
-            log.info("stopped after step %d, in epoch %d; resume= with a higher limit goes on from there", step, epoch)
+            log.info(
+                "stopped after step %d, in epoch %d; resume= with a higher limit continues from there", step, epoch
+            )
             return
         name = next((name for name in self._monitors if name in trainer.callback_metrics), None)
         better = max if name and MONITORS[name] == "max" else min

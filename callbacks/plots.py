@@ -190,8 +190,8 @@ class Plots(pl.Callback):
                 write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", picture)
             except OSError as error:  # the run is worth more than its plots
                 self.write_error = error
-                log.warning("no more plots: %s; the run goes on", error)
+                log.warning("no more plots are drawn: %s; the run continues", error)
                 return
             for logger in trainer.loggers:
-                if hasattr(logger, "log_picture"):
-                    logger.log_picture(f"pictures/{name}", picture, trainer.global_step)
+                if hasattr(logger, "log_plot"):
+                    logger.log_plot(f"pictures/{name}", picture, trainer.global_step)

@@ -120,7 +120,7 @@ def describe_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     parts = [f"{net}, {sum(parameter.numel() for parameter in pl_module.parameters()):,} parameters"]
     batches = pluralize(int(trainer.num_training_batches), "batch", "batches")
     parts.append(f"{type(data).__name__}, {len(data.train_indices):,} examples in {batches}")
-    validation = {"val": f"{len(data.val_indices):,} others", "test": "the test set", "train": "the same"}
+    validation = {"val": f"{len(data.val_indices):,} held out", "test": "the test set", "train": "the training set"}
     if any(trainer.num_val_batches):
         parts.append(f"validated on {validation[data.validate_on]}")
     processes = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""

@@ -65,4 +65,4 @@ class OptunaPruning(pl.Callback):
         if trial.last_step != epoch or not self._study.pruner.prune(self._study, trial):
             return None
         value = trial.intermediate_values[epoch]
-        return f"given up after epoch {epoch}: {self.metric} {value:.4g} is worse than the others' median"
+        return f"pruned after epoch {epoch}: {self.metric} {value:.4g} is worse than the median of the earlier runs"

@@ -81,7 +81,7 @@ class SignalHandler(Checkpoint):
                 process.kill() if self._training else process.send_signal(number)
             self._raise_if(self._signal)
         elif self._is_rank_zero:
-            _write_stderr("stopping after this step; again to stop at once")
+            _write_stderr("stopping after this step; a second signal stops at once")
 
     def _raise_if(self, number: int | None) -> None:
         if number:
@@ -104,7 +104,8 @@ class SignalHandler(Checkpoint):
         self._peer_died = True
         signal.raise_signal(signal.SIGINT)  # the main thread handles it as soon as it runs Python code again
         if not self._ended.wait(self.grace_period):
-            _write_stderr("error: another process of this run has ended; its own line says why")  # errors.PEER_DIED
+            # The text of cli.errors.PEER_DIED.
+            _write_stderr("error: another process of this run has ended; its own error line says why")
             for process in self._child_procs:
                 process.kill()
             os._exit(1)  # sys.exit would end this thread only

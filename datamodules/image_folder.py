@@ -73,11 +73,11 @@ class ImageFolder(ImageDataModule):
     def _classes(self) -> list[str]:
         training = self.root / "train" if (self.root / "train").is_dir() else self.root
         if not training.is_dir():
-            raise FileNotFoundError(f"data.root={self.root}: there is no such folder")
+            raise FileNotFoundError(f"data.root={self.root}: there is no such directory")
         names = sorted(folder.name for folder in training.iterdir() if any(_images_in(folder)))
         if len(names) < 2:
             raise FileNotFoundError(
-                f"data.root={self.root} holds no folders of images, one for each of two or more classes"
+                f"data.root={self.root} holds no directories of images, one for each of two or more classes"
             )
         check_names(names, training)
         return names

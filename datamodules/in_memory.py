@@ -17,7 +17,7 @@ def check_fractions(**fractions: float) -> None:
     """Raise ValueError for a ``val_size`` or ``test_size`` that is not a share in [0, 1)."""
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
-            raise ValueError(f"data.{name}={fraction} is a share of the examples: at least 0 and below 1")
+            raise ValueError(f"data.{name}={fraction} must be a fraction of the examples: at least 0 and below 1")
 
 
 class InMemoryDataModule(pl.LightningDataModule):
@@ -163,7 +163,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         for name, now in self.state_dict().items():
             if now != state.get(name, now):
                 were = f"{units[name]}: {state[name]} in this run, and now {now}"
-                raise ValueError(f"resume: {were}, which cannot be changed in the middle")
+                raise ValueError(f"resume: {were}, which cannot change on resume")
 
     def train_dataloader(self) -> BatchLoader:
         return self._make_loader(0, self.train_indices, self.batch_size, training=True)

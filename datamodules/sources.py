@@ -93,7 +93,7 @@ def _files(name: str, root: Path) -> Files:
         try:
             return _read_cache(cache, dataset)
         except Exception as error:
-            log.warning("%s is damaged (%s) and is made again", cache, _reason(error))
+            log.warning("%s is damaged (%s) and is rebuilt", cache, _reason(error))
     found, tried = _from_folders(dataset, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def _download(dataset: DatasetSpec, folder: Path, tried: list[str]) -> Files:
             return files
         except Exception as error:  # a source may raise anything; the next one is tried
             tried.append(f"{source.__doc__}: {_reason(error)}")
-    raise DataUnavailable(f"{dataset.title} could not be had ({'; '.join(tried)}); {_advice()}")
+    raise DataUnavailable(f"{dataset.title} is not available ({'; '.join(tried)}); {_advice()}")
 
 
 def _torchvision_download(dataset: DatasetSpec, folder: Path) -> Files:

@@ -113,7 +113,9 @@ class OptunaSweeper(Sweeper):
         self.space = {key: _distribution(override) for key, override in overrides.items() if key not in fixed}
         for key in self.space:
             if key in ("seed", "data.fold"):
-                raise ValueError(f"a search must not choose the {key}: that is luck, not a setting")
+                raise ValueError(
+                    f"a search must not choose the {key}: it is not a hyperparameter, and its effect is chance"
+                )
         if not self.space:
             raise ValueError("there is nothing to search; a range is optimizer.lr='tag(log, interval(1e-4, 1e-1))'")
 

@@ -52,13 +52,17 @@ class GradientSteps(internals.QuickHooks):
         steps = f"model.steps_per_batch={self.steps_per_batch}"
         if not self.automatic_optimization:  # the subclass does, in its training_step
             if self.steps_per_batch > 1:
-                raise ValueError(f"{steps} does not go with {type(self).__name__}, which makes its own gradient steps")
+                raise ValueError(
+                    f"{steps} cannot be combined with {type(self).__name__}, which makes its own gradient steps"
+                )
             return []
         if reason := self._requires_automatic_optimization():
             if self.own_gradient_step:
-                raise ValueError(f"{type(self).__name__} makes its own gradient steps, which does not go with {reason}")
+                raise ValueError(
+                    f"{type(self).__name__} makes its own gradient steps and cannot be combined with {reason}"
+                )
             if self.steps_per_batch > 1:
-                raise ValueError(f"{steps} does not go with {reason}; model.steps_per_batch=1 does")
+                raise ValueError(f"{steps} cannot be combined with {reason}; model.steps_per_batch=1 can")
             if self._distributed:
                 self.training_step = self._weighted_training_step  # type: ignore[method-assign]
             return []

@@ -31,7 +31,7 @@ class TensorBoard(TensorBoardLogger):
     """Writes event files, to a directory whose name describes the run, such as ``outputs/mnist_cnn/lr=0.1 seed=2``.
 
     TensorBoard shows that name. The file ``dashboard.txt`` in the run directory holds the path. When the disk is full,
-    no more events are written, and the training goes on.
+    no more events are written, and the training continues.
 
     Args:
         save_dir: run directory.
@@ -82,7 +82,7 @@ class TensorBoard(TensorBoardLogger):
         self._guard(lambda: self.experiment.add_text(name, text))
 
     @rank_zero_only
-    def log_picture(self, name: str, picture: np.ndarray, step: int) -> None:
+    def log_plot(self, name: str, picture: np.ndarray, step: int) -> None:
         """Add a picture, uint8 ``(H, W, 3)``, to the tab IMAGES."""
         self._guard(lambda: self.experiment.add_image(name, picture, step, dataformats="HWC"))
 
@@ -128,7 +128,7 @@ class TensorBoard(TensorBoardLogger):
             if not isinstance(cause, OSError):
                 raise
             self.write_error = cause
-            log.warning("no more event files for TensorBoard: %s; the training goes on", cause)
+            log.warning("no more event files for TensorBoard: %s; the training continues", cause)
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def check_group(rank: int, size: int) -> None:
     )
 
 
-def say_when_waiting(size: int) -> None:
+def warn_when_waiting(size: int) -> None:
     """Print a line where the other processes of a run have not answered within a minute.
 
     torch itself waits for half an hour without a word.

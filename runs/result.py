@@ -31,7 +31,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         known = all(isinstance(override, str) for override in overrides) and isinstance(overrides, list)
         known = known and isinstance(metrics, dict) and isinstance(status, str)
         if not known or not all(value is None or isinstance(value, int | float) for value in metrics.values()):
-            raise ValueError("it holds something else")
+            raise ValueError("unexpected content")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or not of this project ({error})") from error
     return result | {"command": train_command(overrides)}

@@ -100,7 +100,7 @@ def _check_trainer_word(path: Path, value: str, message: str) -> None:
 
 def _check_choices(choices: Any, message: str) -> None:
     if not isinstance(choices, dict) or not isinstance(choices.get("overrides"), list):
-        raise ValueError(f"{message} does not hold what was chosen and typed")
+        raise ValueError(f"{message} does not hold the chosen options and the overrides")
     for key, value in choices.items():
         if key == "overrides":
             if not all(isinstance(override, str) for override in value):

@@ -32,16 +32,16 @@ def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Compar
         rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
     by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
     for start in range(0, len(by_class), 5):
-        shares = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
-        rows.append(("" if start else "of each class", shares))
+        accuracies = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
+        rows.append(("" if start else "of each class", accuracies))
     if metrics.get("test/loss") is not None:
         rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
     rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
     length = f"{pluralize(result['epochs'], 'epoch')}, {pluralize(result['steps'], 'step')}"
-    again = " since it went on" if result["resumed"] else ""
+    since = " since it was resumed" if result["resumed"] else ""
     rows += [
-        ("training", f"{length}, {seconds['fit']:.1f} s{again}"),
-        ("whole run", f"{seconds['total']:.1f} s{again}"),
+        ("training", f"{length}, {seconds['fit']:.1f} s{since}"),
+        ("whole run", f"{seconds['total']:.1f} s{since}"),
     ]
     if result["status"] != "finished":
         rows.append(("status", result["status"]))

