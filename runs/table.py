@@ -17,14 +17,14 @@ def summary_line(result: dict[str, Any]) -> str:
     return f"{format_metrics(metrics)}  {result['seconds']['total']:.1f} s"
 
 
-def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], changed: list[str]) -> str:
-    """Return the table that is printed at the end of a run.
+def summary_table(result: dict[str, Any], run_dir: Path, comparisons: list[Comparison], changed: list[str]) -> str:
+    """Return the table for the end of a run.
 
     Args:
-        result: of ``result.json``.
-        folder: of the run.
+        result: the content of ``result.json``.
+        run_dir: the directory of the run.
         comparisons: with what the experiment expects.
-        changed: overrides that make the expected figures not apply.
+        changed: overrides that change what is measured; the expected figures do not apply then.
     """
     metrics, seconds = result["metrics"], result["seconds"]
     rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
@@ -47,12 +47,12 @@ def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Compar
         rows.append(("status", result["status"]))
     if changed:
         rows.append(("not compared", f"with the published figures, because of these overrides: {', '.join(changed)}"))
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    rows.append(("output directory", str(folder)))
-    files = [folder / "pictures" / f"{name}.png" for name in MAIN_PLOTS]
-    rows += [("picture", str(file)) for file in files if file.exists()][:1]
-    if (folder / "dashboard.txt").exists():
+    if run_dir.is_relative_to(Path.cwd()):
+        run_dir = run_dir.relative_to(Path.cwd())
+    rows.append(("output directory", str(run_dir)))
+    files = [run_dir / "pictures" / f"{name}.png" for name in MAIN_PLOTS]
+    rows += [("plot", str(file)) for file in files if file.exists()][:1]
+    if (run_dir / "dashboard.txt").exists():
         rows.append(("tensorboard", "tensorboard --logdir outputs"))
     lines = text_columns(rows)
     if comparisons and not changed:

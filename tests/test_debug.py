@@ -123,6 +123,12 @@ def test_what_is_trained_is_said_first(noise: None, caplog: pytest.LogCaptureFix
     assert line in [record.message for record in caplog.records]
 
 
+def test_a_part_of_the_data_is_called_one(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run("trainer.max_epochs=1", "data.batch_size=100", "trainer.limit_train_batches=2")
+    assert any("; MNIST, 200 of 500 examples in 2 batches; " in record.message for record in caplog.records)
+
+
 def test_a_first_loss_that_is_too_high(noise: None, caplog: pytest.LogCaptureFixture) -> None:
     run("trainer.max_epochs=1", "data.batch_size=100", "data.std=[0.001]")
     assert any("to guess among 10 classes gives ln(10) = 2.30" in record.message for record in caplog.records)

@@ -144,7 +144,7 @@ SLOWER = {
     "+trainer.foo=1": "Trainer takes no argument foo",
     "model.net._target_=lit_models.nets.Foo": "lit_models.nets.Foo",
     "resume=foreign.ckpt": "foreign.ckpt is not a checkpoint of this project: it holds no config",
-    "resume=hostile.ckpt": "hostile.ckpt holds more than numbers and plain values, which could run code: refused",
+    "resume=hostile.ckpt": "hostile.ckpt is refused: it holds more than numbers and plain values, which could run code",
     "resume=run": "has finished its 2 epochs; trainer.max_epochs=7 would add five",
     "resume=run seed=5": "resume: seed is fixed by the checkpoint and cannot be changed",
     "resume=run model=mlp": "resume: this run was made with model=blobs_mlp and cannot resume with model=mlp",

@@ -19,7 +19,7 @@ from cli.build import load_run
 from cli.compose import compose
 from cli.errors import format_error
 from datamodules import CIFAR10, ImageFolder
-from datamodules.image_folder import ImageFileDataset, ImageFileLoader
+from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
 from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
@@ -266,7 +266,7 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)
     assert len(workers) == 4  # two for the training and two for the validation stay
     assert process.returncode == 1
-    assert said.startswith("error: a process that reads images has died")
+    assert said.startswith("error: a worker process has died")
     assert len(said.splitlines()) == 1
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "failed"
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
@@ -296,13 +296,13 @@ def test_readers_end_with_a_run_that_is_killed() -> None:
     script = """
 import os, sys, time
 import torch
-from datamodules import image_folder
+from datamodules import image_file_loader
 def read(*_):
     os.write(1, b"%d\\n" % os.getpid())
     time.sleep(1000)
-image_folder.load_image = read
-dataset = image_folder.ImageFileDataset([image_folder.Path(str(k)) for k in range(4)], torch.arange(4), (3, 8, 8))
-next(iter(image_folder.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
+image_file_loader.load_image = read
+dataset = image_file_loader.ImageFileDataset([image_file_loader.Path(str(k)) for k in range(4)], torch.arange(4), (3, 8, 8))
+next(iter(image_file_loader.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         readers = [int(process.stdout.readline()) for _ in range(2)]

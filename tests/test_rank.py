@@ -19,7 +19,7 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_a_rank_that_was_left_over(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(ValueError, match=f"{name}=1 in the environment: this command is one process"):
+    with pytest.raises(ValueError, match=f"{name}=1 in the environment: this command runs as one process"):
         check_rank_variables(alone=True)
     if name != "NODE_RANK":  # of several machines without a launcher
         with pytest.raises(ValueError, match=f"{name}=1 in the environment, and no {SIZES[name]}"):
