@@ -1,4 +1,4 @@
-"""Score a finished run again: rebuild → test → report. Needs nothing but the run.
+"""Evaluate a finished run: load the run → test → report. Needs nothing but the run directory.
 
 python evaluate.py run=last split=val
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """Score a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
+    """Evaluate a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")
     stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)

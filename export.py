@@ -1,4 +1,4 @@
-"""Write a finished run for other programs: load the run → export → check the export against the run.
+"""Export a finished run for other programs: load the run → export → check the export against the run.
 
 python export.py run=last output=model.onnx
 """
@@ -25,10 +25,10 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
     if output.suffix not in formats:
         raise ValueError(f"output={output} must end in one of {', '.join(formats)}")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"output={output}: there is no folder {output.parent}")
+        raise FileNotFoundError(f"output={output}: there is no directory {output.parent}")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
-    # In memory first: on a full disk torch's own writers end the process with a C++ stack.
+    # In memory first: on a full disk torch's own writers abort the process with a C++ stack trace.
     content = formats[output.suffix](datamodule, model)
     with atomic_write(output) as temporary:
         temporary.write_bytes(content)
@@ -52,7 +52,7 @@ def _safetensors(datamodule: Any, model: Any) -> bytes:
 
 
 def _export_module(datamodule: Any, model: Any) -> tuple[Any, Any]:
-    """Return a module from what a data set stores (images as uint8) to logits, and three examples of its input."""
+    """Return a module that maps stored inputs (images as uint8) to logits, and a batch of three example inputs."""
     import torch
     from torch import Tensor, nn
 
@@ -83,7 +83,7 @@ def _exported_program(datamodule: Any, model: Any) -> bytes:
 
 
 def _onnx(datamodule: Any, model: Any) -> bytes:
-    """Return the whole net for onnxruntime, checked against torch; its metadata has the class names."""
+    """Return the whole net for onnxruntime, checked against torch. Its metadata holds the class names."""
     import onnx
     import onnxruntime
     import torch

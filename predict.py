@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 MAX_IMAGES = 48  # in predictions.png
 
 
-class SomeSkipped(Exception):
+class FilesSkipped(Exception):
     """Some of the files could not be read; the others were predicted."""
 
     exit_code = 1
@@ -31,12 +31,12 @@ class SomeSkipped(Exception):
 def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
     """Predict what ``cfg`` names; write ``predictions.csv`` and, for images, ``predictions.png`` to ``cfg.output``."""
     if [cfg.images, cfg.csv, cfg.split].count(None) != 2:
-        raise ValueError("say what to predict: images='some/*.png', or csv=rows.csv, or split=test")
-    files = _files(cfg.images) if cfg.images else []
+        raise ValueError("exactly one of images='some/*.png', csv=rows.csv and split=test is required")
+    files = _find_files(cfg.images) if cfg.images else []
     output = run_dir / cfg.output
     for file in [*files, *([Path(str(cfg.csv))] if cfg.csv else [])]:
         if file.resolve() in ((output / name).resolve() for name in ("predictions.csv", "predictions.png")):
-            raise ValueError(f"output={cfg.output}: {file} would be overwritten, which is to be read")
+            raise ValueError(f"output={cfg.output} would overwrite {file}, which is to be read")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
     import torch
@@ -47,7 +47,7 @@ def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
     skipped: list[str] = []
     targets: list[Any] = []
     if cfg.images:
-        names, inputs, skipped = _read_pictures(files, datamodule)
+        names, inputs, skipped = _read_images(files, datamodule)
     elif cfg.csv:
         names, inputs = _read_rows(Path(str(cfg.csv)), datamodule)
     else:
@@ -59,7 +59,7 @@ def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
     written = [output / "predictions.csv"]
     _write_csv(written[0], rows)
     for row in rows:
-        log.info("  %s", _line(row))
+        log.info("  %s", _format_row(row))
     if hasattr(datamodule, "load_image"):
         written.append(output / "predictions.png")
         shown = slice(MAX_IMAGES)
@@ -70,15 +70,15 @@ def predict(cfg: DictConfig, run_dir: Path) -> list[dict[str, Any]]:
         write_png(written[-1], to_pixels(figure))
     log.info("written to %s", " and ".join(os.path.relpath(path) for path in written))
     if skipped:
-        raise SomeSkipped(f"{len(skipped)} of {len(files)} files skipped: {', '.join(skipped)}")
+        raise FilesSkipped(f"{len(skipped)} of {len(files)} files skipped: {', '.join(skipped)}")
     return rows
 
 
-def _files(pattern: Any) -> list[Path]:
+def _find_files(pattern: Any) -> list[Path]:
     if isinstance(pattern, ListConfig):  # images='[a.png,b.png]'
-        return [file for one in pattern for file in _files(one)]
+        return [file for one in pattern for file in _find_files(one)]
     path = Path(pattern := str(pattern))
-    if path.is_file():  # whatever its name: brackets mean something in a pattern
+    if path.is_file():  # a name with brackets is not a pattern then
         return [path]
     found = path.iterdir() if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
     files = sorted(file for file in found if file.is_file())
@@ -87,34 +87,34 @@ def _files(pattern: Any) -> list[Path]:
     return files
 
 
-def _read_pictures(files: list[Path], datamodule: Any) -> tuple[list[str], Any, list[str]]:
+def _read_images(files: list[Path], datamodule: Any) -> tuple[list[str], Any, list[str]]:
     import torch
 
     if not hasattr(datamodule, "load_image"):
-        other = "try csv=" if len(datamodule.shape) == 1 else "split=test asks it about its own examples"
+        other = "try csv=" if len(datamodule.shape) == 1 else "split=test predicts its own test set"
         raise ValueError(
-            f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on picture files; {other}"
+            f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on image files; {other}"
         )
-    names, pictures, skipped = [], [], []
+    names, images, skipped = [], [], []
     for file in files:
         try:
-            picture, notes = datamodule.load_image(file)
+            image, notes = datamodule.load_image(file)
         except ValueError as error:
             log.warning("skipped: %s", error)
             skipped.append(printable(str(file)))
             continue
         names.append(printable(str(file)))
-        pictures.append(picture)
+        images.append(image)
         if notes:
             log.info("%s: %s", names[-1], ", ".join(notes))
-    if not pictures:
+    if not images:
         raise ValueError(f"none of the {len(files)} files is an image")
-    return names, torch.stack(pictures), skipped
+    return names, torch.stack(images), skipped
 
 
 def _read_rows(file: Path, datamodule: Any) -> tuple[list[str], Any]:
     if len(datamodule.shape) != 1:
-        other = "try images=" if hasattr(datamodule, "load_image") else "split=test asks it about its own examples"
+        other = "try images=" if hasattr(datamodule, "load_image") else "split=test predicts its own test set"
         raise ValueError(f"this run was trained on inputs of shape {tuple(datamodule.shape)}, not on rows; {other}")
     return datamodule.read_rows(file)
 
@@ -129,8 +129,8 @@ def _read_split(split: str, limit: int, datamodule: Any) -> tuple[list[str], Any
     loader, batches, seen = datamodule.test_dataloader(), [], 0
     if not len(loader):
         raise ValueError("split=test: this run has no test set")
-    loader.normalize = None  # as they are stored
-    for inputs, targets in loader:  # of a folder of images no more are read than are asked for
+    loader.normalize = None  # serve the inputs as they are stored
+    for inputs, targets in loader:  # reads no more image files than needed
         batches.append((inputs, targets))
         seen += len(targets)
         if seen >= limit:
@@ -172,15 +172,15 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _line(row: dict[str, Any]) -> str:
+def _format_row(row: dict[str, Any]) -> str:
     """Return a row of predictions.csv as it is printed."""
-    target = f"  true: {_format(row['truth'])}" if "truth" in row else ""
-    return f"{row['input']}  {row['top 3'] if 'top 3' in row else _format(row['prediction'])}{target}"
+    target = f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
+    return f"{row['input']}  {row['top 3'] if 'top 3' in row else _format_value(row['prediction'])}{target}"
 
 
-def _format(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list):
-        return " ".join(map(_format, value))
+        return " ".join(map(_format_value, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

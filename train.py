@@ -18,7 +18,7 @@ from cli.main import main
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
-from runs.rank import check_group, is_rank_zero, say_when_waiting
+from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
 from runs.table import summary_line, summary_table
 
@@ -62,12 +62,12 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
     check_group(trainer.global_rank, trainer.world_size)
-    datamodule.trainer = trainer  # whose ranks share the examples
+    datamodule.trainer = trainer  # for its device and ranks
     datamodule.setup()  # reports what is wrong with the data before the run writes anything
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
 
-    say_when_waiting(trainer.world_size)
+    warn_when_waiting(trainer.world_size)
     status = "failed"
     try:
         with signals:
@@ -91,10 +91,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 def report(
     cfg: DictConfig, config: dict[str, Any], result: dict[str, Any], summary: Any, history: Any
 ) -> dict[str, Any]:
-    """Print the result of a run beside what its experiment expects, and return it.
+    """Print the result of a run beside what its experiment expects, and return the result.
 
     Raises:
-        ExpectationMissed: ``check=true``, and the result is not the expected one.
+        ExpectationMissed: the result is not the expected one, with ``check=true``.
     """
     comparisons = check_expected(config["expect"] or {}, result["metrics"], history.rows, result["epochs"])
     ignore = [*cfg.ignore_groups, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
@@ -105,7 +105,7 @@ def report(
     if comparisons and not changed:
         result = summary.write_result(result["status"], as_expected=not missed)
         if cfg.check and missed:
-            raise ExpectationMissed(f"{cfg.name} did not give the expected {', '.join(missed)}")
+            raise ExpectationMissed(f"{cfg.name} did not reach the expected {', '.join(missed)}")
     return result
 
 

@@ -67,7 +67,7 @@ def row(experiment: str, results: list[dict[str, Any]]) -> str:
     measured = f"{statistics.mean(accuracies):.2f}{spread} % ({len(accuracies)})" if accuracies else ""
     if "train/loss" in expect:
         published = f"ten losses, to {expect['train/loss'].published[-1]:,.2f}"
-        measured = "the same ten, to 2e-6" if all(result["as_expected"] for result in results) else "others"
+        measured = "the same ten, to 2e-6" if all(result["as_expected"] for result in results) else "different losses"
     parameters, epochs = f"{results[0]['params']:,}", results[0]["epochs"]
     seconds = statistics.median(result["seconds"]["fit"] for result in results)
     return f"| `{experiment}` | {parameters} | {epochs} | {published} | {measured} | {seconds:.1f} s |"

@@ -1,15 +1,15 @@
 """Time an epoch of this project beside a bare loop, the tutorial's way and plain Lightning.
 
     python benchmarks/speed.py                           all rows, 5 rounds after a warm-up: long
-    python benchmarks/speed.py --rounds 7 mnist_cnn      the rows whose names begin so, more often
+    python benchmarks/speed.py --rounds 7 mnist_cnn      the rows whose names begin with this, more often
     python benchmarks/speed.py --whole-rounds 1 whole    a command against a script, from start to end
     python benchmarks/speed.py --accelerator gpu         the rows for a GPU
 
 Each round times every variant once, one after the other. The table has the median and the range of the rounds' ratios.
 
 *project*: its ``train`` function with all defaults (checkpoints, TensorBoard, metrics.csv, progress) except the plots,
-which take less than a second at the end of a run of any length. *bare*: the loop that one would write who keeps the
-data in memory: the same net, channels-last, the same batches cut from one tensor, torch's default optimizer and
+which take less than a second at the end of a run of any length. *bare*: the loop that one would write with the data in
+memory: the same net, channels-last, the same batches cut from one tensor, torch's default optimizer and
 convolutions. With the project's optimizer and convolutions it must end with bitwise the same weights; the warm-up
 checks that. *tutorial*: torchvision's data set with transforms for each image and a DataLoader with 0 or 2 workers.
 *plain Lightning*: that DataLoader under a Trainer with its defaults and ``self.log`` in every step. The last three are
@@ -62,7 +62,7 @@ from datamodules.batch_loader import derive_seed
 from lit_models.exact import TINY_BATCH
 
 PROJECT = Path(__file__).parent.parent
-SLOW = 5  # the slow variants are timed on one part in so many of an epoch
+SLOW = 5  # the slow variants are timed on this fraction of an epoch: 1 / SLOW
 # name -> overrides; epochs of the project and of the bare loop in a round; fraction of the data
 WORKLOADS = {
     "mnist_cnn": (["experiment=mnist_cnn"], 3, 1.0),
@@ -100,7 +100,7 @@ class Workload:
         type(self.datamodule).load = lambda _: parts  # for the project
 
     def variants(self) -> dict[str, Callable[[], Any]]:
-        """Return what a round times."""
+        """Return the variants that a round times."""
         variants: dict[str, Callable[[], Any]] = {"project": self.project, "bare": self.bare}
         if hasattr(self.datamodule, "mean"):  # images
             variants |= {
@@ -309,8 +309,8 @@ def write_mnist(folder: Path) -> None:
     parts = instantiate(compose("data=mnist").data).load()
     for name, (inputs, targets) in zip(("train", "t10k"), parts, strict=True):
         for kind, tensor in (("images-idx3", inputs[:, 0]), ("labels-idx1", targets.to(torch.uint8))):
-            head = np.array([0x0800 + tensor.dim(), *tensor.shape], dtype=">i4").tobytes()
-            Path(folder, f"{name}-{kind}-ubyte").write_bytes(head + tensor.numpy().tobytes())
+            header = np.array([0x0800 + tensor.dim(), *tensor.shape], dtype=">i4").tobytes()
+            Path(folder, f"{name}-{kind}-ubyte").write_bytes(header + tensor.numpy().tobytes())
 
 
 def time_interleaved(
@@ -387,7 +387,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """Return what was typed, and the names of the rows that it asks for."""
+    """Return the arguments, and the names of the rows that they select."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help="beginnings of names (default: all)")
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")

@@ -30,6 +30,13 @@ def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
     return next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, MetricsHistory))
 
 
+def num_examples(trainer: pl.Trainer, batches: int) -> int:
+    """Return the number of training examples in the first batches of an epoch, over all ranks."""
+    data = get_datamodule(trainer)
+    total = len(data.train_indices)
+    return min(batches * (data.batch_size or total) * trainer.world_size, total)
+
+
 def logged_metrics(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     """Return the metrics whose names begin with ``prefix``."""
     metrics = trainer.callback_metrics.items()
@@ -45,7 +52,7 @@ def batch_loss(outputs: Any) -> Tensor | None:
 
 
 def write_errors(trainer: pl.Trainer) -> list[OSError]:
-    """Return why callbacks and loggers could not write something, where that did not end the run."""
+    """Return the write errors of callbacks and loggers that did not end the run."""
     parts = (*trainer.callbacks, *trainer.loggers)  # type: ignore[attr-defined]  # Lightning declares it nowhere
     return [error for part in parts if (error := getattr(part, "write_error", None))]
 
@@ -53,7 +60,6 @@ def write_errors(trainer: pl.Trainer) -> list[OSError]:
 def at_optimizer_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Return whether a checkpoint can be saved after this batch, in the middle of an epoch.
 
-    No accumulated gradients are left then, and more batches follow. The last batch is followed by the checkpoint of
-    the epoch.
+    This needs a batch with no accumulated gradients left. After the last batch the checkpoint of the epoch is saved.
     """
     return not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0

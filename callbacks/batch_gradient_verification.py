@@ -1,4 +1,4 @@
-"""Find a net that mixes the examples of a batch."""
+"""Detect a net that mixes the examples of a batch."""
 
 import logging
 

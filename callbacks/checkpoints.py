@@ -1,4 +1,4 @@
-"""Save checkpoints that are always whole and hold nothing that could run code."""
+"""Save the last and the best checkpoint of a run."""
 
 import logging
 import math
@@ -29,8 +29,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         dirpath: directory of the checkpoints.
-        config: of the run, as plain values; every checkpoint holds it.
-        every_n_steps: also saves ``last.ckpt`` within an epoch, every so many gradient steps.
+        config: config of the run, as plain values. Every checkpoint holds it.
+        every_n_steps: also saves ``last.ckpt`` within an epoch, every n gradient steps.
     """
 
     def __init__(self, dirpath: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
@@ -38,13 +38,13 @@ class Checkpoints(Checkpoint):
             check_positive_int("checkpoint.every_n_steps", every_n_steps)
         self.dirpath, self.config, self.every_n_steps = dirpath, config, every_n_steps
         self.last, self.best = dirpath / "last.ckpt", dirpath / "best.ckpt"
-        self.git_revision = git_revision() or "of no commit"
+        self.git_revision = git_revision() or "of unknown revision"
         self.best_score: float | None = None
-        self._stop = False  # training was told to stop, and stops after the running step
+        self._stop_pending = False  # training was told to stop, and stops after the running optimizer step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
-        internals.go_on_with_next_epoch(trainer)
+        internals.start_next_epoch(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Where a validation decides, an epoch without one is never the best.
@@ -58,7 +58,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self._stop_after_step(trainer)
         if every := self.every_n_steps:
-            before, self._last_step = self._last_step, trainer.global_step  # a batch may be several steps
+            before, self._last_step = self._last_step, trainer.global_step  # a batch may take several steps
             if before // every < self._last_step // every and at_optimizer_step(trainer, batch_idx):
                 trainer.save_checkpoint(self.last)
 
@@ -67,17 +67,19 @@ class Checkpoints(Checkpoint):
             self._stop_after_step(trainer)
 
     def _stop_after_step(self, trainer: pl.Trainer) -> None:
-        """Put off a stop between the batches of one step: their gradients are in no checkpoint."""
-        if not (trainer.should_stop or self._stop):
+        """Postpone a stop between the batches of one optimizer step. No checkpoint holds their gradients."""
+        if not (trainer.should_stop or self._stop_pending):
             return
-        self._stop = not trainer.is_last_batch and not at_optimizer_step(trainer, trainer.fit_loop.batch_idx)
-        trainer.should_stop = not self._stop
+        self._stop_pending = not trainer.is_last_batch and not at_optimizer_step(trainer, trainer.fit_loop.batch_idx)
+        trainer.should_stop = not self._stop_pending
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if internals.stopped_in_epoch(trainer):
             trainer.save_checkpoint(self.last)
             step, epoch = trainer.global_step, internals.completed_epochs(trainer) + 1
-            log.info("stopped after step %d, in epoch %d; resume= with a higher limit goes on from there", step, epoch)
+            log.info(
+                "stopped after step %d, in epoch %d; resume= with a higher limit continues from there", step, epoch
+            )
             return
         name = next((name for name in self._monitors if name in trainer.callback_metrics), None)
         better = max if name and MONITORS[name] == "max" else min

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks import batch_loss, get_datamodule, logged_metrics
+from callbacks import batch_loss, get_datamodule, logged_metrics, num_examples
 from runs import internals
 from runs.files import atomic_write
 from runs.format import check_positive_int, format_metrics, round_float32
@@ -22,15 +22,15 @@ class MetricsHistory(Checkpoint):
     """Writes ``metrics.csv`` (epoch, step, metrics, seconds) after every epoch and logs the metrics to the loggers.
 
     Epoch 0 is a validation before any training. Within an epoch the loggers get ``train/loss_step`` every
-    ``trainer.log_every_n_steps`` batches: the mean loss since the point before. Checkpoints hold the rows, so a resumed
-    run appends to them.
+    ``trainer.log_every_n_steps`` batches: the mean loss since the previous point. Checkpoints hold the rows, so a
+    resumed run appends to them.
 
-    Subclasses Checkpoint so that it runs after the module has logged its epoch. It must stand before the callback that
-    saves checkpoints.
+    Subclasses Checkpoint so that it runs after the module has logged its epoch. It must precede :class:`Checkpoints` in
+    the list of callbacks.
 
     Args:
         run_dir: directory of the run.
-        every_n_batches: prints ``train/loss_step`` and gives it a row every so many batches of each epoch.
+        every_n_batches: prints ``train/loss_step`` and adds a row for it every n batches of an epoch.
     """
 
     def __init__(self, run_dir: Path, every_n_batches: int | None = None) -> None:
@@ -38,11 +38,11 @@ class MetricsHistory(Checkpoint):
             check_positive_int("record.every_n_batches", every_n_batches)
         self.path, self.every_n_batches = run_dir / "metrics.csv", every_n_batches
         self.rows: list[dict[str, float]] = []
-        self.curve: list[tuple[int, float]] = []  # number of training examples, mean loss since the point before
+        self.curve: list[tuple[int, float]] = []  # training examples seen, mean loss since the previous point
         self._val_metrics: dict[str, float] = {}
-        self._loss_sum: float | torch.Tensor = 0.0  # since the last point of the curve
+        self._loss_sum: float | torch.Tensor = 0.0  # since the previous point of the curve
         self._batches = 0
-        self._seconds_before = 0.0  # of this epoch, before it was interrupted
+        self._seconds_before = 0.0  # spent on this epoch before it was interrupted
         self._start = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,7 +64,7 @@ class MetricsHistory(Checkpoint):
         loss = _reduce_mean(trainer, self._loss_sum / self._batches) * trainer.accumulate_grad_batches
         self._loss_sum, self._batches = 0.0, 0
         _log_metrics(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
-        total, seen = len(get_datamodule(trainer).train_indices), _num_examples(trainer, batch_idx + 1)
+        total, seen = len(get_datamodule(trainer).train_indices), num_examples(trainer, batch_idx + 1)
         self.curve.append((trainer.current_epoch * total + seen, loss))
         if self.every_n_batches:
             epoch = trainer.current_epoch + 1
@@ -77,7 +77,7 @@ class MetricsHistory(Checkpoint):
             self._close_row(trainer, {"epoch": 0, "step": 0})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if internals.stopped_in_epoch(trainer):  # its row comes when a resumed run has finished it
+        if internals.stopped_in_epoch(trainer):  # the epoch gets its row when a resumed run has finished it
             if trainer.is_global_zero:
                 self._write()
             return
@@ -85,7 +85,7 @@ class MetricsHistory(Checkpoint):
         row |= logged_metrics(trainer, "train/")
         self._close_row(trainer, row)
         self._loss_sum, self._batches = 0.0, 0
-        examples = _num_examples(trainer, int(trainer.num_training_batches))
+        examples = num_examples(trainer, int(trainer.num_training_batches))
         _log_metrics(trainer, {"speed/examples per second": examples / max(row["seconds"], 1e-3)})
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,19 +131,12 @@ class MetricsHistory(Checkpoint):
         self.rows, self.curve = state["rows"], state["curve"]
         self._loss_sum, self._batches = state["loss"], state["batches"]
         self._seconds_before = state["elapsed"]
-        self._val_metrics = state.get("validation", {})  # of this epoch, in its middle
+        self._val_metrics = state.get("validation", {})  # of the unfinished epoch
 
 
 def _reduce_mean(trainer: pl.Trainer, number: float | torch.Tensor) -> float:
     """Return the mean over the ranks."""
     return float(trainer.strategy.reduce(torch.as_tensor(number).clone(), reduce_op="mean"))
-
-
-def _num_examples(trainer: pl.Trainer, batches: int) -> int:
-    """Return the number of training examples in the first batches of an epoch, over all ranks."""
-    data = get_datamodule(trainer)
-    total = len(data.train_indices)
-    return min(batches * (data.batch_size or total) * trainer.world_size, total)
 
 
 def _log_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:

@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_MISTAKES = 24  # in one figure
-MAX_SNAPSHOTS = 100  # snapshots of the weights, all of which are in every checkpoint
+MAX_MISTAKES = 24  # in mistakes.png
+MAX_SNAPSHOTS = 100  # of the weights; every checkpoint holds all of them
 
 
 class Plots(pl.Callback):
-    """Draws the training after its end, and every so many epochs on request, and the test.
+    """Draws the training after its end, on request also during it, and the test.
 
     Of every run: ``loss`` and, for classifiers, ``accuracy``, ``confusion`` and ``classes``. Of images: ``samples``,
     ``predictions``, ``mistakes`` and, for nets that begin with a convolution, ``filters``. Of points in the plane:
@@ -36,14 +36,14 @@ class Plots(pl.Callback):
     with the path of the training.
 
     Args:
-        every_n_epochs: also draws the training every so many epochs; None means only after its end.
+        every_n_epochs: also draws the training every n epochs. None draws it only after its end.
     """
 
     def __init__(self, every_n_epochs: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"callbacks.pictures.every_n_epochs={every_n_epochs} must be at least 1")
         self.every_n_epochs = every_n_epochs
-        # State dicts of a small net by epoch: 0 is before the training, then every ``_stride`` epochs.
+        # Epoch -> state dict of a small net: 0 is before training, then every ``_stride`` epochs.
         self.weight_history: dict[int, dict[str, Tensor]] = {}
         self._stride = 1
         self.write_error: OSError | None = None  # after which nothing more is drawn
@@ -79,7 +79,7 @@ class Plots(pl.Callback):
         self._probs: list[Tensor] = []  # (B, classes)
         self._targets: list[Tensor] = []  # (B,)
         self._mistakes: list[tuple[Tensor, ...]] = []  # images (B, C, H, W), probs (B, classes), targets (B,)
-        self._first_images: tuple[Tensor, ...] | None = None  # the same of the first test images
+        self._first_images: tuple[Tensor, ...] | None = None  # the same for the first test images
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         if not self._is_classifier:
@@ -100,7 +100,7 @@ class Plots(pl.Callback):
     # --- draw -------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # When the next epoch starts, the row of the epoch before is written.
+        # The row of an epoch is written by the time the next one starts.
         if self.every_n_epochs and trainer.current_epoch and trainer.current_epoch % self.every_n_epochs == 0:
             self._draw(trainer, self._training_figures(trainer, pl_module))
 
@@ -186,12 +186,12 @@ class Plots(pl.Callback):
             if self.write_error:
                 return
             try:
-                picture = to_pixels(figure)
-                write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", picture)
-            except OSError as error:  # the run is worth more than its plots
+                pixels = to_pixels(figure)
+                write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", pixels)
+            except OSError as error:  # a run does not end for a plot
                 self.write_error = error
-                log.warning("no more plots: %s; the run goes on", error)
+                log.warning("no more plots are drawn: %s; the run continues", error)
                 return
             for logger in trainer.loggers:
-                if hasattr(logger, "log_picture"):
-                    logger.log_picture(f"pictures/{name}", picture, trainer.global_step)
+                if hasattr(logger, "log_plot"):
+                    logger.log_plot(f"pictures/{name}", pixels, trainer.global_step)

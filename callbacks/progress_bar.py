@@ -12,19 +12,19 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 
-from callbacks import batch_loss, get_datamodule, get_net
+from callbacks import batch_loss, get_datamodule, get_net, num_examples
 from runs.format import pluralize
 
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 50  # gradient steps after which a net has hardly begun to learn
-REFRESH_SECONDS = 0.2  # a person reads no faster, and a write takes longer than a step of a small net
+REFRESH_SECONDS = 0.2  # nobody reads faster, and a write takes longer than a step of a small net
 
 
 class ProgressBar(LightningProgressBar):
     """Shows ``epoch 2/5 ━━━━━━──── 54 %  loss 0.0712  acc 97.91 %  312 batches/s  0:12 left`` for the whole training.
 
-    Before the training it logs which net is trained on which data. Where the output is not a terminal, it logs once how
+    Before training it logs which net is trained on which data. Where the output is not a terminal, it logs once how
     long the training will take.
     """
 
@@ -44,7 +44,7 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
-        self._first_batch: int | None = None  # not zero in a resumed run
+        self._first_batch: int | None = None  # of this process: not zero in a resumed run
         self._next_refresh = 0.0 if self._live else self._start + 5
         self._is_first_batch = trainer.global_step == 0
         log.info(describe_run(trainer, pl_module))
@@ -78,7 +78,7 @@ class ProgressBar(LightningProgressBar):
                 f"{self._done_char * filled}{self._rest_char * (20 - filled)} {100 * done // total} %  "
                 f"{_running_metrics(trainer, pl_module, outputs)}{speed:,.0f} batches/s  {minutes}:{seconds:02d} left"
             )
-        elif done < total:  # not a training without an end
+        elif done < total:  # false with max_epochs=-1
             log.info("%s batches/s: %d:%02d for the rest", f"{speed:,.0f}", minutes, seconds)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -102,7 +102,7 @@ def _batches_before(trainer: pl.Trainer, epoch: int) -> int:
 
 
 def _running_metrics(trainer: pl.Trainer, pl_module: Any, outputs: Any) -> str:
-    """Return the means of the running epoch, from a module that knows them, else the loss of the last batch."""
+    """Return the means of the running epoch where the module has them, else the loss of the last batch."""
     if hasattr(pl_module, "means"):
         means = {name.partition("/")[2]: value.item() for name, value in pl_module.means("train").items()}
     else:
@@ -118,9 +118,11 @@ def describe_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     data = get_datamodule(trainer)
     net = type(get_net(pl_module)).__name__
     parts = [f"{net}, {sum(parameter.numel() for parameter in pl_module.parameters()):,} parameters"]
-    batches = pluralize(int(trainer.num_training_batches), "batch", "batches")
-    parts.append(f"{type(data).__name__}, {len(data.train_indices):,} examples in {batches}")
-    validation = {"val": f"{len(data.val_indices):,} others", "test": "the test set", "train": "the same"}
+    batches, total = int(trainer.num_training_batches), len(data.train_indices)
+    trained = num_examples(trainer, batches)  # fewer with trainer.limit_train_batches
+    examples = f"{total:,} examples" if trained == total else f"{trained:,} of {total:,} examples"
+    parts.append(f"{type(data).__name__}, {examples} in {pluralize(batches, 'batch', 'batches')}")
+    validation = {"val": f"{len(data.val_indices):,} held out", "test": "the test set", "train": "the training set"}
     if any(trainer.num_val_batches):
         parts.append(f"validated on {validation[data.validate_on]}")
     processes = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""
@@ -128,13 +130,13 @@ def describe_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
 
 
 def _check_first_loss(trainer: pl.Trainer, pl_module: pl.LightningModule, loss: float) -> None:
-    """Warn when the first loss of a classifier is far above ln(classes), that of a guess.
+    """Warn when the first loss of a classifier is far above ln(classes), the loss of a random guess.
 
-    Then something is wrong with the inputs, the net or the loss.
+    That points to a mistake in the inputs, the net or the loss.
     """
     if not isinstance(getattr(pl_module, "loss", None), torch.nn.CrossEntropyLoss):
         return
-    if getattr(pl_module, "steps_per_batch", 1) > 1:  # it is the loss after some steps
+    if getattr(pl_module, "steps_per_batch", 1) > 1:  # the loss is that after several steps
         return
     classes = max(get_datamodule(trainer).num_classes, 2)
     if loss > 2 * (guess := math.log(classes)):

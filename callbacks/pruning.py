@@ -1,4 +1,4 @@
-"""Give up on the hopeless runs of a search."""
+"""Prune hopeless runs of a search."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from sweeps.study import open_study, open_trial, read_trial, storage_errors
 
 
 class Pruned(Exception):
-    """The run was given up: others were better after as many epochs."""
+    """The run was pruned: its metric is worse than the median of the earlier runs at the same epoch."""
 
     status = "pruned"
 
 
 class OptunaPruning(pl.Callback):
-    """End a run of a search when its metric is worse than the median of the earlier runs after as many epochs.
+    """Ends a run of a search when its metric is worse than the median of the earlier runs at the same epoch.
 
     Args:
-        trial: number of the run in the study, which lies beside the run's directory.
-        metric: measured in validation.
-        startup_trials: runs that are trained to their end before any is given up.
-        warmup_epochs: epochs that every run gets.
+        trial: number of the run in the study, which is in the parent of the run directory.
+        metric: name of a validation metric.
+        startup_trials: runs that are trained to their end before any is pruned.
+        warmup_epochs: epochs that every run is trained for.
 
     Raises:
         Pruned: at the start of the next epoch, so that all of the one before is written.
@@ -49,7 +49,7 @@ class OptunaPruning(pl.Callback):
             return
         epoch = trainer.current_epoch + 1
         with storage_errors(self._sweep_dir):
-            # A resumed run may repeat an epoch, and then gets the value that is stored already.
+            # A resumed run may repeat an epoch whose value is already stored.
             if epoch not in read_trial(self._study, self.number).intermediate_values:
                 self._trial.report(trainer.callback_metrics[self.metric].item(), epoch)
 
@@ -59,10 +59,10 @@ class OptunaPruning(pl.Callback):
             raise Pruned(reason)
 
     def _reason(self, epoch: int) -> str | None:
-        """Return why the run is given up after so many epochs, if it is."""
+        """Return why the run is pruned after an epoch, or None if it is not."""
         trial = read_trial(self._study, self.number)
-        # A resumed run may repeat an epoch that it has reported before: later epochs were good enough then.
+        # A resumed run may repeat an epoch that it has already reported and was not pruned after.
         if trial.last_step != epoch or not self._study.pruner.prune(self._study, trial):
             return None
         value = trial.intermediate_values[epoch]
-        return f"given up after epoch {epoch}: {self.metric} {value:.4g} is worse than the others' median"
+        return f"pruned after epoch {epoch}: {self.metric} {value:.4g} is worse than the median of the earlier runs"

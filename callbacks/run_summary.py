@@ -1,4 +1,4 @@
-"""The result of a run: ``result.json`` for machines, and what its table shows."""
+"""Write the config and the result of a run."""
 
 import logging
 import platform
@@ -26,9 +26,9 @@ class RunSummary(pl.Callback):
 
     Args:
         run_dir: directory of the run.
-        config: of the run, as plain values.
-        data_md5: of the data set, where it is a published one.
-        compared_overrides: overrides that runs differ in, for TensorBoard's table of hyperparameters.
+        config: config of the run, as plain values.
+        data_md5: MD5 of a published data set.
+        compared_overrides: overrides to show in TensorBoard's table of hyperparameters.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RunSummary(pl.Callback):
         """Write ``config.yaml``, and let ``outputs/last`` point to this run if ``update_last``."""
         with atomic_write(self.run_dir / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
-        (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is resumed
+        (self.run_dir / "result.json").unlink(missing_ok=True)  # left by the run before it was resumed
         if update_last:
             update_symlink(Path("outputs", "last"), self.run_dir)
 
@@ -83,11 +83,11 @@ class RunSummary(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning does not call on_train_end where nothing was left to train.
         self.result |= {"epochs": internals.completed_epochs(trainer), "steps": trainer.global_step}
-        # The metrics of a run that was killed after its last epoch are in its rows only.
+        # If the run was killed after its last epoch, only the rows hold its metrics.
         rows = get_metrics_history(trainer).rows
         stored = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}
         self.result["metrics"] |= stored | logged_metrics(trainer, "train/")
-        # Weights that are a result themselves, such as those of a line.
+        # Weights that are results themselves, such as those of a line.
         self.result["metrics"] |= getattr(get_net(pl_module), "coefficients", dict)()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -102,7 +102,7 @@ class RunSummary(pl.Callback):
                 logger.log_result(self._hyperparameters(), dict(sorted(metrics.items())))  # acc before loss
 
     def _hyperparameters(self) -> dict[str, Any]:
-        """Return what distinguishes runs: their parts, the settings in which experiments differ, and the overrides."""
+        """Return what distinguishes runs: the chosen options, the usual settings, and the overrides."""
         choices = self.config["choices"]
         hyperparameters = {group: choices[group] for group in ("model", "data", "optimizer", "scheduler")}
         usual = ("optimizer.lr", "optimizer.momentum", "data.batch_size", "trainer.max_epochs", "seed")
@@ -117,7 +117,8 @@ class RunSummary(pl.Callback):
     def write_result(self, status: str, **more: Any) -> dict[str, Any]:
         """Write ``result.json`` with a status, ``finished``, ``interrupted``, ``diverged`` or ``failed``; return it.
 
-        A file that cannot be written is a ``write_error``: the run may be ending for another reason, which comes first.
+        A file that cannot be written is recorded in ``write_error`` and not raised, because the run may be ending for
+        another reason.
         """
         seconds = self._seconds | {"total": time.monotonic() - self._start}
         self.result |= {"status": status, **more}

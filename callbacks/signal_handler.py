@@ -20,7 +20,7 @@ from runs.internals import disable_lightning_signal_handlers, take_child_process
 
 
 class Interrupted(Exception):
-    """The run was told to stop. Its exit code is the shell's for the signal: 130 for SIGINT, 143 for SIGTERM."""
+    """The run was interrupted. Its exit code is the shell's for the signal: 130 for SIGINT, 143 for SIGTERM."""
 
     status = "interrupted"
 
@@ -36,18 +36,18 @@ class SignalHandler(Checkpoint):
 
     During training the first signal ends the run after the running step, and ``last.ckpt`` is saved there. In the
     validation that ends an epoch it ends the run after the epoch. A second signal, or one outside of training, ends the
-    run at once. Python drops what a handler raises in some places, such as a finalizer: then the run ends at the next
+    run at once. Python ignores what a handler raises in some places, such as a finalizer. The run then ends at the next
     batch.
 
-    All ranks stop together, whichever of them got the signal. Rank zero does not wait for a rank that has failed.
+    All ranks stop together, whichever of them received the signal. Rank zero does not wait for a rank that has failed.
 
     Subclasses Checkpoint so that it runs last: what it saves includes what the other callbacks did in this step.
 
     Args:
-        checkpoint_path: of ``last.ckpt``, for a run that writes one.
+        checkpoint_path: path of ``last.ckpt``, for a run that writes one.
     """
 
-    # Seconds that this process gets to notice the end of another rank by itself. It nearly always does.
+    # Seconds for this process to notice by itself that another rank has ended. It nearly always does.
     grace_period = 10.0
 
     def __init__(self, checkpoint_path: Path | None = None) -> None:
@@ -77,11 +77,11 @@ class SignalHandler(Checkpoint):
         finish_step, self._signal = self._training and self._signal is None, number
         if not finish_step:
             for process in self._child_procs:
-                # In training its first signal would only be noted.
+                # In training the first signal would only be recorded.
                 process.kill() if self._training else process.send_signal(number)
             self._raise_if(self._signal)
         elif self._is_rank_zero:
-            _write_stderr("stopping after this step; again to stop at once")
+            _write_stderr("stopping after this step; a second signal stops at once")
 
     def _raise_if(self, number: int | None) -> None:
         if number:
@@ -95,7 +95,7 @@ class SignalHandler(Checkpoint):
             threading.Thread(target=self._watch_child_procs, daemon=True).start()
 
     def _watch_child_procs(self) -> None:
-        """End this process when a rank that it started has failed and it still waits for that rank."""
+        """End this process when it still waits for a rank that it started and that has failed."""
         while not any(codes := [process.poll() for process in self._child_procs]):
             if None not in codes or self._ended.wait(1):
                 return
@@ -104,7 +104,8 @@ class SignalHandler(Checkpoint):
         self._peer_died = True
         signal.raise_signal(signal.SIGINT)  # the main thread handles it as soon as it runs Python code again
         if not self._ended.wait(self.grace_period):
-            _write_stderr("error: another process of this run has ended; its own line says why")  # errors.PEER_DIED
+            # The text of cli.errors.PEER_DIED.
+            _write_stderr("error: another process of this run has ended; its own error line says why")
             for process in self._child_procs:
                 process.kill()
             os._exit(1)  # sys.exit would end this thread only
@@ -140,8 +141,8 @@ class SignalHandler(Checkpoint):
     def _sync_signal(self, trainer: pl.Trainer, wait: bool = False) -> int | None:
         """Return the signal that ends the run on all ranks.
 
-        Without ``wait`` that is what the ranks knew one step ago: the result of that exchange has arrived meanwhile, so
-        a step does not get slower.
+        Without ``wait`` that is the state of one step ago. The result of that exchange has arrived by now, so no step
+        waits for it.
         """
         if trainer.world_size == 1:
             return self._signal
@@ -164,5 +165,5 @@ class SignalHandler(Checkpoint):
 
 
 def _write_stderr(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # stderr is closed
         os.write(2, f"{line}\n".encode())  # print is not safe in a signal handler

@@ -1,4 +1,4 @@
-"""The command line: from overrides to a config and a run directory, from an error to one line and an exit code."""
+"""The command line: compose a config, choose a run directory, and turn an error into one line and an exit code."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@ from runs.checkpoint import find_checkpoint, load_checkpoint
 
 
 def build(cfg: DictConfig) -> tuple[Any, Any]:
-    """Return the datamodule and the LightningModule of a config, seeded; the module takes what the datamodule feeds."""
+    """Return the datamodule and the LightningModule of a config, seeded. The datamodule gives the net its shapes."""
     # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
 
@@ -34,7 +34,7 @@ def load_run(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
 
 
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
-    """Return the config in a checkpoint, with the data root of this machine when the stored one is not here."""
+    """Return the config in a checkpoint, with the data root of this machine where the stored one does not exist."""
     cfg = OmegaConf.create(checkpoint["config"])
     if "weights" in cfg.model:
         cfg.model.weights = None  # the initial weights; the trained ones are in the checkpoint
@@ -45,5 +45,5 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
 
 
 def _holds_data(root: Path) -> bool:
-    """Return whether data sets are there. Any other directory that a checkpoint names gets no download."""
+    """Return whether a directory holds data sets. Nothing is downloaded to another one that a checkpoint names."""
     return any(next(root.glob(pattern), None) for pattern in ("*.pt", "*MNIST*", "cifar*"))

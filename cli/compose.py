@@ -33,7 +33,7 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    # These make a directory, so they are called once for each config.
+    # These make a directory. The cache calls them once for each config.
     for name in ("new_or_resumed_run_dir", "new_or_resumed_sweep_dir"):
         OmegaConf.register_new_resolver(name, getattr(run_dir, name), use_cache=True, replace=True)
 
@@ -56,7 +56,7 @@ def data_root() -> str:
 
 
 def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:
-    """Return the overrides that change what a run measures; those of ``ignore`` and COSMETIC_KEYS do not."""
+    """Return the overrides that change what a run measures, without those of ``ignore`` and COSMETIC_KEYS."""
     cosmetic = rf"[+~]*({'|'.join(map(re.escape, (*COSMETIC_KEYS, *ignore)))})[.=]"
     return [override for override in overrides if not re.match(cosmetic, override)]
 
@@ -68,7 +68,7 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
         in_name += ("model", "data")
     settings = [override.lstrip("+").partition("=") for override in relevant_overrides(list(overrides), [])]
     shown = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if key not in in_name]
-    # A name and overrides from a checkpoint lead nowhere else.
+    # The name and the overrides may come from a checkpoint, and must not lead out of outputs/.
     parts = [part for part in str(name).split("/") if part.strip(" .")]
     title = [re.sub(r"[^-\w .,=+]", "_", part)[:120] for part in (*parts[:3], " ".join([*shown, f"seed={seed}"]))]
     return "/".join(part.encode()[:240].decode(errors="ignore") for part in title)  # a file name has 255 bytes

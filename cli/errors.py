@@ -1,6 +1,7 @@
-"""From an exception to one line that says what went wrong and what would be right."""
+"""Turn an exception into one line that says what went wrong and what would be right."""
 
 import difflib
+import pkgutil
 import re
 import sys
 import traceback
@@ -39,23 +40,41 @@ def format_error(error: BaseException) -> str:
         if not (inner := error.__cause__ or error.__context__):
             break
         error = inner
-    explanations = (_stopped, _no_package, _no_option, _no_setting, _no_override, _known_text)
-    return next(filter(None, (explain(error) for explain in explanations)), None) or _own_words(error)
+    explanations = (
+        *(_interrupted, _missing_package, _missing_target, _unknown_option, _unknown_setting, _malformed_override),
+        _known_error,
+    )
+    return next(filter(None, (explain(error) for explain in explanations)), None) or _message(error)
 
 
-def _stopped(error: BaseException) -> str | None:
+def _interrupted(error: BaseException) -> str | None:
     if not isinstance(error, KeyboardInterrupt):
         return None
     return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
 
 
-def _no_package(error: BaseException) -> str | None:
+def _missing_package(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"this needs the package {error.name}: pip install {error.name}"
     return None
 
 
-def _no_option(error: BaseException) -> str | None:
+def _missing_target(error: BaseException) -> str | None:
+    """Return which part of a ``_target_`` does not exist, with the nearest name."""
+    if not (match := re.match(r"Error loading '([\w.]+)\.(\w+)'", _text(error))):
+        return None
+    module, name = match.groups()
+    if module in sys.modules:
+        own = [key for key, value in vars(sys.modules[module]).items() if getattr(value, "__module__", "") == module]
+        return f"_target_={module}.{name}: {module} has no {name}{suggest_nearest(name, own)}"
+    package, _, name = module.rpartition(".")
+    if package in sys.modules and f"No module named '{module}'" in str(error):
+        names = [file.name for file in pkgutil.iter_modules(sys.modules[package].__path__)]
+        return f"_target_={match[1]}.{match[2]}: {package} has no {name}{suggest_nearest(name, names)}"
+    return None
+
+
+def _unknown_option(error: BaseException) -> str | None:
     if not (isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options):
         return None
     group, _, name = error.missing_cfg_file.rpartition("/")
@@ -64,7 +83,7 @@ def _no_option(error: BaseException) -> str | None:
     return f"there is no {group}={name}{suggest_nearest(name, error.options)}; there are {', '.join(error.options)}"
 
 
-def _no_setting(error: BaseException) -> str | None:
+def _unknown_setting(error: BaseException) -> str | None:
     if not (isinstance(error, (ConfigAttributeError, ConfigKeyError)) and isinstance(error.parent_node, DictConfig)):
         return None
     parent, _, key = str(error.full_key).rpartition(".")
@@ -72,12 +91,15 @@ def _no_setting(error: BaseException) -> str | None:
     alias, prefix = ALIASES.get(key, key), f"{parent}." if parent else ""
     close = suggest_nearest(key, keys, prefix) or suggest_nearest(alias, keys, prefix)
     close = close or _suggest_elsewhere(alias, str(error.full_key))
-    passes = "_target_" in error.parent_node and not close
-    more = f"; +{error.full_key}=… passes it anyway" if passes else ""
+    more = ""
+    if parent == "callbacks" and not close:
+        more = f"; +{error.full_key}._target_=… adds a callback"
+    elif "_target_" in error.parent_node and not close:
+        more = f"; +{error.full_key}=… passes it anyway"
     return f"there is no {error.full_key}{close}; {parent or 'the config'} has {', '.join(keys) or 'no settings'}{more}"
 
 
-def _no_override(error: BaseException) -> str | None:
+def _malformed_override(error: BaseException) -> str | None:
     if not isinstance(error, OverrideParseException) and "override must be a string or a list" not in str(error):
         return None
     odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
@@ -85,15 +107,15 @@ def _no_override(error: BaseException) -> str | None:
     return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{_suggest_meaning(override)}"
 
 
-def _known_text(error: BaseException) -> str | None:
-    """Return what is known about the text of an error, whatever its class."""
+def _known_error(error: BaseException) -> str | None:
+    """Return the meaning of an error whose text is known, whatever its class."""
     text = _text(error)
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     if foreign := re.match("Could not override '(.*?)'", text):
         return f"there is no {foreign[1]}; --help lists the settings"
     for part, meaning in KNOWN_ERRORS.items():
-        # A download that breaks off has Python's error number; what processes exchange has none.
+        # An interrupted download has Python's error number; a broken connection between ranks has none.
         download = meaning == PEER_DIED and "[Errno" in text
         if (part in text or part == type(error).__name__) and not download:
             return f"{meaning} ({text[:160]})"
@@ -102,22 +124,22 @@ def _known_text(error: BaseException) -> str | None:
     return None
 
 
-def _own_words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     text = _text(error)
     if isinstance(error, InstantiationException):
         return text
     clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
-    speaks = isinstance(error, clear) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
+    is_clear = isinstance(error, clear) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
     name = type(error).__name__
-    return f"{text if speaks or text == name else f'{name}: {text}'}{_location(error, speaks)}"
+    return f"{text if is_clear or text == name else f'{name}: {text}'}{_location(error, is_clear)}"
 
 
 def _text(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _location(error: BaseException, speaks: bool) -> str:
-    """Return the last line of the project that was reached, for an error that is not raised on purpose."""
+def _location(error: BaseException, is_clear: bool) -> str:
+    """Return the last line of this project in the traceback, for an error that was not raised on purpose."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if _is_ours(Path(frame.filename))]
     if not inside:
@@ -126,57 +148,56 @@ def _location(error: BaseException, speaks: bool) -> str:
     if last is frames[-1]:
         known = (last.line or "").startswith("raise") or isinstance(error, OSError)
     else:  # somewhere in a library
-        known = speaks and type(error) is not RuntimeError
+        known = is_clear and type(error) is not RuntimeError
     place = Path(last.filename).relative_to(PROJECT)
     return "" if known else f" ({place}, line {last.lineno}; HYDRA_FULL_ERROR=1 shows the traceback)"
 
 
 def _is_ours(file: Path) -> bool:
-    """Return whether a file is in a folder of the project; the commands themselves only pass errors on."""
+    """Return whether a file is in a package of the project. The commands at the top only pass errors on."""
     return PROJECT in file.parent.parents and "site-packages" not in file.parts
 
 
-PEER_DIED = "another process of this run has ended; its own line says why"
-# What libraries say -> what it means here.
+PEER_DIED = "another process of this run has ended; its own error line says why"
+# Part of a library's message, or the name of its exception -> the meaning here.
 KNOWN_ERRORS = {
     "onnection closed by peer": PEER_DIED,
     "onnection reset by peer": PEER_DIED,
     "DistNetworkError": PEER_DIED,
-    "No supported gpu backend found": "there is no GPU here that torch can use; trainer.accelerator=auto takes what is",
-    "the accelerator is not available": "this machine has no such trainer.accelerator; auto takes what there is",
+    "No supported gpu backend found": "there is no GPU here that torch can use; trainer.accelerator=auto needs none",
+    "the accelerator is not available": "this machine has no such trainer.accelerator; auto finds one",
     "MemoryError": "out of memory; a smaller data.batch_size needs less",
     "OutOfMemoryError": "out of memory; a smaller data.batch_size needs less",
     "can't allocate memory": "out of memory; a smaller data.batch_size needs less",
-    "DataLoader worker": "a process that reads images has died, perhaps for want of memory; try data.num_workers=0",
+    "DataLoader worker": "a worker process has died, perhaps because memory ran out; try data.num_workers=0",
 }
-# Hydra's launchers that are packages of their own.
+# Hydra's launchers that need a package of their own.
 LAUNCHERS = ("joblib", "submitit", "ray")
 
-
-# What others call a setting.
+# Other common names of settings.
 ALIASES = {"learning_rate": "lr", "wd": "weight_decay", "num_epochs": "max_epochs", "gpus": "devices"}
 ALIASES |= {"batch": "batch_size", "device": "accelerator"}
 
 
 def suggest_nearest(name: str, options: Sequence[str], prefix: str = "") -> str:
-    """`` (did you mean X?)``, or nothing when no option is close."""
+    """Return `` (did you mean X?)``, or nothing when no option is close."""
     lower = {option.lower(): option for option in options}
     match = difflib.get_close_matches(name.lower(), lower, n=1)
     return f" (did you mean {prefix}{lower[match[0]]}?)" if match else ""
 
 
 def _suggest_elsewhere(key: str, full_key: str) -> str:
-    """Suggest a setting of another part of the default config that has this name, or this as a part of its name."""
+    """Suggest a setting elsewhere in the default config whose name is ``key`` or contains it."""
     places: dict[str, str] = {}
     for setting in default_settings():
         places.setdefault(setting.rpartition(".")[2], setting)
-    # Three letters are a part of too many names.
+    # Three letters are part of too many names.
     match = key if key in places else next((name for name in places if len(key) > 3 and key in name), "")
     return f" (did you mean {places[match]}?)" if match and places[match] != full_key else ""
 
 
 def _suggest_meaning(word: str) -> str:
-    """Suggest an override for the name of a group, of an option or of a file alone."""
+    """Suggest an override for a word that is only the name of a group, an option or a file."""
     if any(argument.startswith("=") or argument.endswith("=") for argument in sys.argv):
         return "; there is no space on either side of ="
     if not sys.argv[0].endswith("train.py") and (path := Path(word)).exists():

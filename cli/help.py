@@ -1,4 +1,4 @@
-"""What ``--help`` and ``--cfg`` print beyond names and values: the descriptions and comments in conf/."""
+"""Add the descriptions and comments in conf/ to what Hydra prints for ``--help`` and ``--cfg``."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def list_options() -> str:
 
 
 def default_settings() -> list[str]:
-    """Return the settings of the default config, two names deep, such as ``optimizer.lr``, in their order."""
+    """Return the settings of the default config, two names deep, such as ``optimizer.lr``, in the files' order."""
     config = CONF / "config.yaml"
     defaults = [entry for entry in yaml.safe_load(config.read_text())["defaults"] if isinstance(entry, dict)]
     chosen = {group: option for entry in defaults for group, option in entry.items() if group in GROUPS and option}
@@ -44,9 +44,9 @@ def default_settings() -> list[str]:
 
 
 def with_bases(file: Path) -> Iterator[Path]:
-    """Yield the files that a yaml file is made from, by the names in its defaults list, the innermost first."""
+    """Yield the yaml files in the defaults list of a file, the innermost first, and then the file itself."""
     for entry in (yaml.safe_load(file.read_text()) or {}).get("defaults", []):
-        name = entry.partition("@")[0] if isinstance(entry, str) else ""  # group: option is a choice and no base
+        name = entry.partition("@")[0] if isinstance(entry, str) else ""  # group: option is a choice, not a base
         if name and name != "_self_":
             base = CONF / name[1:] if name.startswith("/") else (file.parent / name).resolve()
             yield from with_bases(base.with_name(f"{base.name}.yaml"))
@@ -54,10 +54,10 @@ def with_bases(file: Path) -> Iterator[Path]:
 
 
 def annotate_config(text: str, config_name: str, choices: dict[str, str | None]) -> str:
-    """Return a printed config with the comments of the files that it was made from.
+    """Return a printed config with the comments of the files that it was composed from.
 
     Args:
-        text: as Hydra prints it.
+        text: the config as Hydra prints it.
         config_name: the primary config in ``conf/``.
         choices: option of each group.
     """
@@ -65,9 +65,9 @@ def annotate_config(text: str, config_name: str, choices: dict[str, str | None])
     chosen = ((group, CONF / group / f"{choices.get(group)}.yaml") for group in GROUPS)
     for group, file in chosen:
         if file.is_file():
-            whole = file.read_text().startswith("# @package _global_")
-            own = _comments(file, "" if whole else f"{group}.")
-            # What an experiment says of a value comes on top of what the part says of it.
+            is_global = file.read_text().startswith("# @package _global_")
+            own = _comments(file, "" if is_global else f"{group}.")
+            # The comment of an experiment on a value takes precedence over that of the group's file.
             comments = {**own, **comments} if group not in ("experiment", "sweep", "debug") else {**comments, **own}
     lines = []
     for path, line in _paths(text):
@@ -98,7 +98,7 @@ def _own_comments(file: Path, prefix: str) -> Comments:
         if above or beside:
             found[prefix + path] = (above, beside)
         above = []
-    # The header of a file is about all of it, not about its first key.
+    # The header of a file describes the file, not its first key.
     first = next(iter(found), None)
     if first and found[first][0] and found[first][0][0] == text.splitlines()[0]:
         found[first] = ([], found[first][1])
@@ -106,7 +106,7 @@ def _own_comments(file: Path, prefix: str) -> Comments:
 
 
 def _paths(text: str) -> list[tuple[str, str]]:
-    """Return each line of a yaml file with the path of its key, such as ``data.batch_size``, or nothing."""
+    """Return each line of a yaml file with the path of its key, such as ``data.batch_size``, or an empty path."""
     result: list[tuple[str, str]] = []
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -123,7 +123,7 @@ def _paths(text: str) -> list[tuple[str, str]]:
 
 
 def prints_config(config_name: str) -> bool:
-    """Return whether a command is asked to print its config. The help of train.py lists the options instead."""
+    """Return whether the arguments ask for the config. The help of train.py lists the options instead."""
     return bool(({"--cfg", "-c"} | ({"--help", "-h"} if config_name != "config" else set())) & set(sys.argv))
 
 
@@ -132,7 +132,7 @@ def print_config(main: Callable[[], object], config_name: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         try:
             main()
-        except SystemExit as error:  # after its help, or because of an unknown option
+        except SystemExit as error:  # after --help, or for an unknown option
             if error.code:
                 raise
     overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]

@@ -5,13 +5,13 @@ from hydra.types import RunMode
 
 
 def task_overrides() -> list[str]:
-    """Return the overrides of this run, or of this job of a sweep, without those about the sweep as a whole."""
+    """Return the overrides of this run, or of this job of a sweep, without those of the sweep as a whole."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return [override for override in overrides if not override.startswith(("sweep=", "sweep_resume="))]
 
 
 def is_debug_run() -> bool:
-    """Return whether this run trains on a part of the data only, so that ``outputs/last`` must not point at it."""
+    """Return whether this run uses part of the data only. ``outputs/last`` must not point at it."""
     return bool({f"debug={name}" for name in ("fast", "limit", "overfit", "profile")} & set(task_overrides()))
 
 

@@ -1,13 +1,12 @@
-"""Run a command under Hydra: compose the config, choose the run directory, map errors to exit codes.
+"""Run a command under Hydra: compose the config, choose the run directory, and call the task.
 
-Imports nothing heavy: a mistake is answered before torch is loaded.
+Imports nothing heavy, so that an error is reported before torch is loaded.
 """
 
 import argparse
 import atexit
 import logging
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -22,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, run_dir
 from cli.compose import data_root, register_resolvers
-from cli.errors import PEER_DIED, format_error, print_error
+from cli.errors import format_error, print_error
+from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
@@ -60,7 +60,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         check_rank_variables(alone=config_name != "config")
         for directory in (Path.cwd(), PROJECT, Path(data_root())):
             check_path(directory)
-    except (ValueError, OSError) as error:  # nothing but this line depends on a rank yet
+    except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if not is_rank_zero():
@@ -104,18 +104,18 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     def run_job(cfg: DictConfig) -> object:
         os.environ["HYDRA_FULL_ERROR"] = str(int(show_traceback))  # for child processes
         logging.captureWarnings(True)  # into the run's log
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        output_dir = Path(HydraConfig.get().runtime.output_dir)
         if is_multirun():
             prefix_log_lines(HydraConfig.get().job.num)
         try:
             if missing := OmegaConf.missing_keys(cfg):
                 raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
             if config_name != "config":  # a command about a finished run
-                return task(cfg, folder)
-            return _train_job(task, cfg, folder)
+                return task(cfg, output_dir)
+            return _train_job(task, cfg, output_dir)
         except BaseException as error:
             if run_dir.is_recorded(error):  # and the other jobs of the sweep still run
-                result = run_dir.record_failure(folder, format_error(error))
+                result = run_dir.record_failure(output_dir, format_error(error))
                 if result["status"] == "pruned":
                     log.info(error)
                 else:
@@ -127,9 +127,9 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     _refuse_nested_launch(show_traceback)
-    # Processes that a launcher starts for jobs find the project too.
+    # Processes that a launcher starts for jobs must find the project too.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
         if prints_config(config_name):
             print_config(run_job, config_name)
@@ -145,79 +145,42 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
         run_dir.remove_empty_dirs()
 
 
-def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> object:
+def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path) -> object:
     """Check the config, lock the run directory and train; a job of a sweep resumes or returns its earlier result."""
     if cfg.sweep_resume and not is_multirun():
-        raise ValueError("sweep_resume goes on with a sweep: add -m and the overrides that the sweep was started with")
+        raise ValueError("sweep_resume resumes a sweep: add -m and the overrides that the sweep was started with")
     check_overrides(cfg)
-    with run_dir.lock_run_dir(folder, wait=is_multirun()):
+    with run_dir.lock_run_dir(output_dir, wait=is_multirun()):
         if not is_multirun():
-            run_dir.check_unused(folder, cfg.resume)
-            return task(cfg, folder)
-        if result := run_dir.load_result_or_resume(folder, cfg):
+            run_dir.check_unused(output_dir, cfg.resume)
+            return task(cfg, output_dir)
+        if result := run_dir.load_result_or_resume(output_dir, cfg):
             return result
-        with single_job_argv(folder, cfg.resume):
-            return task(cfg, folder)
+        with single_job_argv(output_dir, cfg.resume):
+            return task(cfg, output_dir)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:
     processes = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1
     if {"-m", "--multirun"} & set(sys.argv) and int(processes) > 1:
-        words = "a sweep starts the processes of its jobs itself, trainer.devices of them: leave torchrun and srun out"
-        exit_with_error(ValueError(words), show_traceback)
+        message = "a sweep starts the processes of its jobs itself (trainer.devices): run it without torchrun and srun"
+        exit_with_error(ValueError(message), show_traceback)
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats what goes to the terminal: control characters in it, from the files of a run or of data, do nothing."""
+    """Escapes control characters in terminal output, which may come from the files of a run or of the data."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
 
 
 def prefix_log_lines(number: int) -> None:
-    """Begin each line of a sweep's job with its number, because jobs may run side by side."""
+    """Begin each log line of a job with its number, because jobs of a sweep may run side by side."""
 
-    class Numbered(PrintableFormatter):
+    class NumberedFormatter(PrintableFormatter):
         def format(self, record: logging.LogRecord) -> str:
             return "\n".join(f"[{number}] {line}" for line in super().format(record).splitlines())
 
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
-            handler.setFormatter(Numbered())
-
-
-def resume_command() -> str:
-    """Return the command that goes on with the newest sweep."""
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_resume=")]
-    return shlex.join(["python", "train.py", *arguments, "sweep_resume=last"])
-
-
-def exit_with_error(error: BaseException, show_traceback: bool, command: str | None = None) -> NoReturn:
-    """Print what went wrong in one line and end the process with an exit code of the README's table."""
-    if isinstance(error, SystemExit):
-        raise error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only add a traceback to the line
-    if isinstance(error, BrokenPipeError) and _stdout_closed():
-        sys.exit(141)  # as other programs do: 128 and the number of SIGPIPE, which Windows does not have
-    together = (KeyboardInterrupt, FloatingPointError)
-    if not is_rank_zero():
-        distributed = sys.modules.get("torch.distributed")
-        lost = PEER_DIED in format_error(error) and distributed and distributed.is_initialized()
-        if isinstance(error, together) or hasattr(error, "status") or lost:  # rank zero says it
-            sys.exit(0)  # Lightning would kill rank zero for another exit code of this process
-    print_error(error, show_traceback)
-    if isinstance(error, KeyboardInterrupt) and SweepSummary.folder:
-        command = resume_command()
-    if command := command or getattr(error, "resume_command", None):
-        print(f"go on with: {command}", file=sys.stderr)
-    codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
-    sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
-
-
-def _stdout_closed() -> bool:
-    """Return whether the other end of a pipe is gone, as in ``python train.py --help | head -3``."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        return True
-    return False
+            handler.setFormatter(NumberedFormatter())

@@ -1,4 +1,4 @@
-"""Standard output and the logs: show characters that a terminal lacks, and notice what could not be written."""
+"""Standard output and the logs: escape characters that a terminal lacks, and detect lines that were not written."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ _incomplete: set[str] = set()  # outputs with lost lines
 
 
 def prepare_output() -> None:
-    """Escape characters that the encoding of the terminal lacks, and let no log lose lines unnoticed."""
+    """Escape characters that the encoding of the terminal lacks, and report logs that lose lines."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # ± becomes \xb1 where the terminal has ASCII only
@@ -18,7 +18,7 @@ def prepare_output() -> None:
 
 
 def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> None:
-    """Say once for each output that it lacks lines. A run goes on when nobody reads its output."""
+    """Report once for each output that it has lost lines. A run continues when its terminal or pipe is closed."""
     error = sys.exc_info()[1]
     if isinstance(handler, logging.FileHandler):
         name = handler.baseFilename

@@ -16,9 +16,10 @@ from omegaconf import read_write
 from cli import PROJECT
 from runs.format import check_positive_int
 
-# Read when torch is loaded. OpenMP's threads wait for each other in a busy loop, of 300,000 rounds by default, and the
-# thread that they wait for may not get a core meanwhile. One busy program beside a training on two cores made 200 steps
-# take 23 s instead of 0.8 s. With a third of the rounds they take 4 to 6 s, and on an idle machine as long as before.
+# Read when torch is loaded. OpenMP's threads wait for each other in a busy loop, of 300,000 rounds by default. The
+# thread that they wait for may not get a core in that time. One busy program beside a training on two cores made 200
+# steps take 23 s instead of 0.8 s. With a third of the rounds they take 4 to 6 s, and on an idle machine as long as
+# before.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
@@ -64,12 +65,12 @@ def _default_threads() -> int:
 def single_job_argv(folder: Path, resume: str | None) -> Iterator[None]:
     """Make ``sys.argv`` the command of one job of a sweep while it runs.
 
-    Lightning starts the other processes of a run with ``sys.argv``, which would be the whole sweep again. Afterwards
-    the process group is gone and the environment is free of what Lightning set for this job.
+    Lightning starts the other ranks of a run with ``sys.argv``, which would be the whole sweep again. Afterwards this
+    destroys the process group and removes the environment variables that Lightning set for the job.
     """
     arguments, environment = sys.argv, dict(os.environ)
-    go_on = [f"resume={resume}"] if resume else []
-    sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *go_on]
+    resume_override = [f"resume={resume}"] if resume else []
+    sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *resume_override]
     hydra_cfg: Any = HydraConfig.get()
     with read_write(hydra_cfg):
         hydra_cfg.run.dir = str(folder)

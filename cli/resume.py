@@ -1,4 +1,4 @@
-"""Resume a run: merge the config in its checkpoint with the overrides of the present command."""
+"""Resume a run: merge the config in its checkpoint with the overrides of the command line."""
 
 import contextlib
 import re
@@ -23,10 +23,11 @@ MUTABLE_DATA_KEYS = [
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
-    """Return the config of a resumed run: its own, with the present overrides on top.
+    """Return the config of a resumed run: the stored one, with the overrides of the command line on top.
 
     Args:
-        cfg: composed from the present overrides. Callbacks and the logger come from it, with the values typed before.
+        cfg: composed from the overrides of the command line. Callbacks and the logger come from it; the run's own
+            overrides of callbacks still apply.
         file: the checkpoint to resume from.
 
     Raises:
@@ -41,7 +42,9 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
         name = cfg.choices[group] if group in typed else stored["choices"][group]
         merged[group] = cfg[group] if cfg.choices[group] == name else compose_group(group, name)
     if "trainer" in typed:
-        merged.trainer = _trainer(merged.trainer, stored["choices"].get("trainer", "default"), cfg.choices.trainer)
+        merged.trainer = _switch_trainer(
+            merged.trainer, stored["choices"].get("trainer", "default"), cfg.choices.trainer
+        )
     for key, value in kept.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]):
             OmegaConf.update(merged, key, value, force_add=True)
@@ -51,12 +54,12 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     for override in overrides:
         key, value = override_key(override), override.partition("=")[2]
         of_checkpoint = key.partition(".")[0] in CHECKPOINT_GROUPS and "." in key
-        held = key == "seed" or (of_checkpoint and key not in MUTABLE_DATA_KEYS)
-        if held and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
-            raise ValueError(f"resume: {key} belongs to what the checkpoint holds and cannot be changed in the middle")
+        is_fixed = key == "seed" or (of_checkpoint and key not in MUTABLE_DATA_KEYS)
+        if is_fixed and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
+            raise ValueError(f"resume: {key} is fixed by the checkpoint and cannot be changed")
         if key in (*CHECKPOINT_GROUPS, "experiment"):
             if value != (was := str(stored["choices"].get(key) or "null")):
-                raise ValueError(f"resume: this run was made with {key}={was} and cannot go on with {key}={value}")
+                raise ValueError(f"resume: this run was made with {key}={was} and cannot resume with {key}={value}")
         elif key in ("trainer", "callbacks", "logger"):
             merged.choices[key] = value
         else:
@@ -68,7 +71,7 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
 
 
 def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) -> None:
-    """Raise ValueError where a resumed run has nothing left to train. One that was killed in its test may test."""
+    """Raise ValueError where a resumed run has nothing left to train, unless it was killed before its test ended."""
     from lightning.pytorch.callbacks import Timer
 
     stored, limits = checkpoint["config"]["trainer"], ("max_epochs", "max_steps", "max_time")
@@ -93,11 +96,11 @@ def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) ->
     if raised:
         after = f"after step {checkpoint['global_step']}"
         raise ValueError(
-            f"resume: the run in {run_dir} has nothing left to train {after}; {' '.join(raised)} would go on"
+            f"resume: the run in {run_dir} has nothing left to train {after}; {' '.join(raised)} would continue it"
         )
 
 
-def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
+def _switch_trainer(own: DictConfig, was: str, now: str) -> DictConfig:
     """Return a run's trainer settings with another option of ``trainer=``.
 
     Settings of its experiment and of its overrides stay, except for what differs between the option and the default.
@@ -107,15 +110,15 @@ def _trainer(own: DictConfig, was: str, now: str) -> DictConfig:
     kept = {
         key: value for key, value in own.items() if value != before.get(key) and key not in ("devices", "num_nodes")
     }
-    says = {key: value for key, value in after.items() if value != default.get(key)}
-    return OmegaConf.create({**after, **kept, **says})
+    changed = {key: value for key, value in after.items() if value != default.get(key)}
+    return OmegaConf.create({**after, **kept, **changed})
 
 
 def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the values of those keys that are numbers, words or the names of metrics.
+    """Return the values of those keys that are numbers, words or names of metrics.
 
-    Names of keys begin with a letter, so none of them is an instruction to Hydra such as ``_target_``; a value with a
-    path in it is not taken from a checkpoint. A callback as a whole can only be switched off.
+    The keys begin with a letter, so none of them is an instruction to Hydra such as ``_target_``. A value that could
+    be a path is not taken from a checkpoint. A callback as a whole can only be switched off.
     """
     values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", key)}
     return {key: value for key, value in values.items() if value is None or (key.count(".") > 1 and _is_plain(value))}
@@ -128,17 +131,17 @@ def _is_plain(value: Any) -> bool:
 
 
 def compose_group(group: str, name: str | None) -> DictConfig:
-    """Return one option of a group as conf/ has it now.
+    """Return the present config of one option of a group.
 
     Raises:
-        ValueError: conf/ has no such option. A name may come from a checkpoint: a path, a list of options or an
-            interpolation would be composed as readily, from any file on this machine.
+        ValueError: conf/ has no such option. The name may come from a checkpoint, and Hydra would compose a path, a
+            list of options or an interpolation too, from any file on this machine.
     """
     if name not in [file.stem for file in (CONF / group).glob("*.yaml")]:
         raise ValueError(
             f"resume: this run was made with {group}={str(name)[:80]!r}, and conf/{group} has no such file"
         )
-    # On the command line Hydra is at work already and must not be started again.
+    # On the command line Hydra is initialized already.
     running = GlobalHydra.instance().is_initialized()
     with contextlib.nullcontext() if running else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", [f"{group}={name}"])[group]

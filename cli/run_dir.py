@@ -1,7 +1,7 @@
-"""Run and sweep directories: make them, lock them, go on in them, and remove them where nothing has begun.
+"""Run and sweep directories: make, lock and resume them, and remove those in which no run has begun.
 
-Only what this process has made may be removed by it: a mistake costs nobody a file, and a process that is refused
-leaves the running one alone.
+A process removes only what it has made itself. A mistyped command therefore deletes no file, and a process that is
+refused does not disturb the one that is running.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from sweeps.jobs import JOB_DIR
 
 log = logging.getLogger(__name__)
 
-_made: list[Path] = []  # directories that this process has made, the innermost first
-_before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
-# What the sweepers write before the first job.
+_made_dirs: list[Path] = []  # directories that this process has made, the innermost first
+_names_before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
+# Files that the sweepers write before the first job.
 SWEEP_FILES = {"multirun.yaml", ".study.lock"}
 
 
@@ -37,7 +37,7 @@ class SharedJobDir(ValueError):
 
 
 class RecordDirs(Callback):
-    """Makes the directory of a run or of a sweep in place of Hydra, to know what of it this process has made."""
+    """Makes the directory of a run or a sweep before Hydra does, to record which directories this process has made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in the name; Hydra does it after this
@@ -47,19 +47,19 @@ class RecordDirs(Callback):
         self._make(config, "hydra.sweep.dir")
 
     def _make(self, config: DictConfig, key: str) -> None:
-        # What is wrong is raised again, where Hydra makes the directory: of a callback it would only warn.
+        # Hydra raises these errors again when it makes the directory itself. From a callback it would only log them.
         with contextlib.suppress(OmegaConfBaseException, OSError):
-            _use(make_dirs(folder := Path(str(OmegaConf.select(config, key)))), folder)
+            _track(make_dirs(folder := Path(str(OmegaConf.select(config, key)))), folder)
 
 
-def _use(made: list[Path], folder: Path) -> None:
-    _made[:0] = [path.absolute() for path in made]
-    _before.setdefault(os.path.abspath(folder), set(os.listdir(folder)))
+def _track(made: list[Path], folder: Path) -> None:
+    _made_dirs[:0] = [path.absolute() for path in made]
+    _names_before.setdefault(os.path.abspath(folder), set(os.listdir(folder)))
 
 
 def _make_unique(name: str) -> str:
     made = make_unique_dir(name)
-    _use(made, made[0])
+    _track(made, made[0])
     return str(made[0])
 
 
@@ -83,15 +83,15 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
 
 
 def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
-    """Make the directory of a job and return its name.
+    """Make the directory of a job and return its name, such as ``3-1f0c9a2b``.
 
-    ``3-1f0c9a2b`` is the number of a job and a hash of its config, so that the same job finds its directory.
+    That is the number of the job and a hash of its config, by which a resumed sweep finds the directory.
     """
     keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume")]
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
     name = next((path.name for path in Path(sweep_dir).glob(f"*-{digest}")), f"{number}-{digest}")
-    _use(make_dirs(folder := Path(sweep_dir, name)), folder)
+    _track(make_dirs(folder := Path(sweep_dir, name)), folder)
     if not is_within(folder, Path(sweep_dir)):
         raise ValueError(f"{folder} is refused: it is a link to {os.readlink(folder)}, outside of the sweep")
     check_folder(folder)
@@ -102,8 +102,8 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
 def lock_run_dir(folder: Path, wait: bool) -> Iterator[None]:
     """Keep other processes from training in the same directory.
 
-    The lock file stays: a process that waits for it has it open. It is removed with a directory in which nothing has
-    begun, by the process that holds it and has made it.
+    The lock file stays, because a process that waits for it has it open. It is removed only with a directory in which
+    no run has begun, by the process that holds the lock and has made the directory.
 
     Raises:
         ValueError: another process is training there, and this one does not wait.
@@ -141,13 +141,13 @@ def check_unused(folder: Path, resume: str | None) -> None:
 
 
 def is_recorded(error: BaseException) -> bool:
-    """Return whether an error ends one job of a sweep, whose result.json says why, and not the sweep."""
+    """Return whether an error ends one job of a sweep, not the sweep. The job's result.json then has the reason."""
     ends_job = isinstance(error, Exception) and not isinstance(error, SharedJobDir)
     return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128
 
 
 def load_result_or_resume(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
-    """Return the result of a sweep's job that ended before; let one that was interrupted resume.
+    """Return the result of a job that an earlier command finished; let an interrupted job resume.
 
     Raises:
         SharedJobDir: ``hydra.sweep.subdir`` names the same directory for another job.
@@ -169,20 +169,20 @@ def load_result_or_resume(folder: Path, cfg: DictConfig) -> dict[str, Any] | Non
 
 
 def _new_names(folder: Path) -> set[str]:
-    """Return what has come into a directory since this process began to use it."""
+    """Return the names that were added to a directory since this process began to use it."""
     names = set(os.listdir(folder)) if folder.is_dir() else set()
-    return names - _before.get(os.path.abspath(folder), names)
+    return names - _names_before.get(os.path.abspath(folder), names)
 
 
 def _remove_files(folder: Path, names: set[str]) -> None:
-    """Remove the new ones of these files from a directory, unless there is anything else that is new."""
+    """Remove those of these files that are new in a directory, unless anything else in it is new."""
     if (new := _new_names(folder)) <= names:
         for name in new:
             (folder / name).unlink()
 
 
 def remove_sweep_files(folder: Path) -> None:
-    """Remove what the sweepers write before the first job, where no job has begun and no other process searches."""
+    """Remove the files of the sweepers from a sweep in which no job has begun and no other process searches."""
     from filelock import FileLock, Timeout
 
     if (new := _new_names(folder)) and new <= SWEEP_FILES:
@@ -191,14 +191,14 @@ def remove_sweep_files(folder: Path) -> None:
 
 
 def remove_empty_dirs() -> None:
-    """Remove the directories that this process has made and in which nothing is."""
-    for path in _made:
-        with contextlib.suppress(OSError):  # something is in it, or it has gone
+    """Remove the empty directories among those that this process has made."""
+    for path in _made_dirs:
+        with contextlib.suppress(OSError):  # it is not empty, or another process has removed it
             path.rmdir()
 
 
 def record_failure(folder: Path, reason: str) -> dict[str, Any]:
-    """Write why a job of a sweep failed into its result.json; a job that never started gets one."""
+    """Write why a job of a sweep failed into its result.json, which is created for a job that never started."""
     overrides = task_overrides()
     result: dict[str, Any] = {"command": train_command(overrides), "overrides": overrides}
     result |= {"status": "failed", "metrics": {}}

@@ -14,11 +14,11 @@ from runs.format import check_positive_int
 
 @functools.cache
 def _default_config(groups: tuple[str, ...]) -> DictConfig:
-    """Return the config of these choices with no value changed. The jobs of a sweep ask for the same one repeatedly."""
+    """Return the config of these choices with no value overridden. Cached, because jobs of a sweep share it."""
     return hydra.compose("config", list(groups))
 
 
-# Checked before torch is loaded. The parts that take these settings check them again, later.
+# Checked here before torch is loaded, and again by the classes that take these settings.
 MAY_BE_NEGATIVE = ("model.net.weight", "model.net.bias", "data.scale")
 POSITIVE_INTS: tuple[str, ...] = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads")
 POSITIVE_INTS += ("trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
@@ -43,7 +43,7 @@ LIGHTNING_CHECKS = ("trainer.devices",)  # numbers or words
 
 
 def check_overrides(cfg: DictConfig) -> None:
-    """Raise ValueError for a typed value that is out of range or of another kind than the one in conf/."""
+    """Raise ValueError for an override that is out of range or of another type than the value in conf/."""
     for group in ("model", "data", "optimizer", "trainer"):
         if cfg.get(group) is None:
             raise ValueError(f"{group} cannot be left out")
@@ -69,20 +69,20 @@ def check_overrides(cfg: DictConfig) -> None:
 
 
 def _expected(key: str, value: Any, default: Any) -> str | None:
-    """Return what a value must be to stand in for the default, or None if it is."""
-    if value is None or default is None:  # checked by the part that takes it
+    """Return what a value must be to replace the default, or None if it is valid."""
+    if value is None or default is None:  # checked by the class that takes it
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (int, float)):
-        whole = isinstance(default, int)
-        kind = "a whole number" if whole else "a number"
-        right = number and math.isfinite(value) and (isinstance(value, int) or not whole)
+        is_int = isinstance(default, int)
+        expected = "a whole number" if is_int else "a number"
+        valid = number and math.isfinite(value) and (isinstance(value, int) or not is_int)
         if default >= 0 and key not in MAY_BE_NEGATIVE:
-            kind, right = f"{kind} of at least 0", right and value >= 0
-        return None if right else kind
+            expected, valid = f"{expected} of at least 0", valid and value >= 0
+        return None if valid else expected
     if isinstance(default, str):
-        return None if (isinstance(value, str) and value) or number else "a word"
-    kinds = {DictConfig: "settings by name", ListConfig: "a list"}
+        return None if (isinstance(value, str) and value) or number else "a string"
+    kinds = {DictConfig: "a mapping", ListConfig: "a list"}
     return next((words for kind, words in kinds.items() if isinstance(default, kind) > isinstance(value, kind)), None)

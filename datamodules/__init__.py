@@ -1,4 +1,4 @@
-"""LightningDataModules. Each has the ``shape`` of its inputs, ``num_classes`` and ``class_names``."""
+"""LightningDataModules. Each has the ``shape`` of an input, ``num_classes`` and ``class_names``."""
 
 from datamodules.batch_loader import BatchLoader
 from datamodules.csv_table import CSVTable

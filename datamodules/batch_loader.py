@@ -1,4 +1,4 @@
-"""A loader that cuts whole batches from one tensor: no worker process, no Python code per example."""
+"""A loader that slices whole batches from one tensor, without worker processes or Python code per example."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ Augment = Callable[[Tensor, torch.Generator, int, Tensor], Tensor]  # inputs, ge
 
 
 class BatchLoader:
-    """Yield ``(normalize(inputs[i]), targets[i])`` for each batch of indices ``i``.
+    """Yields ``(normalize(inputs[i]), targets[i])`` for each batch of indices ``i``.
 
-    Lightning accepts it as a DataLoader: it has a length, a position to save (``state_dict``) and a ``sampler`` with
-    ``set_epoch``. The order is a function of (seed, epoch), so a resumed run sees the batches it would have seen.
+    Lightning accepts it as a DataLoader: it has a length, a ``state_dict`` with its position, and a ``sampler`` with
+    ``set_epoch``. The order is a function of (seed, epoch), so a resumed run gets the batches that it would have got.
 
     Args:
-        inputs: ``(N, ...)``, on the device that trains.
+        inputs: ``(N, ...)``, on the device of the training.
         targets: ``(N, ...)``, on the same device.
         indices: the examples to serve, int64 ``(M,)``.
         batch_size: examples per step and process. The last batch holds the remainder.
@@ -26,7 +26,7 @@ class BatchLoader:
         augment: applied before ``normalize``, with a generator seeded by (seed, epoch, batch), the epoch, and the
             indices of the examples.
         seed: shuffles the indices anew in every epoch; None keeps their order.
-        rank: this process. Each process takes its part of a global batch of ``batch_size * world_size`` examples.
+        rank: rank of this process. Each takes its part of a global batch of ``batch_size * world_size`` examples.
         world_size: number of processes.
     """
 
@@ -52,7 +52,7 @@ class BatchLoader:
         return math.ceil(len(self.indices) / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator function, because Lightning calls iter() before set_epoch(): the work starts at the first next().
+        # A generator function, so that the work starts at the first next(): Lightning calls iter() before set_epoch().
         order = self._order()
         epoch, start = self._position
         if epoch != self.epoch or start == len(self):

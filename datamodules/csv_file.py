@@ -1,4 +1,4 @@
-"""A CSV file as a table of named columns. Errors name the line and the column."""
+"""A CSV file as a table of named columns. Errors give the line and the column."""
 
 import csv
 import difflib
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.names import check_names
-from runs.format import printable
+from runs.format import pluralize, printable
 
 _BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
@@ -61,12 +61,11 @@ class CSVFile:
             raise ValueError(f"{self.path} has no rows, only one line, which names the columns")
         for number, cells in zip(self.lines, self.rows, strict=True):
             if len(cells) != len(self.header):
-                raise ValueError(
-                    f"{self.path}, line {number}: {_count(len(cells), 'cell')} for {_count(len(self.header), 'column')}"
-                )
+                found, expected = pluralize(len(cells), "cell"), pluralize(len(self.header), "column")
+                raise ValueError(f"{self.path}, line {number}: {found} for {expected}")
 
     def column(self, name: str) -> list[str]:
-        """Return the cells of a column. Raise ValueError if there is none of that name."""
+        """Return the cells of a column. Raise ValueError if there is no such column."""
         if not name or name not in self.header:
             if all(map(is_number, self.header)):
                 raise ValueError(f"{self.path} has no header: its first line has to name the columns")
@@ -77,14 +76,14 @@ class CSVFile:
         return [cells[place] for cells in self.rows]
 
     def numbers(self, name: str) -> np.ndarray:
-        """Return a column as float64 ``(rows,)``; nan for a cell that is not a number."""
+        """Return a column as float64 ``(rows,)``, with nan for a cell that is not a number."""
         if name not in self._numbers:
             cells = self.column(name)
             self._numbers[name] = np.array([float(cell) if is_number(cell) else math.nan for cell in cells])
         return self._numbers[name]
 
     def check_numbers(self, name: str, hint: str = "") -> None:
-        """Raise ValueError, ending in the hint, for the first cell of a column that is not a number."""
+        """Raise ValueError, with the hint at its end, for the first cell of a column that is not a number."""
         wrong = np.flatnonzero(np.isnan(self.numbers(name)))
         if len(wrong):
             cell = self.column(name)[wrong[0]]
@@ -97,7 +96,7 @@ class CSVFile:
         return np.stack([self.numbers(name) for name in names], 1)
 
     def lines_of_text(self) -> list[str]:
-        """Return the rows as they stand in the file."""
+        """Return each row as one line of text."""
         return [printable(",".join(cells)) for cells in self.rows]
 
     def error(self, row: int, name: str, what: str) -> ValueError:
@@ -105,12 +104,8 @@ class CSVFile:
         return ValueError(f"{self.path}, line {self.lines[row]}, column {name}: {what}")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 def is_number(cell: str) -> bool:
-    """Return whether a cell is a number that float32 can hold. Python reads ``1_0`` as 10; here it is text."""
+    """Return whether a cell is a number that float32 can hold. ``1_0``, which Python reads as 10, is text here."""
     try:
         return abs(float(cell)) < 3.4e38 and "_" not in cell
     except ValueError:
@@ -118,5 +113,5 @@ def is_number(cell: str) -> bool:
 
 
 def in_one_line(cell: str) -> str:
-    """Return a cell stripped, with a blank for each line break in it: spreadsheets have them in long names."""
+    """Strip a cell, and replace its line breaks with blanks. Spreadsheets write them into long column names."""
     return _BREAKS.sub(" ", cell.strip())

@@ -23,18 +23,19 @@ class CSVTable(InMemoryDataModule):
     """Rows of a CSV file whose first line names the columns.
 
     Inputs are the numbers in the file, float32 ``(N, columns)``; :meth:`normalize` standardizes them. A target of text
-    is a class, int64 ``(N,)``. A target of numbers is float32 ``(N, 1)``, also standardized: a mean squared error of 1
-    is that of always predicting the mean. All means and standard deviations are those of the training rows.
+    is a class, int64 ``(N,)``. A target of numbers is float32 ``(N, 1)``, also standardized: always
+    predicting the mean then has a mean squared error of 1. Means and standard deviations are those of the training
+    rows.
 
     Args:
         path: the file.
         target: the column to predict.
         columns: the input columns; None takes all others that hold numbers, except columns without a name.
         classes: whether numbers in the target are classes.
-        standardize: False uses all numbers as they are.
+        standardize: False leaves all numbers unchanged.
         test_path: a file with the same columns to test on; None holds out ``test_size``.
-        val_size: share of the training rows held out by a fixed permutation, below 1.
-        test_size: share of all rows held out by a fixed permutation, below 1.
+        val_size: fraction of the training rows to hold out by a fixed permutation, below 1.
+        test_size: fraction of all rows to hold out by a fixed permutation, below 1.
         fitted_state: the state that :meth:`fitted_config` returned when the run began; None reads the file.
         **loading: see :class:`InMemoryDataModule`.
 
@@ -74,7 +75,7 @@ class CSVTable(InMemoryDataModule):
         return resolved | {"fitted_state": self.fitted_state}
 
     def _set_fitted_state(self, **state: Any) -> None:
-        # Plain values, for checkpoints: Hydra passes its own kind of list.
+        # Plain values for checkpoints; Hydra passes lists of its own class.
         self.fitted_state |= {
             name: value if isinstance(value, (str, float)) else list(value) for name, value in state.items()
         }
@@ -94,7 +95,7 @@ class CSVTable(InMemoryDataModule):
         if not self.fitted_state:
             self._set_fitted_state(columns=self._input_columns(table), class_names=self._target_classes(table), md5=md5)
         elif self.fitted_state["md5"] != md5:
-            raise ValueError(f"{self.path} has changed since the run began, so its held-out rows are not known")
+            raise ValueError(f"{self.path} has changed since the run began, so the rows that it held out are unknown")
         inputs, targets = self._examples(table)
         generator = torch.Generator().manual_seed(0)  # not the run's seed: runs are compared on the same rows
         if test:
@@ -124,8 +125,8 @@ class CSVTable(InMemoryDataModule):
         table.column(self.target)
         if self.columns is not None:
             if self.target in self.columns or not self.columns:
-                what = f"has the target {self.target} in it" if self.columns else "is empty"
-                raise ValueError(f"data.columns {what}; it names the columns to learn from")
+                problem = f"contains the target {self.target}" if self.columns else "is empty"
+                raise ValueError(f"data.columns {problem}; it lists the input columns")
             return self.columns
         others = [name for name in table.header if name and name != self.target]
         columns = [name for name in others if not np.isnan(table.numbers(name)).all()]
@@ -139,16 +140,18 @@ class CSVTable(InMemoryDataModule):
         return columns
 
     def _target_classes(self, table: CSVFile) -> Sequence[str]:
-        """Return the sorted classes of the target; none if it is a number."""
+        """Return the sorted classes of the target, or none if it is a number."""
         cells = table.column(self.target)
         if not self.classes and any(map(is_number, cells)):
-            table.check_numbers(self.target, "; data.classes=true takes what is in the column for classes")
+            table.check_numbers(self.target, "; data.classes=true reads the column as classes")
             return []
         if "" in cells:
             raise table.error(cells.index(""), self.target, "the cell is empty")
         names = sorted(set(cells), key=lambda cell: (float(cell) if is_number(cell) else math.inf, cell))
         if len(names) < 2:
-            raise ValueError(f"{self.path}, column {self.target}: all rows are {names[0]!r}, nothing can be learned")
+            raise ValueError(
+                f"{self.path}, column {self.target}: all rows are {names[0]!r}, so there is nothing to learn"
+            )
         check_names(names, self.path)
         return names
 
@@ -160,9 +163,9 @@ class CSVTable(InMemoryDataModule):
             table.check_numbers(self.target)
             return inputs, torch.from_numpy(table.numbers(self.target))[:, None]
         label = {name: number for number, name in enumerate(self.class_names)}
-        if strange := [row for row, cell in enumerate(cells) if cell not in label]:
-            what = f"{cells[strange[0]]!r} is none of the classes {', '.join(self.class_names[:10])}"
-            raise table.error(strange[0], self.target, what)
+        if unknown := [row for row, cell in enumerate(cells) if cell not in label]:
+            what = f"{cells[unknown[0]]!r} is not one of the classes {', '.join(self.class_names[:10])}"
+            raise table.error(unknown[0], self.target, what)
         return inputs, torch.tensor([label[cell] for cell in cells])
 
     def _statistics(self, inputs: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -177,7 +180,7 @@ class CSVTable(InMemoryDataModule):
         return {"mean": means[:size], "std": stds[:size], **target_statistics}
 
     def _to_stored(self, inputs: Tensor, targets: Tensor) -> Batch:
-        """Return float32 inputs and, if it is numeric, the standardized target."""
+        """Return float32 inputs and the targets, standardized if they are numbers."""
         if self.class_names:
             return inputs.float(), targets
         return inputs.float(), ((targets - self.fitted_state["target_mean"]) / self.fitted_state["target_std"]).float()
@@ -188,7 +191,7 @@ class CSVTable(InMemoryDataModule):
         return inputs.sub(mean).div_(std)
 
     def denormalize_targets(self, predictions: Tensor) -> Tensor:
-        """Turn predictions into the unit of the target; logits of classes stay as they are."""
+        """Return predictions in the unit of the target. Logits of classes stay unchanged."""
         if self.class_names:
             return predictions
         return predictions * self.fitted_state["target_std"] + self.fitted_state["target_mean"]

@@ -1,27 +1,21 @@
-"""Your own images: one folder for each class, read by worker processes when they are needed."""
+"""Your own images: one directory for each class, read by worker processes when they are needed."""
 
-import ctypes
-import functools
 import hashlib
 import logging
 import os
-import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch_loader import Batch, BatchLoader
-from datamodules.image_files import IMG_EXTENSIONS, load_image
+from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
+from datamodules.image_files import IMG_EXTENSIONS
 from datamodules.images import ImageDataModule
 from datamodules.in_memory import check_fractions
 from datamodules.names import check_names
-from runs.format import printable
 
 log = logging.getLogger(__name__)
 
@@ -29,22 +23,22 @@ log = logging.getLogger(__name__)
 class ImageFolder(ImageDataModule):
     """Images in ``root/train/CLASS``, ``root/val/CLASS`` and ``root/test/CLASS``, or all in ``root/CLASS``.
 
-    A split without a folder is held out of the others. A hash of the file's name within its class decides, so no file
-    changes its split when others are added, removed or renamed. A file that is not an image is logged and skipped.
+    A split without a directory is held out of the others. A hash of each file's name within its class decides, so no
+    file changes its split when others are added, removed or renamed. A file that is not an image is logged and skipped.
 
     Args:
-        root: the folder.
+        root: the directory.
         image: ``(C, H, W)`` that every image is scaled to, keeping its proportions, with black around it.
         num_workers: processes that read images; 0 reads in this one.
-        val_size: share of the training images held out, below 1, on average.
-        test_size: share of all images held out, below 1, on average.
+        val_size: fraction of the training images to hold out, on average, below 1.
+        test_size: fraction of all images to hold out, on average, below 1.
         fitted_state: the state that :meth:`fitted_config` returned when the run began: ``class_names``, and in
             ``digests`` a digest of the files of each split. Without ``digests`` the splits come from a permutation of
-            the sorted files, as in runs that were made before splits went by name. None reads the folder.
+            the sorted files, as in runs from before splits went by name. None reads the directory.
         **images: see :class:`ImageDataModule`.
 
     Raises:
-        FileNotFoundError, ValueError: there are no such folders, or too few images.
+        FileNotFoundError, ValueError: there are no such directories, or too few images.
     """
 
     root: Path
@@ -73,11 +67,11 @@ class ImageFolder(ImageDataModule):
     def _classes(self) -> list[str]:
         training = self.root / "train" if (self.root / "train").is_dir() else self.root
         if not training.is_dir():
-            raise FileNotFoundError(f"data.root={self.root}: there is no such folder")
+            raise FileNotFoundError(f"data.root={self.root}: there is no such directory")
         names = sorted(folder.name for folder in training.iterdir() if any(_images_in(folder)))
         if len(names) < 2:
             raise FileNotFoundError(
-                f"data.root={self.root} holds no folders of images, one for each of two or more classes"
+                f"data.root={self.root} holds no directories of images, one for each of two or more classes"
             )
         check_names(names, training)
         return names
@@ -100,7 +94,7 @@ class ImageFolder(ImageDataModule):
             return
         has_train, has_val, has_test = ((self.root / name).is_dir() for name in ("train", "val", "test"))
         if has_val and self.folds:
-            raise ValueError(f"data.folds={self.folds} and the folder {self.root / 'val'} exclude each other")
+            raise ValueError(f"data.folds={self.folds} and the directory {self.root / 'val'} exclude each other")
         base = self.root / "train" if has_train else self.root
         files, labels = self._files(base)
         if self._permuted:
@@ -133,8 +127,8 @@ class ImageFolder(ImageDataModule):
             held_out = _below(numbers[:, 0], self.test_fraction)
             test, rest = rest[held_out], rest[~held_out]
         if hold_out_val:
-            share, second = self.val_fraction, numbers[rest, 1]
-            held_out = _below(second, share) if self.folds is None else (second * self.folds).long() == self.fold
+            fraction, second = self.val_fraction, numbers[rest, 1]
+            held_out = _below(second, fraction) if self.folds is None else (second * self.folds).long() == self.fold
             if self.folds and not held_out.any():
                 raise ValueError(
                     f"data.folds={self.folds}: no image is in fold {self.fold}, there are only {len(rest)}"
@@ -145,7 +139,7 @@ class ImageFolder(ImageDataModule):
     def _split_by_permutation(
         self, size: int, shuffled: bool, hold_out_val: bool, hold_out_test: bool
     ) -> tuple[Tensor, ...]:
-        """Return the same for a run that was made when the position in the sorted list of files decided."""
+        """Return the same for a run from before splits went by name: by position in the sorted list of files."""
         generator = torch.Generator().manual_seed(0)
         rest = torch.randperm(size, generator=generator) if shuffled else torch.arange(size)
         test, val = torch.arange(0), torch.arange(0)
@@ -161,7 +155,7 @@ class ImageFolder(ImageDataModule):
         self._changed = {split for split in splits if self._digests[split] != digests[split]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raise ValueError also if the run could train on, or be selected by, images that it held out."""
+        """Also raise ValueError if the run could train on, or be selected by, images that it held out."""
         if changed := {"train", "val"} & self._changed:
             raise ValueError(
                 f"resume: images in {self.root} ({', '.join(sorted(changed))}) were added, removed, renamed or "
@@ -171,7 +165,7 @@ class ImageFolder(ImageDataModule):
 
     def _eval_dataloader(self, split: str, replicate: bool = False) -> BatchLoader | list[Batch]:
         if split in self._changed:
-            self._changed.remove(split)  # warn once
+            self._changed.remove(split)  # warn only once
             log.warning(
                 "the %s images in %s are not those of the run: some were added, removed, renamed or overwritten since",
                 split,
@@ -198,13 +192,13 @@ class ImageFolder(ImageDataModule):
 
 
 def _hash(name: Path) -> tuple[float, float]:
-    """Return two numbers, uniform in [0, 1), that depend on a name only."""
+    """Return two numbers, uniform in [0, 1), that depend only on the name."""
     digest = hashlib.blake2b(os.fsencode(name.as_posix()), digest_size=16).digest()
     return int.from_bytes(digest[:6], "big") / 2**48, int.from_bytes(digest[6:12], "big") / 2**48
 
 
 def _below(numbers: Tensor, fraction: float) -> Tensor:
-    """Return which numbers are below a fraction, bool ``(N,)``; at least one if the fraction of them is half of one."""
+    """Return which numbers are below a fraction, bool ``(N,)``: at least one where the fraction of N rounds to one."""
     below = numbers < fraction
     return below if below.any() or round(fraction * len(numbers)) < 1 else numbers == numbers.min()
 
@@ -224,100 +218,3 @@ def _size(file: Path) -> int:
 
 def _images_in(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-
-
-class ImageFileDataset(Dataset[Any]):
-    """Image files as uint8 ``shape``, read one batch at a time."""
-
-    def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, ...]) -> None:
-        self.files, self.labels, self.shape = files, labels, shape
-
-    def __getitems__(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-        """Return indices ``(B,)``, images ``(B, C, H, W)``, labels ``(B,)``, and the indices of unreadable files.
-
-        These are arrays because a worker sends tensors through /dev/shm, which has 64 MB in a Docker container: a
-        larger batch hangs the run. Arrays go through a pipe.
-        """
-        pictures = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
-        whole: list[int] = []
-        broken: list[int] = []
-        for index in indices:
-            try:
-                pictures[len(whole)], _ = load_image(self.files[index], self.shape, False, False)
-                whole.append(index)
-            except ValueError:
-                broken.append(index)
-        labels = self.labels[whole]
-        return np.array(whole, np.int64), pictures[: len(whole)].numpy(), labels.numpy(), broken
-
-
-def _keep_batch(batch: Any) -> Any:
-    return batch
-
-
-def _init_worker(_: int, parent: int) -> None:
-    """Leave the process group of the run, so that only the run answers Ctrl-C, and end when the run is killed."""
-    if hasattr(os, "setpgid"):  # not on Windows
-        os.setpgid(0, 0)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # sys/prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # the run was killed before this call
-            os._exit(1)
-
-
-class ImageFileLoader(BatchLoader):
-    """A :class:`BatchLoader` over image files, which a DataLoader reads.
-
-    A batch of unreadable files is served empty, so that all processes of a run have the same number of batches.
-
-    Args:
-        dataset: the files.
-        indices: those to serve, int64 ``(M,)``.
-        batch_size: see :class:`BatchLoader`.
-        num_workers: processes that read; they persist from epoch to epoch.
-        device: where images go, as uint8.
-        **options: see :class:`BatchLoader`.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageFileDataset,
-        indices: Tensor,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-        **options: Any,
-    ) -> None:
-        super().__init__(indices, dataset.labels, indices, batch_size, **options)
-        self.files, self.num_workers, self.device = dataset, num_workers, device
-        self._skipped: set[Path] = set()
-        self._batches: list[list[int]] = []  # those of this epoch; the reader holds the same list
-        self._reader: DataLoader[Any] | None = None
-
-    def _fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        self._batches[:] = [index.tolist() for index in batches]
-        if self._reader is None:
-            self._reader = DataLoader(
-                self.files,
-                batch_sampler=self._batches,
-                num_workers=self.num_workers,
-                persistent_workers=self.num_workers > 0,
-                worker_init_fn=functools.partial(_init_worker, parent=os.getpid()),
-                collate_fn=_keep_batch,
-                generator=torch.Generator(),  # torch draws a seed for its workers; not from the run's generator
-            )
-        for *batch, broken in self._reader:
-            self._warn_skipped(self.files.files[index] for index in broken)
-            index, pictures, labels = (torch.from_numpy(array).to(self.device) for array in batch)
-            yield index, pictures, labels
-
-    def close(self) -> None:
-        """End the workers. Python's garbage collector would take five seconds."""
-        self._reader = None
-
-    def _warn_skipped(self, files: Iterator[Path]) -> None:
-        for file in files:
-            if file not in self._skipped:
-                self._skipped.add(file)
-                log.warning("skipped: %s is not an image (%d so far)", printable(str(file)), len(self._skipped))

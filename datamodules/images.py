@@ -13,25 +13,26 @@ from datamodules import sources
 from datamodules.batch_loader import Batch, derive_seed
 from datamodules.image_files import load_image
 from datamodules.in_memory import InMemoryDataModule
+from datamodules.published import DATASETS
 
 
 class ImageDataModule(InMemoryDataModule):
     """A published image data set, from :mod:`datamodules.sources`.
 
     Args:
-        root: the folder that holds the data.
+        root: directory of the data.
         mean: of each channel, in [0, 1], for ``(x / 255 - mean) / std``.
         std: of each channel.
-        augment: of training images. ``none``; ``crop`` shifts them by up to 4 pixels, with zero padding; ``flip_crop``
-            also mirrors half of them, as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section 4.2);
-            ``alternate`` mirrors a random half in the first epoch, the other half in the next, and so on, and shifts
-            by up to 2 pixels with reflection padding (Jordan 2024, arXiv:2404.00498, section 3.6).
+        augment: augmentation of training images. ``none``; ``crop`` shifts them by up to 4 pixels, with zero padding;
+            ``flip_crop`` also mirrors half of them, as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section
+            4.2); ``alternate`` mirrors a random half in the first epoch, the other half in the next, and so on, and
+            shifts by up to 2 pixels with reflection padding (Jordan 2024, arXiv:2404.00498, section 3.6).
         **loading: see :class:`InMemoryDataModule`.
     """
 
-    name: str  # in sources.DATASETS
-    dark_background = False  # whether images show bright things on black
-    center = False  # whether the thing is centered and scaled to one size
+    name: str  # in published.DATASETS
+    dark_background = False  # whether images show bright objects on black
+    center = False  # whether the object is centered and scaled to a fixed size
 
     def __init__(
         self,
@@ -54,13 +55,13 @@ class ImageDataModule(InMemoryDataModule):
         self.root = root
         self.mean, self.std = tuple(mean), tuple(std)
         self._mean, self._std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
-        self.md5 = sources.md5_of(self.name) if self.name in sources.DATASETS else None
+        self.md5 = sources.md5_of(self.name) if self.name in DATASETS else None
 
     def load(self) -> tuple[Batch, Batch]:
         return sources.load(self.name, self.root)
 
     def load_image(self, path: Path) -> tuple[Tensor, list[str]]:
-        """Read an image file as this data set stores it, uint8 ``shape``; also return what was done to it."""
+        """Read an image file as this data set would store it, uint8 ``shape``. Also return what was done to it."""
         return load_image(path, self.shape, self.dark_background, self.center)
 
     def normalize(self, inputs: Tensor) -> Tensor:
@@ -74,11 +75,9 @@ class ImageDataModule(InMemoryDataModule):
         return flip_crop(images, generator, flip=kind == "flip_crop")
 
     def _mirrored(self, epoch: int, indices: Tensor) -> Tensor:
-        """Return which images are mirrored, bool ``(B,)``: those that were not in the epoch before."""
+        """Return which images to mirror, bool ``(B,)``: those that were not mirrored in the previous epoch."""
         if self._mirrored_first is None:
-            generator = torch.Generator().manual_seed(
-                derive_seed(self.seed, 0, 0, 0, 1)
-            )  # a stream that nothing else draws from
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, 0, 0, 0, 1))  # not used for anything else
             self._mirrored_first = torch.rand(len(self._parts[0][1]), generator=generator) < 0.5
         if self._mirrored_first.device != indices.device:
             self._mirrored_first = self._mirrored_first.to(indices.device)

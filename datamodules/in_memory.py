@@ -1,4 +1,4 @@
-"""The base of all data modules: splits, cross-validation, loaders, and what a run has to keep on resume."""
+"""The base class of all datamodules: splits, cross-validation, loaders, and what is fixed on resume."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from datamodules.batch_loader import Augment, BatchLoader
-from datamodules.batch_loader import Batch as Batch  # a data module of your own imports it from here
+from datamodules.batch_loader import Batch as Batch  # for datamodules that import it from here
 from datamodules.csv_file import CSVFile, is_number
 from runs.format import check_positive_int
 
 
 def check_fractions(**fractions: float) -> None:
-    """Raise ValueError for a ``val_size`` or ``test_size`` that is not a share in [0, 1)."""
+    """Raise ValueError for a ``val_size`` or ``test_size`` that is not a fraction in [0, 1)."""
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
-            raise ValueError(f"data.{name}={fraction} is a share of the examples: at least 0 and below 1")
+            raise ValueError(f"data.{name}={fraction} must be a fraction of the examples: at least 0 and below 1")
 
 
 class InMemoryDataModule(pl.LightningDataModule):
@@ -28,8 +28,8 @@ class InMemoryDataModule(pl.LightningDataModule):
         eval_batch_size: examples per step in validation and test. It changes the speed, not the results.
         val_size: examples held out of the training set by a fixed permutation, the same for every seed.
         folds: number of parts of that permutation for cross-validation: part ``fold`` is held out instead.
-        fold: 0 to folds - 1.
-        validate_on: ``val`` for the examples held out, ``test`` for the test set, as in tutorials that hold nothing
+        fold: number of the part, 0 to folds - 1.
+        validate_on: ``val`` for the held-out examples, ``test`` for the test set, as in tutorials that hold nothing
             out, or ``train``.
         seed: seed of the order of the training examples.
         shuffle: whether the order changes from epoch to epoch. A full batch does not need it.
@@ -42,7 +42,7 @@ class InMemoryDataModule(pl.LightningDataModule):
     num_classes: int  # length of the net's output
     class_names: tuple[str, ...] = ()  # empty for regression
     augment: Augment | None = None  # applied to training batches only
-    _mean: Tensor  # for normalize, where a subclass standardizes
+    _mean: Tensor  # for normalize, in subclasses that standardize
     _std: Tensor
 
     def __init__(
@@ -80,11 +80,11 @@ class InMemoryDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """Turn a batch of stored inputs into what the net sees."""
+        """Turn a batch of stored inputs into inputs of the net."""
         return inputs
 
     def denormalize_targets(self, predictions: Tensor) -> Tensor:
-        """Turn predictions or targets from the units in which they are learned into those of the data."""
+        """Turn predictions or targets from the units of the training into those of the data."""
         return predictions
 
     def to_uint8(self, inputs: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         return table.lines_of_text(), torch.from_numpy(table.matrix(names)).float()
 
     def fitted_config(self) -> dict[str, Any]:
-        """Return the settings that were read from files. A run stores them in its config, so it can be used without."""
+        """Return the settings that were read from files. With them in its config a run works without the files."""
         return {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -137,14 +137,14 @@ class InMemoryDataModule(pl.LightningDataModule):
     def _random_split(
         self, indices: Tensor, fraction: float, generator: torch.Generator, validation: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Return a random share of the indices (for validation a fold, if there are folds) and the rest, sorted."""
+        """Return a random part of the indices (for validation a fold, if there are any) and the rest, both sorted."""
         order = indices[torch.randperm(len(indices), generator=generator)]
         size = round(fraction * len(order))
         held_out, rest = self._split_off(order, size) if validation else (order[:size], order[size:])
         return held_out.sort().values, rest.sort().values
 
     def state_dict(self) -> dict[str, int]:
-        """Return what a position in an epoch and the schedule depend on. It must be the same on resume."""
+        """Return what the position in an epoch and the schedule depend on, which must be the same on resume."""
         examples = len(self.train_indices)
         processes, batches = (self.trainer.world_size, self.trainer.accumulate_grad_batches) if self.trainer else (1, 1)
         return {
@@ -163,7 +163,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         for name, now in self.state_dict().items():
             if now != state.get(name, now):
                 were = f"{units[name]}: {state[name]} in this run, and now {now}"
-                raise ValueError(f"resume: {were}, which cannot be changed in the middle")
+                raise ValueError(f"resume: {were}, which cannot change on resume")
 
     def train_dataloader(self) -> BatchLoader:
         return self._make_loader(0, self.train_indices, self.batch_size, training=True)
@@ -172,7 +172,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         return self._eval_dataloader(self.validate_on)
 
     def test_dataloader(self) -> BatchLoader | list[Batch]:
-        """Serve the whole split in every process: each sees all predictions, and no example is counted twice."""
+        """Serve the whole split in every process, so that each has all predictions and no example is counted twice."""
         return self._eval_dataloader(self.test_split, replicate=True)
 
     def first_inputs(self, size: int) -> Tensor:
@@ -182,7 +182,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         return next(iter(loader))[0]
 
     def _eval_dataloader(self, split: str, replicate: bool = False) -> BatchLoader | list[Batch]:
-        """Serve all examples of a split in order; nothing if it is empty."""
+        """Serve all examples of a split in order, or nothing if it is empty."""
         test_indices = torch.arange(len(self._parts[1][1]))
         indices = {"train": self.train_indices, "val": self.val_indices, "test": test_indices}[split]
         if not len(indices):
@@ -201,7 +201,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         )
 
     def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the statistics for :meth:`normalize` on a device; they move there once."""
+        """Return the statistics for :meth:`normalize` on a device. They are moved there once."""
         if self._mean.device != device:
             self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self._mean, self._std

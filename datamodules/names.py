@@ -6,7 +6,7 @@ from runs.format import printable
 
 
 def check_names(names: Iterable[str], origin: object) -> None:
-    """Raise ValueError for a name that a config would evaluate, or that no terminal can show."""
+    """Raise ValueError for a name that a config would evaluate or a terminal cannot show."""
     for name in names:
         if "${" in name or name == "???":
             raise ValueError(f"{origin}: {name!r} cannot be used as a name: a config would evaluate it; rename it")

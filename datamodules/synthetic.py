@@ -1,4 +1,4 @@
-"""Data that is generated or listed in the config: nothing to download."""
+"""Data that is generated, or listed in the config: no download."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""The sweeper over a grid, in place of Hydra's: it composes the config of each job once.
+"""A grid sweeper that replaces Hydra's and composes the config of each job only once.
 
 Hydra's own (hydra._internal.core_plugins.basic_sweeper) composes each of them twice: to check them all before the first
-job runs, and to run it. For jobs as short as those of ``experiment=line_scan`` that is the larger part of the time.
+job runs, and to run it. For jobs as short as those of ``experiment=line_scan`` that takes most of the time.
 """
 
 import itertools
@@ -23,11 +23,11 @@ from sweeps.overrides import parse_overrides
 
 
 class GridSweeper(Sweeper):
-    """Run a job for each combination of the values given.
+    """Runs a job for each combination of the given values.
 
     Args:
-        max_batch_size: jobs that are checked, and handed to the launcher, at once; None is all of them.
-        params: overrides that hold unless others are typed.
+        max_batch_size: number of jobs to check and pass to the launcher at once; None is all of them.
+        params: overrides that those of the command line replace.
     """
 
     config: DictConfig
@@ -38,7 +38,7 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
-        self.loader = cast(ConfigLoader, _ComposedOnce(hydra_context.config_loader))
+        self.loader = cast(ConfigLoader, _CachingLoader(hydra_context.config_loader))
         context = HydraContext(config_loader=self.loader, callbacks=hydra_context.callbacks)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task_function, config=config
@@ -46,7 +46,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         overrides = parse_overrides(self.loader, self.params, arguments)
-        jobs = [list(job) for job in itertools.product(*map(_values, overrides.values()))]
+        jobs = [list(job) for job in itertools.product(*map(_expand, overrides.values()))]
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(folder)
@@ -56,15 +56,15 @@ class GridSweeper(Sweeper):
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
             for job in batch:
-                self.loader.load_sweep_config(self.config, job)  # a mistake is found before the first job runs
+                self.loader.load_sweep_config(self.config, job)  # reports an error before the first job runs
             returns.append(self.launcher.launch(batch, initial_job_idx=start))
             for job_return in returns[-1]:
-                _ = job_return.return_value  # raises what ended the job
+                _ = job_return.return_value  # raises the exception of the job
         return returns
 
 
-def _values(override: Override) -> list[str]:
-    """Return ``KEY=VALUE`` for each of the values of an override."""
+def _expand(override: Override) -> list[str]:
+    """Return ``KEY=VALUE`` for each value of an override."""
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
@@ -73,10 +73,10 @@ def _values(override: Override) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-class _ComposedOnce:
-    """A config loader that returns a config that it has composed before, once."""
+class _CachingLoader:
+    """A config loader that keeps each config it composes until it is requested a second time."""
 
-    MAX_CONFIGS = 200  # that it keeps: each takes some hundred kilobytes
+    MAX_CONFIGS = 200  # kept at once; each takes some hundred kilobytes
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -85,7 +85,7 @@ class _ComposedOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # another process gets none of the configs
+    def __reduce__(self) -> tuple[Any, ...]:  # a pickled loader leaves the configs behind
         return type(self), (self._loader,)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -98,6 +98,6 @@ class _ComposedOnce:
         return config
 
 
-# It takes the place of Hydra's.
+# Replaces Hydra's sweeper of this name.
 OPTIONS = {"_target_": f"{__name__}.GridSweeper", "max_batch_size": None, "params": None}
 ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=OPTIONS)

@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 
 class OptunaSweeper(Sweeper):
-    """Ask Optuna's TPE sampler (Bergstra et al. 2011) for settings, run them as jobs, and report their metrics.
+    """Asks Optuna's TPE sampler (Bergstra et al. 2011) for settings, runs them as jobs, and reports their metrics.
 
-    The study is ``study.db`` in the directory of the sweep. The first trial has the settings of the config, where they
-    lie in the search space. What trial n tries depends on the seed, n and the results before it, so an interrupted
-    search resumes as if nothing had happened. Several processes may search in one directory (``sweep_resume``), and a
-    launcher with ``n_jobs`` gets that many jobs at once. A trial whose process has died is taken over.
+    The study is ``study.db`` in the sweep directory. The first trial has the settings of the config, where they lie in
+    the search space. The settings of trial n depend on the seed, n and the earlier results, so an interrupted search
+    continues as if it had not been interrupted. Several processes may search in one directory (``sweep_resume``), and a
+    launcher with ``n_jobs`` gets that many jobs at once. Another process takes over a trial whose process has died.
 
     Args:
         params: the search space as Hydra's overrides (``tag(log, interval(1e-4, 1e-1))``, ``choice(32, 64)``,
             ``range(2, 9)``), and plain values for all jobs.
-        metric: in a run's result.json; never one of the test set.
+        metric: name of a metric in result.json, never one of the test set.
         direction: ``maximize`` or ``minimize``.
-        n_trials: in all, those of earlier commands included.
-        startup_trials: drawn at random before the search learns from them.
-        seed: of the search.
+        n_trials: total number of trials, those of earlier commands included.
+        startup_trials: number of random trials before the sampler learns from them.
+        seed: seed of the search.
     """
 
     config: DictConfig
@@ -102,7 +102,7 @@ class OptunaSweeper(Sweeper):
                     study.enqueue_trial(start)
             while trials := self._next_trials(study, folder, worker):
                 for trial, job in zip(trials, self._launch(trials), strict=True):
-                    self._tell(study, trial, job.return_value)
+                    self._report(study, trial, job.return_value)
                 ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
                 failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
                 if not ended and len(failed) >= 3:
@@ -116,12 +116,14 @@ class OptunaSweeper(Sweeper):
         self.space = {key: _distribution(override) for key, override in overrides.items() if key not in fixed}
         for key in self.space:
             if key in ("seed", "data.fold"):
-                raise ValueError(f"a search must not choose the {key}: that is luck, not a setting")
+                raise ValueError(
+                    f"a search must not choose the {key}: it is not a hyperparameter, and its effect is chance"
+                )
         if not self.space:
             raise ValueError("there is nothing to search; a range is optimizer.lr='tag(log, interval(1e-4, 1e-1))'")
 
     def _first_trial(self, base: DictConfig) -> dict[str, Any]:
-        """Return the settings of the config; nothing where one of them lies outside of the search space."""
+        """Return the settings of the config, or nothing where one of them is outside the search space."""
         start = {}
         for key, distribution in self.space.items():
             value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)
@@ -132,7 +134,7 @@ class OptunaSweeper(Sweeper):
         return start
 
     def _next_trials(self, study: "optuna.Study", folder: Path, worker: str) -> list["FrozenTrial"]:
-        """Return trials that no process runs, or else new ones; none when there are enough."""
+        """Return trials whose process has died, or else new ones; none when there are ``n_trials``."""
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
@@ -140,14 +142,16 @@ class OptunaSweeper(Sweeper):
 
         with _locked(folder / ".study.lock"):
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            left = [trial for trial in running if not _is_alive(folder, trial.user_attrs.get("worker"))]
-            for trial in [trial for trial in left if not self._fits(trial)]:
-                study.tell(trial.number, state=TrialState.FAIL)  # its process died while it asked, or it is not ours
-                left.remove(trial)
-            left = left[: self.at_once]
-            for trial in left:
+            trials = [trial for trial in running if not _is_alive(folder, trial.user_attrs.get("worker"))]
+            for trial in [trial for trial in trials if not self._fits(trial)]:
+                study.tell(
+                    trial.number, state=TrialState.FAIL
+                )  # its process died while creating it, or it has other parameters
+                trials.remove(trial)
+            trials = trials[: self.at_once]
+            for trial in trials:
                 open_trial(study, folder, trial.number).set_user_attr("worker", worker)
-            while not left or len(left) < self.at_once:
+            while not trials or len(trials) < self.at_once:
                 begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
                 if len(begun) >= self.n_trials:
                     break
@@ -156,16 +160,16 @@ class OptunaSweeper(Sweeper):
                 )
                 new = study.ask(self.space)
                 new.set_user_attr("worker", worker)
-                left.append(read_trial(study, new.number))
-        return sorted(left, key=lambda trial: trial.number)
+                trials.append(read_trial(study, new.number))
+        return sorted(trials, key=lambda trial: trial.number)
 
     def _fits(self, trial: "FrozenTrial") -> bool:
-        """Whether its settings are what is searched, in the ranges: they become the overrides of a job."""
+        """Return whether a trial has the parameters of the search space, in range. They become overrides of a job."""
         params, space = trial.params, self.space
         return params.keys() == space.keys() and all(_contains(space[key], value) for key, value in params.items())
 
     def _launch(self, trials: list["FrozenTrial"]) -> Iterator[Any]:
-        """Run the trials as jobs with the numbers that they have in the study."""
+        """Run the trials as jobs, numbered as in the study."""
         while trials:
             numbers = [trial.number for trial in trials]
             size = next(n for n in range(1, len(trials) + 1) if numbers[n:] == [] or numbers[n] != numbers[0] + n)
@@ -175,10 +179,10 @@ class OptunaSweeper(Sweeper):
             yield from self.launcher.launch(jobs, initial_job_idx=numbers[0])
             trials = trials[size:]
 
-    def _tell(self, study: "optuna.Study", trial: "FrozenTrial", result: dict[str, Any]) -> None:
+    def _report(self, study: "optuna.Study", trial: "FrozenTrial", result: dict[str, Any]) -> None:
         from optuna.trial import TrialState
 
-        if result["status"] != "finished":  # a run that diverged is as bad as a pruned one, and the search learns that
+        if result["status"] != "finished":  # a diverged run counts as pruned, so the search learns from it
             state = TrialState.FAIL if result["status"] == "failed" else TrialState.PRUNED
             study.tell(trial.number, state=state)
         elif (value := result["metrics"].get(self.metric)) is None:
@@ -213,10 +217,10 @@ def _contains(distribution: Any, value: Any) -> bool:
 
 
 def _format(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)  # four digits are enough to type
+    return f"{value:.4g}" if isinstance(value, float) else str(value)  # four digits are short to type
 
 
-# --- which processes search: a lock is free again when its process ends, however it ends -------------------------
+# --- locks of the processes that search: the system releases them however a process ends --------------------------
 
 
 @contextlib.contextmanager
@@ -229,7 +233,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _worker_lock(folder: Path) -> Iterator[str]:
-    """Yield the name of this process among those that search in the directory."""
+    """Yield the name of a lock file that this process holds while it searches in the directory."""
     name = f".worker-{uuid.uuid4().hex[:12]}.lock"
     with _locked(folder / name):
         yield name

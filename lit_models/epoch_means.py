@@ -18,7 +18,7 @@ class EpochMeans:
         self.sums: dict[str, Any] = {}  # metric name -> sum over the examples; "count" -> number of examples
 
     def add(self, count: int, means: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
-        """Add the metrics of a batch of ``count`` examples: those that are means over it, and those that are sums."""
+        """Add the metrics of a batch of ``count`` examples: means over the batch, and sums over it."""
         totals = self.sums
         totals["count"] = totals.get("count", 0) + count
         for weight, metrics in ((count, means), (1, sums)):
@@ -45,7 +45,7 @@ class EpochMeans:
         return {name: float(all_reduce_sum(total)) for name, total in self.sums.items()}
 
     def load_state_dict(self, state: Mapping[str, float], device: torch.device) -> None:
-        """Go on from sums that :meth:`state_dict` returned."""
+        """Continue from sums that :meth:`state_dict` returned."""
         self.sums = dict(state)
         if device.type != "cpu":
             dtype = widest_dtype(device)
@@ -53,10 +53,10 @@ class EpochMeans:
             self.sums = as_tensors | {"count": state["count"]}
 
     def clear(self) -> None:
-        """Begin another epoch."""
+        """Forget the sums, for the next epoch."""
         self.sums = {}
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:
-    """Return the type to sum in: in float32 the sum of 60,000 losses would round. Apple's GPUs have no float64."""
+    """Return the dtype for sums. In float32 a sum of 60,000 losses loses digits; Apple's GPUs have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64

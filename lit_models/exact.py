@@ -1,4 +1,4 @@
-"""What makes any training procedure exact and fast. The procedures themselves are in the other modules."""
+"""The base class that makes any training procedure exact and fast. The procedures are in the other modules."""
 
 import hashlib
 import math
@@ -14,8 +14,8 @@ from lit_models.epoch_means import EpochMeans, widest_dtype
 from lit_models.gradient_steps import GradientSteps
 from runs import internals
 
-# Of so few examples oneDNN's convolutions take more time to prepare than they save, and torch's own, in torch's default
-# memory format, take a quarter less time for a step of LeNet. With 8 examples oneDNN wins.
+# For batches this small oneDNN's convolutions take longer to prepare than they save. With torch's own, in torch's
+# default memory format, a step of LeNet takes a quarter less time. With 8 examples oneDNN is faster.
 TINY_BATCH = 4
 
 
@@ -25,24 +25,24 @@ class ExactModule(GradientSteps):
     A subclass is written as Lightning's documentation has it, and calls :meth:`accumulate` in each of its steps:
 
     - It reports the means over the examples of an epoch as ``{train,val,test}/<metric>``, over all processes.
-    - The random numbers of a training batch depend on the seed and the number of the batch alone.
+    - The random numbers of a training step depend only on the seed and the number of the batch.
     - A checkpoint in the middle of an epoch holds what the epoch has accumulated.
     - Convolutions run channels-last, which takes a third less time.
 
     Args:
         seed: of the random numbers that a step draws (dropout, noise).
         steps_per_batch: see :class:`GradientSteps`.
-        allow_divergence: train on with a loss that is not finite.
+        allow_divergence: continue training when a loss is not finite.
 
     Raises:
-        FloatingPointError: a training loss is not finite. The update that would spoil the weights is not made (on a
-            GPU: is not saved).
+        FloatingPointError: a training loss is not finite. The update that would ruin the weights is not made (on a
+            GPU it is not saved).
     """
 
     def __init__(self, seed: int = 1, steps_per_batch: int = 1, allow_divergence: bool = False) -> None:
         super().__init__(steps_per_batch)
         self.seed, self.allow_divergence = seed, allow_divergence
-        self._epochs: defaultdict[str, EpochMeans] = defaultdict(EpochMeans)  # of each stage
+        self._epochs: defaultdict[str, EpochMeans] = defaultdict(EpochMeans)  # one for each stage
 
     # --- means over the examples of an epoch -------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ class ExactModule(GradientSteps):
             stage: ``train``, ``val`` or ``test``.
             count: examples in the batch.
             means: scalars that are means over the batch, such as losses. In training they must be finite.
-            sums: scalars that are sums over the batch, such as the number of right answers.
+            sums: scalars that are sums over the batch, such as the number of correct predictions.
         """
         if stage == "train":
             self._check_finite(means)
@@ -67,7 +67,7 @@ class ExactModule(GradientSteps):
 
     def on_train_epoch_end(self) -> None:
         if internals.stopped_in_epoch(self.trainer):
-            return  # the sums wait in the checkpoint for the rest of the epoch
+            return  # the checkpoint keeps the sums until the epoch is resumed
         self._log_epoch("train")
         if self._fast:
             self._step_schedulers("epoch")
@@ -84,7 +84,7 @@ class ExactModule(GradientSteps):
         if stage == "train":  # before this epoch is saved
             for name, mean in means.items():
                 self._raise_if_not_finite(name.partition("/")[2], mean.item())
-        self.log_dict(means, logger=False)  # callbacks.record tells the loggers, once an epoch
+        self.log_dict(means, logger=False)  # MetricsHistory passes them to the loggers, once per epoch
         self._epochs[stage].clear()
 
     def _all_reduce_sum(self, number: Any) -> Tensor:
@@ -94,8 +94,8 @@ class ExactModule(GradientSteps):
         return self.trainer.strategy.reduce(number, reduce_op="sum")
 
     def _check_finite(self, losses: Mapping[str, Tensor]) -> None:
-        # Reading a loss on a GPU waits for it, and several processes, which must stop together, wait for each other.
-        # Look once in a while.
+        # Reading a loss waits for the GPU, and several processes, which must stop together, wait for each other. So
+        # this checks only every log_every_n_steps steps.
         if self._distributed or self.device.type != "cpu":
             every = self.trainer.log_every_n_steps or 50  # type: ignore[attr-defined]  # Lightning declares it nowhere
             if self.global_step % every:
@@ -126,7 +126,7 @@ class ExactModule(GradientSteps):
     # --- weights and checkpoints -------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        # Before weights and optimizer state are read from a checkpoint, which would else be rounded to float32.
+        # Before a checkpoint is read, whose weights and optimizer state would otherwise be rounded to float32.
         trainer = self.trainer
         if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
             trainer.precision_plugin.convert_module(self)
@@ -149,8 +149,8 @@ class ExactModule(GradientSteps):
         internals.share_step_counter(self.trainer)
         digest = hashlib.blake2b(repr((self.seed, self.global_rank)).encode(), digest_size=7).digest()
         self._step_seed = int.from_bytes(digest)
-        # Read from a checkpoint before the module was on its device. They are the sums of all processes: the first one
-        # goes on with them.
+        # The sums were read from a checkpoint before the module was on its device. They are those of all processes, so
+        # only rank zero continues with them.
         for epoch in self._epochs.values():
             state = {name: 0 if self.global_rank else total for name, total in epoch.sums.items()}
             epoch.load_state_dict(state, self.device)
@@ -164,7 +164,7 @@ class ExactModule(GradientSteps):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if sums := checkpoint.get("epoch_sums"):
             self._epochs["train"].load_state_dict(sums, torch.device("cpu"))
-        # The fused optimizers take for granted that the weights and their state lie in memory in the same order.
+        # The fused optimizers assume that the weights and their state have the same memory format.
         for optimizer in checkpoint["optimizer_states"]:
             for state in optimizer["state"].values():
                 for name, value in state.items():

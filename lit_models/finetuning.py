@@ -44,7 +44,7 @@ def _load(net: nn.Module, weights: str) -> None:
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
     if set(state) != set(shapes):
         raise ValueError(
-            f"model.weights={weights} holds the weights of another net: {type(net).__name__} has other names"
+            f"model.weights={weights} holds the weights of another net: those of {type(net).__name__} have other names"
         )
     fitting = {name: tensor for name, tensor in state.items() if tensor.shape == shapes[name]}
     if other := [name for name in shapes if name not in fitting and not name.startswith(f"{net.head}.")]:

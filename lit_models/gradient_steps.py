@@ -1,4 +1,4 @@
-"""Who makes the gradient steps: Lightning where something needs its automatic optimization, else a few fast lines."""
+"""Gradient steps: by Lightning where something needs its automatic optimization, else by a few fast lines."""
 
 import contextlib
 import functools
@@ -21,19 +21,19 @@ from runs import internals
 class GradientSteps(internals.QuickHooks):
     """Gradient steps on the loss that ``training_step`` returns, and the schedules of their learning rates.
 
-    Lightning's own work around a gradient step takes as long as the step of a small net does. Where nothing needs it,
-    :meth:`gradient_step` takes its place. With several processes Lightning makes the steps, and the gradient is the
+    Lightning's overhead in a gradient step is as long as the step of a small net. Where nothing needs Lightning's step,
+    :meth:`gradient_step` replaces it. With several processes Lightning makes the steps, and the gradient is the
     mean over the examples, not over the processes.
 
     A subclass with several optimizers sets ``automatic_optimization = False`` in its constructor and makes its own
     steps in ``training_step``, as with plain Lightning.
 
     Args:
-        steps_per_batch: gradient steps on each batch, in one call of Lightning. For a net of a few weights Lightning's
-            work around a call takes longer than the step.
+        steps_per_batch: gradient steps on each batch, in one call of ``training_step``. For a net of a few weights
+            Lightning's overhead per call is longer than the step.
     """
 
-    own_gradient_step = False  # whether a subclass must make its gradient steps with a `gradient_step` of its own
+    own_gradient_step = False  # whether a subclass overrides gradient_step and needs it to be called
 
     def __init__(self, steps_per_batch: int = 1) -> None:
         super().__init__()
@@ -44,21 +44,25 @@ class GradientSteps(internals.QuickHooks):
         self._outside_autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        # The first hook that Lightning calls.
+        # Here because it is the first hook that Lightning calls.
         self._distributed = self.trainer.world_size > 1
-        self.__dict__.pop("training_step", None)  # of the training before
+        self.__dict__.pop("training_step", None)  # left by an earlier fit
         if self._fast:
             self._fast, self.automatic_optimization = False, True
         steps = f"model.steps_per_batch={self.steps_per_batch}"
         if not self.automatic_optimization:  # the subclass does, in its training_step
             if self.steps_per_batch > 1:
-                raise ValueError(f"{steps} does not go with {type(self).__name__}, which makes its own gradient steps")
+                raise ValueError(
+                    f"{steps} cannot be combined with {type(self).__name__}, which makes its own gradient steps"
+                )
             return []
         if reason := self._requires_automatic_optimization():
             if self.own_gradient_step:
-                raise ValueError(f"{type(self).__name__} makes its own gradient steps, which does not go with {reason}")
+                raise ValueError(
+                    f"{type(self).__name__} makes its own gradient steps and cannot be combined with {reason}"
+                )
             if self.steps_per_batch > 1:
-                raise ValueError(f"{steps} does not go with {reason}; model.steps_per_batch=1 does")
+                raise ValueError(f"{steps} cannot be combined with {reason}; model.steps_per_batch=1 can")
             if self._distributed:
                 self.training_step = self._weighted_training_step  # type: ignore[method-assign]
             return []
@@ -66,7 +70,7 @@ class GradientSteps(internals.QuickHooks):
         self.training_step = self._fast_training_step  # type: ignore[method-assign]
         self._outside_autocast = contextlib.nullcontext
         if isinstance(plugin := self.trainer.precision_plugin, MixedPrecision):
-            # Lightning has all of training_step under autocast, which is for the forward pass.
+            # Lightning runs all of training_step under autocast, which is meant for the forward pass only.
             self._outside_autocast = functools.partial(torch.autocast, plugin.device, enabled=False)
         return []
 
@@ -99,25 +103,25 @@ class GradientSteps(internals.QuickHooks):
         return loss.detach()
 
     def _training_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        """Call the subclass's ``training_step``, behind which :meth:`configure_callbacks` may have put another."""
+        """Call the class's ``training_step``, which :meth:`configure_callbacks` may have replaced on the instance."""
         output: Any = type(self).training_step(self, batch, batch_idx)
         return output["loss"] if isinstance(output, dict) else output
 
     def _fast_training_step(self, batch: Any, batch_idx: int) -> Tensor:
         (optimizer,) = self.trainer.optimizers
-        with self._convolutions():
+        with self._convolution_backend():
             for _ in range(self.steps_per_batch):
                 loss = self.gradient_step(batch, batch_idx, optimizer)
                 self._step_schedulers("step")
         internals.count_steps(self.trainer, self.steps_per_batch)
         return loss
 
-    def _convolutions(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context that the convolutions of a step run in: for tiny batches without oneDNN."""
+    def _convolution_backend(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context for the convolutions of a step: without oneDNN for tiny batches."""
         if not self._tiny_batches:
             return contextlib.nullcontext()
-        as_it_is: Any = None  # the defaults warn on machines without an Intel GPU, and take 17 us where this takes 6
-        return torch.backends.mkldnn.flags(enabled=False, allow_tf32=as_it_is, fp32_precision=as_it_is)
+        unchanged: Any = None  # the defaults warn on machines without an Intel GPU, and take 17 us where this takes 6
+        return torch.backends.mkldnn.flags(enabled=False, allow_tf32=unchanged, fp32_precision=unchanged)
 
     def _weighted_training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._training_loss(batch, batch_idx) * self._ddp_loss_weight(self.batch_examples(batch), batch_idx)
@@ -127,8 +131,10 @@ class GradientSteps(internals.QuickHooks):
         return len(batch if isinstance(batch, Tensor) else batch[0])
 
     def _ddp_loss_weight(self, examples: int, batch_idx: int) -> float:
-        """Return what makes DistributedDataParallel's mean over the processes one over the examples, of which the
-        processes may have unequal numbers in the last batch."""
+        """Return the weight of this process's loss in DistributedDataParallel's mean over the processes.
+
+        With it the mean is one over the examples, of which the last batch may give the processes unequal numbers.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "train_indices"):
             return 1.0
@@ -139,25 +145,25 @@ class GradientSteps(internals.QuickHooks):
     def schedule(self, scheduler: Callable[..., LRScheduler], optimizer: Optimizer) -> dict[str, Any]:
         """Return Lightning's entry for a scheduler.
 
-        One that must know the length of the training (``total_steps``, ``T_max``) is told it and changes the learning
-        rate after every step. Any other changes it after every epoch.
+        A scheduler with an argument for the length of the training (``total_steps``, ``T_max``) gets it, and steps
+        after every gradient step. Any other steps after every epoch.
         """
         lengths = {"total_steps", "T_max"} & set(inspect.signature(scheduler).parameters)
         if not lengths:
             return {"scheduler": scheduler(optimizer), "interval": "epoch"}
         steps = self.trainer.estimated_stepping_batches * self.steps_per_batch
         internals.forget_train_loader(self.trainer)
-        if 0 <= (limit := self.trainer.max_steps) < steps:  # it stops at the end of the batch that reaches the limit
+        if 0 <= (limit := self.trainer.max_steps) < steps:  # training stops after the batch that reaches the limit
             steps = math.ceil(limit / self.steps_per_batch) * self.steps_per_batch
         if not math.isfinite(steps):
             raise ValueError(
                 "this scheduler needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
-                "or take scheduler=none or scheduler=step"
+                "or choose scheduler=none or scheduler=step"
             )
         return {"scheduler": scheduler(optimizer, **dict.fromkeys(lengths, int(steps))), "interval": "step"}
 
     def _step_schedulers(self, interval: str) -> None:
-        """Do what Lightning does in automatic optimization."""
+        """Step the schedulers, as Lightning does in automatic optimization."""
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == interval:
                 scheduler: LRScheduler = config.scheduler

@@ -1,4 +1,4 @@
-"""The gradient of a line's squared error, by hand and by autograd. ``model=line`` leaves all of it to Lightning."""
+"""The gradient of a line's squared error, by hand and by autograd. ``model=line`` leaves both to Lightning."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from lit_models.supervised import Batch, Supervised
 class LineByAutograd(Supervised):
     """Gradient steps as a tutorial writes them: forget the old gradient, ``loss.backward()``, step.
 
-    With :class:`lit_models.nets.RawLine` as the net and the mean squared error as the loss.
+    The net is :class:`lit_models.nets.RawLine`, and the loss the mean squared error.
     """
 
     own_gradient_step = True

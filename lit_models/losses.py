@@ -12,7 +12,7 @@ class BinaryCrossEntropy(nn.Module):
 
 
 class DoubleSoftmaxCrossEntropy(nn.Module):
-    """Cross-entropy that takes the softmax of logits ``(B, C)`` for logits, a common mistake.
+    """Cross-entropy of ``softmax(logits)`` in place of the logits ``(B, C)``, a common mistake.
 
     The softmax is thus applied twice, and with two classes the loss cannot fall below ln(1 + 1/e) = 0.3133.
     """
@@ -36,7 +36,7 @@ def check_targets(loss: nn.Module, classes: bool) -> None:
     """Check that a loss fits the targets of the data.
 
     Args:
-        loss: of a model. One that is in neither list above fits both.
+        loss: loss of a model. One that is in neither tuple above fits both.
         classes: whether the targets are classes, not numbers.
 
     Raises:

@@ -14,7 +14,7 @@ class Speedrun(Classifier):
 
     Args:
         whitening_images: number of training images that the whitening is computed from.
-        whitening_until: fraction of the training in which the bias of the whitening layer is trained.
+        whitening_until: fraction of the training during which the bias of the whitening layer is trained.
         **kwargs: see :class:`Supervised`.
     """
 

@@ -19,9 +19,9 @@ class Supervised(ExactModule):
 
     Args:
         net: maps a batch of inputs to predictions.
-        loss: mean loss of predictions and targets.
+        loss: maps predictions and targets to their mean loss.
         optimizer: makes an optimizer from parameters.
-        scheduler: makes a scheduler from an optimizer. None is a constant learning rate.
+        scheduler: makes a scheduler from an optimizer. None keeps the learning rate constant.
         **kwargs: see :class:`ExactModule`, which makes the gradient steps on what :meth:`training_step` returns.
     """
 
@@ -49,7 +49,7 @@ class Supervised(ExactModule):
         """Return the mean loss of a batch and the predictions, and add both to the means of the epoch."""
         inputs, targets = batch
         predictions = self(inputs)
-        # With several processes one of them may get nothing of the last batch: its gradient is zero.
+        # With several processes the part of one may be empty in the last batch. Its gradient is zero.
         loss = self.loss(predictions, targets) if len(targets) else predictions.sum()
         metrics = self.compute_metrics(predictions.detach(), targets)
         self.accumulate(stage, len(targets), {"loss": loss}, metrics)
@@ -68,7 +68,7 @@ class Supervised(ExactModule):
         return predictions
 
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
-        """Return what the optimizer is made for: the parameters, or groups of them with settings of their own."""
+        """Return the parameters to optimize, or parameter groups with settings of their own."""
         return self.parameters()
 
     def configure_optimizers(self) -> Any:
@@ -83,7 +83,7 @@ class Supervised(ExactModule):
 
 
 class Classifier(Supervised):
-    """Supervised learning of classes. Reports ``{train,val,test}/acc``, the share of right answers, as well.
+    """Supervised learning of classes. Reports ``{train,val,test}/acc``, the fraction of correct predictions, as well.
 
     The net returns logits: ``(B, num_classes)``, or ``(B, 1)`` for the log-odds of class 1.
     """

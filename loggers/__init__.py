@@ -1,1 +1,1 @@
-"""Lightning loggers and profilers: where the figures of a run go."""
+"""Lightning loggers and profilers."""

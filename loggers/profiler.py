@@ -40,7 +40,7 @@ class TopProfiler(SimpleProfiler):
             return
         total = time.perf_counter() - self.start_time
         rows = [(math.fsum(durations), len(durations), name) for name, durations in self.recorded_durations.items()]
-        lines = [f"{'share':>7} {'seconds':>9} {'calls':>8}  action (one may be part of another)"]
+        lines = [f"{'share':>7} {'seconds':>9} {'calls':>8}  action (an action may contain others)"]
         for seconds, calls, name in sorted(rows, reverse=True)[: self.max_rows]:
             lines.append(f"{100 * seconds / total:5.1f} % {seconds:9.3f} {calls:8d}  {name}")
         log.info("\n%s\n", "\n".join(lines))

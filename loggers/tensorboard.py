@@ -31,12 +31,12 @@ class TensorBoard(TensorBoardLogger):
     """Writes event files, to a directory whose name describes the run, such as ``outputs/mnist_cnn/lr=0.1 seed=2``.
 
     TensorBoard shows that name. The file ``dashboard.txt`` in the run directory holds the path. When the disk is full,
-    no more events are written, and the training goes on.
+    no more events are written, and the training continues.
 
     Args:
         save_dir: run directory.
-        title: ``mnist_cnn/lr=0.1 seed=2``, for a run without a ``dashboard.txt``.
-        purge_step: TensorBoard drops the points from this gradient step on, which a resumed run writes again.
+        title: name of the run, such as ``mnist_cnn/lr=0.1 seed=2``; ignored where there is a ``dashboard.txt``.
+        purge_step: TensorBoard drops the points from this step on, because a resumed run writes them again.
     """
 
     def __init__(self, save_dir: str, title: str, purge_step: int | None = None) -> None:
@@ -51,13 +51,13 @@ class TensorBoard(TensorBoardLogger):
     @functools.cached_property
     def log_dir(self) -> str:
         file = Path(self.save_dir) / "dashboard.txt"
-        noted = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        # A run from elsewhere may name any directory of this machine here: only those for event files are taken.
-        if not noted or not is_within(Path(noted), Path("outputs"), Path(self.save_dir)):
-            noted = str(make_unique_dir(f"outputs/{self.title}", " ({})")[0])
+        recorded = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        # The run may come from anyone and name any directory here. Only directories for event files are accepted.
+        if not recorded or not is_within(Path(recorded), Path("outputs"), Path(self.save_dir)):
+            recorded = str(make_unique_dir(f"outputs/{self.title}", " ({})")[0])
             with atomic_write(file) as temporary:
-                temporary.write_text(f"{noted}\n", encoding="utf-8")
-        return noted
+                temporary.write_text(f"{recorded}\n", encoding="utf-8")
+        return recorded
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if not self._in_hyperparams:
@@ -71,8 +71,8 @@ class TensorBoard(TensorBoardLogger):
             self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))
             if model.trainer.world_size > 1:  # the other ranks do not take part in the trace
                 return
-            # add_graph traces one example with a deprecated function of torch, and prints what goes wrong. Where the
-            # net itself is wrong, the training reports it.
+            # add_graph traces one example with a deprecated function of torch, and prints errors. Errors of the net
+            # itself are reported by the training.
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
                 warnings.simplefilter("ignore")
                 self._guard(lambda: self.experiment.add_graph(getattr(model, "net", model), example))
@@ -82,17 +82,17 @@ class TensorBoard(TensorBoardLogger):
         self._guard(lambda: self.experiment.add_text(name, text))
 
     @rank_zero_only
-    def log_picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """Add a picture, uint8 ``(H, W, 3)``, to the tab IMAGES."""
-        self._guard(lambda: self.experiment.add_image(name, picture, step, dataformats="HWC"))
+    def log_plot(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Add a plot, uint8 ``(H, W, 3)``, to the tab IMAGES."""
+        self._guard(lambda: self.experiment.add_image(name, pixels, step, dataformats="HWC"))
 
     @rank_zero_only
     def log_pr_curve(self, name: str, targets: torch.Tensor, probs: torch.Tensor, step: int) -> None:
         """Add a precision-recall curve of one class.
 
         Args:
-            name: of the curve.
-            targets: whether each example is of the class, ``(N,)``.
+            name: name of the curve.
+            targets: whether the true class of each example is this one, ``(N,)``.
             probs: predicted probability of the class, ``(N,)``.
             step: gradient step.
         """
@@ -113,7 +113,7 @@ class TensorBoard(TensorBoardLogger):
         self._in_hyperparams = False
 
     def save(self) -> None:
-        self._guard(lambda: self.experiment.flush())  # and no hparams.yaml: config.yaml holds more
+        self._guard(lambda: self.experiment.flush())  # without hparams.yaml: config.yaml holds more
 
     def finalize(self, status: str) -> None:
         self._guard(lambda: super(TensorBoard, self).finalize(status))
@@ -128,14 +128,14 @@ class TensorBoard(TensorBoardLogger):
             if not isinstance(cause, OSError):
                 raise
             self.write_error = cause
-            log.warning("no more event files for TensorBoard: %s; the training goes on", cause)
+            log.warning("no more event files for TensorBoard: %s; the training continues", cause)
 
 
 @functools.cache
 def _ignore_failed_writer_threads() -> None:
-    """Print no traceback for a thread of TensorBoard's that could not write.
+    """Suppress the traceback of a TensorBoard thread that could not write.
 
-    The thread keeps its error, and raises it in the next call of the writer, where ``TensorBoard`` reports it.
+    The next call of the writer raises the same error, and :class:`TensorBoard` reports it.
     """
     print_traceback = threading.excepthook
 

@@ -18,7 +18,7 @@ GRID = 120  # points along each side of a decision boundary's background
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> "Figure":
-    """Draw the counts of ``(true class, predicted class)``, with color for the mistakes only."""
+    """Draw the counts of ``(true class, predicted class)``, with the mistakes in color."""
     size = len(class_names)
     side = min(11.0, 2.2 + 0.44 * size)
     figure = new_figure(side, side)

@@ -1,4 +1,4 @@
-"""What all figures share: their colors, the style of their axes, text as it stands, and the way to pixels."""
+"""What all figures share: colors, the style of axes, literal text, and rendering to pixels."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ CLASSES = ("#3b6ea5", "#d9822b", "#4f9d69", "#8d6bb1", "#8c6d5a", "#c77aa8", "#7
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of so many inches. Matplotlib is imported here, when there is something to draw."""
+    """Return an empty figure, its size in inches. Matplotlib is imported only when there is something to draw."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="tight")
@@ -29,15 +29,15 @@ def style_axes(axes: "Axes", x: str, y: str) -> "Axes":
 
 
 def literal(text: str) -> str:
-    """Return ``text`` so that matplotlib draws it as it stands. It would take what is between two ``$`` for a formula.
+    """Escape ``text`` so that matplotlib draws it literally. It would read what is between two ``$`` as a formula.
 
-    For every text that comes from outside: class names, settings, columns and files.
+    Use it for text from outside: names of classes, settings, columns and files.
     """
     return text.replace("$", r"\$")
 
 
 def to_pixels(figure: "Figure") -> np.ndarray:
-    """Draw a figure. Returns uint8 ``(H, W, 3)``."""
+    """Render a figure as uint8 ``(H, W, 3)``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

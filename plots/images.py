@@ -23,15 +23,15 @@ def image_grid(
     """Draw images, uint8 ``(N, C, H, W)``, up to six in a row, each with its title above and its caption below.
 
     Args:
-        colors: of the titles.
-        title: of the whole figure.
+        colors: colors of the titles.
+        title: title of the whole figure.
     """
     columns = min(6, len(images))
     cell, header = np.array([1.55, 2.05 if captions else 1.9]), 0.3 if title else 0.0  # inches
     width, height = cell * (columns, -(-len(images) // columns)) + (0, header)
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: axes of its own for each take far longer
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: separate axes take far longer
     axes.axis("off")
     for index, image in enumerate(images):
         left, top = cell * (index % columns, index // columns) + (0.07, header + 0.42)

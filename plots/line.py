@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def line_fit(x: np.ndarray, y: np.ndarray, weight: float, bias: float) -> "Figure":
-    """Draw the points, the fitted line, and the line of least squares."""
+    """Draw the points, the fitted line, and the least-squares line."""
     figure = new_figure(6.4, 4)
     axes = style_axes(figure.subplots(), "input", "target")
     axes.plot(x, y, "o", color=TRAIN, label="points")
@@ -20,7 +20,7 @@ def line_fit(x: np.ndarray, y: np.ndarray, weight: float, bias: float) -> "Figur
     if len(set(x)) > 1:
         slope, intercept = np.polyfit(x, y, 1)
         label = f"least squares: {_formula(slope, intercept)}"
-        axes.plot(ends, slope * ends + intercept, "--", color="grey", linewidth=1, label=label)
+        axes.plot(ends, slope * ends + intercept, "--", color="gray", linewidth=1, label=label)
     axes.legend(frameon=False)
     return figure
 
@@ -30,7 +30,7 @@ def _formula(weight: float, bias: float) -> str:
 
 
 def loss_surface(x: np.ndarray, y: np.ndarray, path: np.ndarray) -> "Figure":
-    """Draw the mean squared error over weight and bias, and on it the path ``(steps + 1, 2)`` of the training."""
+    """Draw the mean squared error over weight and bias, with the path ``(steps + 1, 2)`` of the training on it."""
     from matplotlib.colors import LogNorm
 
     optimum = np.array(np.polyfit(x, y, 1)) if len(set(x)) > 1 else path[-1]

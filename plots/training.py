@@ -1,4 +1,4 @@
-"""Plots of a training: the loss and the accuracy over its course."""
+"""Training curves: the loss and the accuracy."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ def loss_curve(
     """Plot the training loss (line) and the validation loss (dots) over the training examples seen.
 
     Args:
-        rows: of metrics.csv.
-        curve: pairs of examples seen and the mean loss since the pair before.
+        rows: rows of metrics.csv.
+        curve: pairs of training examples seen and the mean loss since the previous pair.
         train_size: number of examples in the training set.
         val_label: what the validation loss is measured on.
     """

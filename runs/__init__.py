@@ -1,1 +1,1 @@
-"""A run on the disk: its checkpoints, results, tables and files. Imports nothing else of this project."""
+"""A run on disk: its checkpoints, results, tables and files. Imports nothing else of this project."""

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: find one, read it without running any code, and write it whole."""
+"""Checkpoints on disk: find one, and read it without running any code."""
 
 import zipfile
 from pathlib import Path
@@ -8,7 +8,7 @@ from runs.files import check_folder
 from runs.migrate import upgrade_checkpoint
 from runs.safety import check_safe
 
-# What the weights and the optimizer's state in a checkpoint belong to.
+# Groups that a checkpoint fixes: its weights and optimizer state fit no other choice.
 CHECKPOINT_GROUPS = ("model", "data", "optimizer", "scheduler")
 
 
@@ -29,7 +29,7 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
     path = (Path("outputs", "last") if run == "last" else Path(run)).resolve()
     if path.is_file():
-        if not zipfile.is_zipfile(path):  # said before torch is loaded
+        if not zipfile.is_zipfile(path):  # reported before torch is loaded
             raise ValueError(f"{path} is damaged or not a checkpoint")
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         check_folder(folder)
@@ -49,12 +49,14 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
 
 
 def read_checkpoint(file: str | Path, map_location: Any = "cpu") -> Any:
-    """Read a checkpoint without running any code, in today's names."""
+    """Read a checkpoint without running any code, and rename what older versions called otherwise."""
     import torch
 
     if "://" in str(file):
         raise ValueError(f"{file} is not a file on this machine")
-    checkpoint = torch.load(file, map_location=map_location, weights_only=True)  # said here: the environment may differ
+    checkpoint = torch.load(
+        file, map_location=map_location, weights_only=True
+    )  # explicit: a variable can change the default
     if isinstance(checkpoint, dict):
         upgrade_checkpoint(checkpoint)
     return checkpoint
@@ -68,11 +70,11 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = read_checkpoint(file)
-    except Exception as error:  # torch raises whatever a damaged or foreign file makes it stumble over
+    except Exception as error:  # torch raises many kinds of errors for a damaged or foreign file
         reason = " ".join(str(error).split())
         if "Weights only load failed" in reason:
             raise ValueError(
-                f"{file} holds more than numbers and plain values, which could run code: refused"
+                f"{file} is refused: it holds more than numbers and plain values, which could run code"
             ) from error
         raise ValueError(f"{file} is damaged or not a checkpoint: {reason[:200]}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict):

@@ -1,4 +1,4 @@
-"""Let Lightning write whole checkpoints, and read them without running any code."""
+"""Let Lightning write checkpoints atomically, and read them without running any code."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ WRITERS = ("inline_container", "PytorchStreamWriter", "iostream")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Save whole checkpoints or none, and load nothing that could run code."""
+    """Saves checkpoints atomically, and loads nothing that could run code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         try:

@@ -7,7 +7,7 @@ from runs.format import format_metric
 
 
 class ExpectationMissed(Exception):
-    """A run with ``check=true`` did not give what its experiment expects."""
+    """A run with ``check=true`` did not reach what its experiment expects."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Write files that are always whole, make directories that nobody else has, and update symbolic links."""
+"""Write files atomically, make unique directories, and update symbolic links."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.filename is None or (error.filename2 is None and str(error.filename) == str(temporary)):
-            error.filename = str(path)  # the name that the user knows
+            error.filename = str(path)  # the name that the user gave
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -72,11 +72,11 @@ def update_symlink(link: Path, target: Path) -> None:
 
 
 def make_dirs(path: Path) -> list[Path]:
-    """Make a directory and its missing parents; return those that this process has made, the innermost first."""
+    """Make a directory and its missing parents. Return those that this process has made, the innermost first."""
     made: list[Path] = []
     for directory in (*reversed(path.parents), path):
         if not directory.exists():
-            with contextlib.suppress(FileExistsError):  # another process was quicker
+            with contextlib.suppress(FileExistsError):  # another process was faster
                 directory.mkdir()
                 made.insert(0, directory)
     return made
@@ -86,7 +86,7 @@ def make_unique_dir(name: str, suffix: str = "-{}") -> list[Path]:
     """Make the directory ``name``, or ``name-2``, ``name-3`` … where it exists.
 
     Returns:
-        It and those of its parents that were missing. Two processes never get the same one.
+        That directory and those of its parents that were missing. Two processes never get the same directory.
     """
     for number in itertools.count(1):
         path = Path(name if number == 1 else name + suffix.format(number))
@@ -119,5 +119,5 @@ def check_path(path: Path) -> None:
 
 
 def is_within(path: Path, *parents: Path) -> bool:
-    """Return whether a path, with its symbolic links followed, lies in one of these directories and is none of them."""
+    """Return whether a path, with symbolic links resolved, lies strictly inside one of these directories."""
     return any(parent.resolve() in path.resolve().parents for parent in parents)

@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them."""
+"""Format numbers and tables for people."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def format_metrics(metrics: dict[str, float]) -> str:
 
 
 def check_positive_int(name: str, value: object) -> None:
-    """Raise ValueError, in the words of every such setting, for what is not a whole number of at least 1."""
+    """Raise ValueError, with the message of all such settings, unless a value is a whole number of at least 1."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name}={value} must be a whole number of at least 1")
 
@@ -37,14 +37,14 @@ def pluralize(number: int, one: str, many: str | None = None) -> str:
 
 
 def round_float32(value: float) -> float:
-    """Keep the nine digits that tell one float32 from the next, without the noise behind them."""
+    """Round to the nine digits that distinguish one float32 from the next."""
     return float(f"{value:.9g}")
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return text with an escape such as ``\x1b`` for each character that could move a cursor or is not UTF-8.
+    r"""Escape, as ``\x1b``, each character that could move the cursor or is not UTF-8.
 
-    Names from files and strings from somebody else's run could hide or reorder what is printed.
+    Names from files and strings from a stranger's run could hide or reorder what is printed.
 
     Args:
         keep: control characters that stay, such as line breaks.

@@ -1,4 +1,4 @@
-"""What this project uses of Lightning and torch that is not in their documentation, each with the reason.
+"""Undocumented parts of Lightning and torch that this project uses, each with the reason.
 
 tests/test_internals.py fails with a clear message when a new version of a library lacks one of these.
 """
@@ -8,16 +8,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-# The parts of a scheduler's state that follow from the length of the training. They are left out of what is restored,
-# so that a training that was made longer follows the schedule of its new length. OneCycleLR has no public name for its.
+# Parts of a scheduler's state that depend on the length of the training. They are not restored, so that a training
+# with more epochs follows the schedule of its new length. OneCycleLR has no public name for its phases.
 SCHEDULE_LENGTH_KEYS = ("total_steps", "T_max", "_schedule_phases")
 
 
 class QuickHooks(pl.LightningModule):
-    """Lightning writes the name of the running hook to the module some twenty times a step.
+    """Makes one assignment of Lightning's fast: the name of the running hook, some twenty times a step.
 
-    nn.Module looks at what kind of value each of them is. Without this class an epoch of mnist_cnn takes 3.5 % longer
-    (median of 12 interleaved rounds on one CPU thread).
+    nn.Module checks the type of every value that is assigned to an attribute. Without this class an epoch of
+    mnist_cnn takes 3.5 % longer (median of 12 interleaved rounds on one CPU thread).
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -28,16 +28,16 @@ class QuickHooks(pl.LightningModule):
 
 
 def share_step_counter(trainer: pl.Trainer) -> None:
-    """Count gradient steps in one place, whoever makes them.
+    """Let automatic and manual optimization share one counter of gradient steps.
 
-    Lightning has one counter for automatic and one for manual optimization. A run may go on in the other way.
+    Lightning has a counter for each, and a resumed run may use the other kind of optimization.
     """
     loop = trainer.fit_loop.epoch_loop
     loop.manual_optimization.optim_step_progress = loop.automatic_optimization.optim_progress.optimizer.step
 
 
 def count_steps(trainer: pl.Trainer, steps: int) -> None:
-    """Tell Lightning of gradient steps that it did not make, or ``trainer.global_step`` would stay where it is."""
+    """Count gradient steps that Lightning did not make itself, so that ``trainer.global_step`` includes them."""
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
     for counter in (progress.total, progress.current):
         counter.ready += steps
@@ -52,13 +52,13 @@ def total_batch_idx(trainer: pl.Trainer) -> int:
 def forget_train_loader(trainer: pl.Trainer) -> None:
     """Have Lightning set up the training loader again.
 
-    To estimate the number of steps it has done so before the place in the epoch was read from the checkpoint.
+    Estimating the number of steps sets it up too early: the checkpoint's position in the epoch is not read yet.
     """
     trainer.fit_loop._combined_loader = None
 
 
-def go_on_with_next_epoch(trainer: pl.Trainer) -> None:
-    """Go on after the last epoch where a checkpoint of its end was read.
+def start_next_epoch(trainer: pl.Trainer) -> None:
+    """Start the next epoch after a checkpoint from the end of an epoch was read.
 
     With ``max_steps`` Lightning would end that epoch a second time, without a batch. Called at the start of training.
     """
@@ -70,9 +70,9 @@ def go_on_with_next_epoch(trainer: pl.Trainer) -> None:
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
-    """Make a checkpoint that is saved after training stopped in the middle of an epoch one of that epoch.
+    """Mark the epoch in a checkpoint as unfinished, where training stopped in its middle.
 
-    Lightning counts the epoch as done, and would go on with the next one.
+    Lightning counts that epoch as done, and would start the next one on resume.
     """
     for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
         progress["processed"] = progress["completed"] = progress["started"] - 1
@@ -85,7 +85,7 @@ def stopped_in_epoch(trainer: pl.Trainer) -> bool:
 
 
 def completed_epochs(trainer: pl.Trainer) -> int:
-    """Return the number of epochs that were trained to their end. Lightning counts one that was left open too."""
+    """Return the number of completed epochs. Lightning also counts one that training stopped in."""
     if not stopped_in_epoch(trainer):
         return trainer.current_epoch
     return trainer.fit_loop.state_dict()["epoch_progress"]["current"]["started"] - 1
@@ -94,17 +94,17 @@ def completed_epochs(trainer: pl.Trainer) -> int:
 def disable_lightning_signal_handlers(trainer: Any) -> None:
     """Keep Lightning from installing signal handlers of its own.
 
-    Its handler of SIGTERM ends the process with exit code 0, or waits forever for a rank that is elsewhere. Its handler
-    for SLURM queues the job again, as a new run. Lightning installs them at the start of a stage, and no hook lies
-    between that and the barrier of the stage, where others could be put in their place.
+    Its handler of SIGTERM ends the process with exit code 0, or waits forever for a rank that is not at a barrier. Its
+    handler for SLURM requeues the job as a new run. Lightning installs them at the start of a stage, and no hook that
+    could replace them runs between that and the barrier of the stage.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
 def take_child_processes(trainer: Any) -> list[Popen[bytes]]:
-    """Return the ranks that Lightning has started on this machine, and keep it from watching them.
+    """Return the processes that Lightning has started for the other ranks of this machine, and stop its watch on them.
 
-    When one of them fails, its watch kills this process too, before that has reported and recorded why.
+    When one of them fails, the watch kills this process too, before it has reported and recorded the reason.
     """
     started: list[Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     taken = started.copy()

@@ -1,4 +1,4 @@
-"""Names that have changed: read runs that were made before, and take what users are used to typing."""
+"""Renamed keys and classes: upgrade the checkpoints of earlier versions, and accept overrides with old names."""
 
 import re
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ RENAMED_KEYS = {
     "predict:to": "output",
     "export:to": "output",
 }
-# Keys that stored configs lack, with the value that older code stood for.
+# Keys that older configs lack, with the value that reproduces the older behavior.
 ADDED_KEYS: dict[str, Any] = {"compile": False}
-# Options of a group.
+# Options of a group, (group, old) -> new.
 RENAMED_OPTIONS = {("callbacks", "details"): "tensorboard_extras"}
-# Classes that a stored config names, and the keys of callbacks' states in a checkpoint.
+# Classes in ``_target_``, and below them the keys of the callbacks' states in a checkpoint.
 RENAMED_TARGETS = {
     "callbacks.profiling.Table": "loggers.profiler.TopProfiler",
     "lit_models.losses.CrossEntropyOfSoftmax": "lit_models.losses.DoubleSoftmaxCrossEntropy",
@@ -34,12 +34,12 @@ RENAMED_TARGETS = {
     "lit_models.optimizers.GradientDescent": "lit_models.optim.PlainSGD",
 }
 RENAMED_STATES = {"Record": "MetricsHistory", "Pictures": "Plots"}
-# Keys within the state of a callback.
+# Keys within the state of a callback, (callback, old) -> new.
 RENAMED_STATE_KEYS = {("Plots", "way"): "weight_history"}
 
 
 def upgrade_overrides(overrides: Sequence[str], command: str = "train") -> tuple[list[str], list[str]]:
-    """Return overrides in today's names, and a note ``OLD is now NEW`` for each that had an old one."""
+    """Return the overrides with present names, and a note ``OLD is now NEW`` for each that was renamed."""
     upgraded, notes = [], []
     for override in overrides:
         match = re.fullmatch(r"([+~]*)([\w.]+)(?:=(.*))?", override, re.DOTALL)
@@ -58,7 +58,7 @@ def upgrade_overrides(overrides: Sequence[str], command: str = "train") -> tuple
 
 def _new_key(key: str, command: str) -> str:
     names = key.split(".")
-    for end in range(len(names), 0, -1):  # the longest old name counts: model.net.hidden before model.net
+    for end in range(len(names), 0, -1):  # the longest match: model.net.hidden before model.net
         old = ".".join(names[:end])
         new = RENAMED_KEYS.get(f"{command}:{old}") or (RENAMED_KEYS.get(old) if command == "train" else None)
         if new:
@@ -73,11 +73,11 @@ def _new_value(key: str, value: str | None) -> str | None:
         return RENAMED_TARGETS.get(value, value)
     if not any(key == group for group, _ in RENAMED_OPTIONS):
         return value
-    return ",".join(RENAMED_OPTIONS.get((key, option), option) for option in value.split(","))  # of a sweep several
+    return ",".join(RENAMED_OPTIONS.get((key, option), option) for option in value.split(","))  # a sweep has several
 
 
 def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
-    """Give the config and the states in a checkpoint today's names, in place."""
+    """Rename old keys and classes in the config and the callback states of a checkpoint, in place."""
     config = checkpoint.get("config")
     if isinstance(config, dict):
         for old, new in RENAMED_KEYS.items():

@@ -1,4 +1,4 @@
-"""Hydra overrides as text: ``optimizer.lr=0.1``, ``+trainer.min_epochs=2``, ``~callbacks.plots``."""
+"""Hydra overrides as text: ``optimizer.lr=0.1``, ``+trainer.min_epochs=2``, ``~callbacks.pictures``."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ def override_key(override: str) -> str:
 
 
 def last_of_each(overrides: Sequence[str]) -> dict[str, str]:
-    """Return each override by its key; of two with the same key the last counts."""
+    """Return each override by its key; of several with the same key, the last."""
     return {override.partition("=")[0]: override for override in overrides}
 
 

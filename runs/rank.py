@@ -1,14 +1,14 @@
-"""Which process of a run this is.
+"""The rank of this process, from the environment variables of torchrun, SLURM, LSF and Lightning.
 
-torchrun, SLURM, LSF and Lightning tell it in environment variables. A variable that was left over from something else
-would make a process believe that another one writes and prints, so each is checked against what is known.
+A stale variable would make the only process of a run wait for a rank zero that does not exist to write and print. So
+each variable is checked against the size of its group.
 """
 
 import os
 import sys
 import threading
 
-# The rank of a process in a group, or on its machine, and the variable that holds how many there are.
+# Variable with a rank, in the whole group or on its machine -> variable with the number of ranks.
 SIZES = {
     "RANK": "WORLD_SIZE",
     "SLURM_PROCID": "SLURM_NTASKS",
@@ -16,19 +16,19 @@ SIZES = {
     "NODE_RANK": "WORLD_SIZE",
     "LOCAL_RANK": "WORLD_SIZE",
 }
-PATIENCE = 60.0  # seconds until a process says that it waits for the others
+WARN_AFTER = 60.0  # seconds of waiting for the other ranks
 
 
 def global_rank() -> int:
-    """Return the rank of this process: in the run where that is known, else of its machine or on its machine.
+    """Return the global rank of this process, or where that is unknown the rank of or on its machine.
 
-    Zero where a variable holds no number; check_rank_variables says so.
+    A variable that holds no number counts as zero here; :func:`check_rank_variables` reports it.
     """
     return next(filter(None, (_number(name) or 0 for name in SIZES)), 0)
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process writes and prints; the other processes of a run only compute."""
+    """Return whether this process has rank zero. Only rank zero writes and prints."""
     return global_rank() == 0
 
 
@@ -36,7 +36,7 @@ def check_rank_variables(alone: bool) -> None:
     """Check what the environment says about ranks, before anything depends on it.
 
     Args:
-        alone: this command never has several processes.
+        alone: whether this command only ever has one process.
 
     Raises:
         ValueError: a variable holds no number, or a rank that its group does not have.
@@ -48,10 +48,10 @@ def check_rank_variables(alone: bool) -> None:
     for name, size_name in SIZES.items():
         rank, size = _number(name) or 0, _number(size_name)
         if rank and alone:
-            raise ValueError(f"{name}={rank} in the environment: this command is one process, of rank 0; unset it")
+            raise ValueError(f"{name}={rank} in the environment: this command runs as one process of rank 0; unset it")
         # Several machines without a launcher: NODE_RANK alone, checked when the Trainer knows how many there are.
         if rank and size is None and name != "NODE_RANK":
-            raise ValueError(f"{name}={rank} in the environment, and no {size_name}: no such group is there; unset it")
+            raise ValueError(f"{name}={rank} in the environment, and no {size_name}: there is no such group; unset it")
         if rank and size is not None and rank >= size:
             raise ValueError(f"{name}={rank} in the environment must be less than {size_name}={size}; unset both")
 
@@ -60,7 +60,7 @@ def check_group(rank: int, size: int) -> None:
     """Check the Trainer's rank and number of processes against the environment.
 
     Raises:
-        ValueError: this process would believe that another one writes and prints, and there is none; or the reverse.
+        ValueError: the environment names another rank than the Trainer, so that no process or several would write.
     """
     if (rank == 0) == is_rank_zero():
         return
@@ -71,20 +71,20 @@ def check_group(rank: int, size: int) -> None:
     )
 
 
-def say_when_waiting(size: int) -> None:
-    """Print a line where the other processes of a run have not answered within a minute.
+def warn_when_waiting(size: int) -> None:
+    """Print a line when the other ranks of a run have not connected within a minute.
 
-    torch itself waits for half an hour without a word.
+    torch itself waits silently for half an hour.
     """
     import torch.distributed
 
-    def say() -> None:
+    def warn() -> None:
         if not torch.distributed.is_initialized():
             place = f"{os.environ.get('MASTER_ADDR', 'an address')}:{os.environ.get('MASTER_PORT', 'a port')}"
             print(f"rank {global_rank()} waits for the other {size - 1} at {place}", file=sys.stderr, flush=True)
 
     if size > 1:
-        timer = threading.Timer(PATIENCE, say)
+        timer = threading.Timer(WARN_AFTER, warn)
         timer.daemon = True
         timer.start()
 

@@ -11,16 +11,16 @@ from typing import Any
 from runs.files import atomic_write
 from runs.overrides import train_command
 
-ENDED = ("finished", "diverged")  # statuses of a run that reached its end
+ENDED = ("finished", "diverged")  # statuses of a run that trained to its end
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
     """Return the result of a run, or None where it has none.
 
-    The run may come from anybody: its ``command``, which is printed to be typed again, is made anew from the overrides.
+    The run may come from anyone. Its ``command``, which users copy, is therefore rebuilt from the overrides.
 
     Raises:
-        ValueError: ``result.json`` is damaged or not of this project.
+        ValueError: ``result.json`` is damaged or was not written by this project.
     """
     file = run_dir / "result.json"
     if not file.is_file():
@@ -31,14 +31,14 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         known = all(isinstance(override, str) for override in overrides) and isinstance(overrides, list)
         known = known and isinstance(metrics, dict) and isinstance(status, str)
         if not known or not all(value is None or isinstance(value, int | float) for value in metrics.values()):
-            raise ValueError("it holds something else")
+            raise ValueError("unexpected content")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or not of this project ({error})") from error
     return result | {"command": train_command(overrides)}
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Write ``result.json``; a metric that is not finite becomes null, which JSON has."""
+    """Write ``result.json``; JSON has no nan or inf, so a metric that is not finite becomes null."""
     metrics = {name: _finite(value) for name, value in result["metrics"].items()}
     with atomic_write(run_dir / "result.json") as temporary:
         text = json.dumps(result | {"metrics": metrics}, indent=1) + "\n"
@@ -57,7 +57,7 @@ def has_diverged(rows: list[dict[str, float]]) -> bool:
 
 @functools.cache
 def git_revision() -> str | None:
-    """Return the commit of this project, with ``-dirty`` when files differ from it; None outside a checkout."""
+    """Return the commit of this project, with ``-dirty`` when files differ from it; None outside a git checkout."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         answer = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
@@ -67,7 +67,7 @@ def git_revision() -> str | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide what a run gives."""
+    """Return the versions of Python and of the libraries that a run's result depends on."""
     import lightning.pytorch as pl
     import torch
     import torchvision

@@ -1,7 +1,7 @@
 """Refuse a stored config that would run, read or write something when it is used.
 
-A run may come from anybody. From its checkpoint come numbers, words and the names of a few classes; no path that is
-written to, no name of a config file, nothing that is evaluated.
+A run may come from anyone. Its checkpoint may hold numbers, words and the names of a few classes, but no path that is
+written to, no name of a config file, and nothing that is evaluated.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 Path = tuple[str, ...]
 
-# A stored config may name classes that these modules define. Everything else is refused by name.
+# Modules whose classes a stored config may name. Every other class is refused.
 MODULES = (
     "lit_models",
     "datamodules",
@@ -28,8 +28,8 @@ IMPORTABLE = ("lit_models.", "datamodules.", "torch.nn.", "torch.optim.", "light
 UNUSED_INSTRUCTIONS = ("_args_", "_recursive_", "_convert_")
 # Callbacks and the logger are made from the present command; the stored ones are never instantiated.
 NOT_INSTANTIATED = ("callbacks", "logger")
-# Arguments of the Trainer that may be a word; train.py sets those of the second line itself, whatever is stored. All
-# others are numbers, so that a checkpoint names no file and no service.
+# Arguments of the Trainer that may be a word. All others are numbers, so that a checkpoint names no file and no
+# service. train.py sets those of the second line itself and ignores the stored ones.
 TRAINER_WORDS = ("accelerator", "devices", "gradient_clip_algorithm", "max_time", "precision", "profiler", "strategy")
 TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
 
@@ -72,7 +72,7 @@ def _check_target(target: str, path: Path, message: str) -> None:
 
 
 def _kind(path: Path) -> tuple[type | None, str]:
-    """Return the class that a ``_target_`` at this path must be of, and what that is called."""
+    """Return the base class of a ``_target_`` at this path, and its name in an error."""
     import lightning.pytorch as pl
     from lightning.pytorch.profilers import Profiler
     from torch import nn
@@ -100,7 +100,7 @@ def _check_trainer_word(path: Path, value: str, message: str) -> None:
 
 def _check_choices(choices: Any, message: str) -> None:
     if not isinstance(choices, dict) or not isinstance(choices.get("overrides"), list):
-        raise ValueError(f"{message} does not hold what was chosen and typed")
+        raise ValueError(f"{message} does not hold the chosen options and the overrides")
     for key, value in choices.items():
         if key == "overrides":
             if not all(isinstance(override, str) for override in value):

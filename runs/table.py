@@ -17,14 +17,14 @@ def summary_line(result: dict[str, Any]) -> str:
     return f"{format_metrics(metrics)}  {result['seconds']['total']:.1f} s"
 
 
-def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Comparison], changed: list[str]) -> str:
-    """Return the table that is printed at the end of a run.
+def summary_table(result: dict[str, Any], run_dir: Path, comparisons: list[Comparison], changed: list[str]) -> str:
+    """Return the table for the end of a run.
 
     Args:
-        result: of ``result.json``.
-        folder: of the run.
+        result: the content of ``result.json``.
+        run_dir: the directory of the run.
         comparisons: with what the experiment expects.
-        changed: overrides that make the expected figures not apply.
+        changed: overrides that change what is measured; the expected figures do not apply then.
     """
     metrics, seconds = result["metrics"], result["seconds"]
     rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
@@ -32,27 +32,27 @@ def summary_table(result: dict[str, Any], folder: Path, comparisons: list[Compar
         rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
     by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
     for start in range(0, len(by_class), 5):
-        shares = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
-        rows.append(("" if start else "of each class", shares))
+        accuracies = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
+        rows.append(("" if start else "of each class", accuracies))
     if metrics.get("test/loss") is not None:
         rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
     rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
     length = f"{pluralize(result['epochs'], 'epoch')}, {pluralize(result['steps'], 'step')}"
-    again = " since it went on" if result["resumed"] else ""
+    since = " since it was resumed" if result["resumed"] else ""
     rows += [
-        ("training", f"{length}, {seconds['fit']:.1f} s{again}"),
-        ("whole run", f"{seconds['total']:.1f} s{again}"),
+        ("training", f"{length}, {seconds['fit']:.1f} s{since}"),
+        ("whole run", f"{seconds['total']:.1f} s{since}"),
     ]
     if result["status"] != "finished":
         rows.append(("status", result["status"]))
     if changed:
         rows.append(("not compared", f"with the published figures, because of these overrides: {', '.join(changed)}"))
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    rows.append(("output directory", str(folder)))
-    files = [folder / "pictures" / f"{name}.png" for name in MAIN_PLOTS]
-    rows += [("picture", str(file)) for file in files if file.exists()][:1]
-    if (folder / "dashboard.txt").exists():
+    if run_dir.is_relative_to(Path.cwd()):
+        run_dir = run_dir.relative_to(Path.cwd())
+    rows.append(("output directory", str(run_dir)))
+    files = [run_dir / "pictures" / f"{name}.png" for name in MAIN_PLOTS]
+    rows += [("plot", str(file)) for file in files if file.exists()][:1]
+    if (run_dir / "dashboard.txt").exists():
         rows.append(("tensorboard", "tensorboard --logdir outputs"))
     lines = text_columns(rows)
     if comparisons and not changed:

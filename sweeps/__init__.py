@@ -1,1 +1,1 @@
-"""A sweep as a whole: the jobs and their summary, its Hydra callback, the Optuna study of a search, and its figures."""
+"""A sweep as a whole: its jobs, its summary and figures, the Hydra callback that writes them, and its Optuna study."""

@@ -1,4 +1,4 @@
-"""The Hydra callback that sums up a sweep."""
+"""The Hydra callback that summarizes a sweep."""
 
 import contextlib
 import functools
@@ -18,48 +18,49 @@ from sweeps.summary import Summary
 
 
 class SweepSummary(Callback):
-    """Write ``summary.csv``, ``summary.md`` and ``summary.png`` into the directory of the sweep, and print the table.
+    """Writes ``summary.csv``, ``summary.md`` and ``summary.png`` to the sweep directory, and prints the table.
 
-    The tables are written after every job, so that an interrupted sweep has them too; the figure and the print come at
-    the end. Hydra makes a warning in a log of whatever a callback raises. Here it is printed and remembered.
+    The tables are written after every job, so that an interrupted sweep has them too. The figure is drawn and the table
+    printed at the end. Hydra would only log an exception of a callback, so errors are printed here and set the exit
+    code.
     """
 
-    folder: ClassVar[Path | None] = None  # of the sweep of this process
-    failed: ClassVar[int] = 0  # its jobs that failed
-    complete: ClassVar[bool] = True  # whether all of it could be summed up and written
+    folder: ClassVar[Path | None] = None  # directory of the sweep that this process runs
+    failed: ClassVar[int] = 0  # number of failed jobs
+    complete: ClassVar[bool] = True  # whether the summary was computed and written
 
     @classmethod
     def exit_code(cls) -> int:
-        """Return 1 for a sweep with a job that failed or a summary that is not complete, else 0."""
+        """Return 1 for a sweep with a failed job or an incomplete summary, else 0."""
         return int(cls.failed > 0 or not cls.complete)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with contextlib.suppress(OmegaConfBaseException):  # a directory that is not there: Hydra raises that itself
+        with contextlib.suppress(OmegaConfBaseException):  # Hydra raises it again
             SweepSummary.folder = Path(config.hydra.sweep.dir)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
             try:
                 update_symlink(Path("outputs", "last_sweep"), Path(config.hydra.sweep.dir))
-            except OSError as error:  # the sweep is whole without it
+            except OSError as error:  # the sweep does not need the link
                 _print_once("warning", f"outputs/last_sweep does not point at this sweep: {error}")
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
-            with _noticed("the summary of the sweep"):
+            with _report_errors("the summary of the sweep"):
                 summary = _summarize(Path(config.hydra.sweep.dir))
                 if summary.jobs:
                     summary.write()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        with _noticed("the summary of the sweep"):
+        with _report_errors("the summary of the sweep"):
             summary = _summarize(Path(config.hydra.sweep.dir))
             SweepSummary.failed = len(summary.failed())
             if not summary.jobs:
                 return
-            with _noticed("the summary of the sweep"):
+            with _report_errors("the summary of the sweep"):
                 summary.write()
-            with _noticed("summary.png"):
+            with _report_errors("summary.png"):
                 from plots.figure import to_pixels  # slow to import
                 from sweeps.figures import summary_figure
 
@@ -70,7 +71,7 @@ class SweepSummary(Callback):
 
 def _summarize(folder: Path) -> Summary:
     summary = Summary(folder)
-    with _noticed("study.db"):
+    with _report_errors("study.db"):
         if study.exists(folder):
             with study.storage_errors(folder):
                 importances = study.importances(study.open_study(folder))
@@ -80,8 +81,8 @@ def _summarize(folder: Path) -> Summary:
 
 
 @contextlib.contextmanager
-def _noticed(what: str) -> Iterator[None]:
-    """Print what is raised in one line, and remember it for the exit code."""
+def _report_errors(what: str) -> Iterator[None]:
+    """Print an exception in one line, and record it for the exit code."""
     try:
         yield
     except Exception as error:
@@ -96,7 +97,7 @@ def _print_once(level: str, text: str) -> None:
 
 
 def _print(text: str) -> None:
-    """Print on any terminal: what its encoding does not have is replaced."""
+    """Print, and replace characters that the encoding of the terminal lacks."""
     encoding = sys.stdout.encoding or "utf-8"
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it
+    with contextlib.suppress(BrokenPipeError):  # stdout is closed
         print(text.encode(encoding, "replace").decode(encoding), flush=True)

@@ -1,4 +1,4 @@
-"""The figure of a sweep: of a search its study, of another sweep the metric over what was swept."""
+"""The figure of a sweep: the study of a search, or the metric over the swept settings."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ Scores = dict[tuple[str, ...], list[float]]  # values of the swept settings -> m
 
 
 def summary_figure(summary: Summary) -> "Figure | None":
-    """Draw what the sweep found; None where no job has ended.
+    """Draw the results of a sweep. Return None where no job has ended.
 
     Two settings make a heat map, one setting with numbers a line, and everything else a row for each combination.
     """
@@ -37,7 +37,7 @@ def summary_figure(summary: Summary) -> "Figure | None":
 
 
 def _metric_curve(summary: Summary, numbers: list[float], scores: Scores) -> "Figure":
-    """Plot the metric over the one setting that was swept, with the spread over the replicates."""
+    """Plot the metric over the only swept setting, with the spread over the replicates."""
     figure = new_figure(6.4, 4)
     (key,) = summary.keys
     axes = style_axes(figure.subplots(), key, summary.monitor)
@@ -58,7 +58,7 @@ def _metric_curve(summary: Summary, numbers: list[float], scores: Scores) -> "Fi
 
 
 def _ranking(summary: Summary, scores: Scores) -> "Figure":
-    """Draw a row for each of the best combinations: a dot for each replicate and a bar for their mean."""
+    """Draw a row for each of the best combinations, with a dot for each replicate and a bar at their mean."""
     shown = list(scores.items())[:MAX_COMBINATIONS]
     figure = new_figure(7, 1.2 + 0.32 * len(shown))
     mean = f" (bar: mean over {', '.join(summary.replicates)})" if summary.replicates else ""
@@ -74,7 +74,7 @@ def _ranking(summary: Summary, scores: Scores) -> "Figure":
 
 
 def _heat_map(summary: Summary, scores: Scores) -> "Figure":
-    """Draw the mean metric as a table over the two settings that were swept."""
+    """Draw the mean metric as a heat map over the two swept settings."""
     rows, columns = (_sorted_values([values[place] for values in scores]) for place in (0, 1))
     table = [
         [statistics.mean(scores[row, column]) if (row, column) in scores else math.nan for column in columns]
@@ -138,8 +138,10 @@ def study_figure(search: "optuna.Study", metric: str) -> "Figure | None":
 def _plot_best_so_far(axes: "Axes", ended: Sequence["FrozenTrial"], maximize: bool) -> None:
     values: list[Any] = [trial.value for trial in ended]
     best = max if maximize else min
-    course = [best(values[: end + 1]) for end in range(len(values))]
-    axes.step([trial.number for trial in ended], course, where="post", color=VAL, linewidth=1.2, label="best so far")
+    best_values = [best(values[: end + 1]) for end in range(len(values))]
+    axes.step(
+        [trial.number for trial in ended], best_values, where="post", color=VAL, linewidth=1.2, label="best so far"
+    )
 
 
 def _plot_parameter(
@@ -150,7 +152,7 @@ def _plot_parameter(
     name: str,
 ) -> None:
     """Plot the metric over a parameter. Optuna stores the choices 64, 128 … as text."""
-    # A search that was resumed with other settings has trials without this one.
+    # A search that was resumed with other settings has trials without this parameter.
     ended, pruned, best = ([t for t in trials if name in t.params] for trials in (ended, pruned, best))
     values = _sorted_values([str(trial.params[name]) for trial in (*ended, *pruned)])
     if _as_numbers(values):
@@ -179,10 +181,10 @@ def _plot_trials(
 
 
 def _sorted_values(values: Sequence[str]) -> list[str]:
-    """Return the different values by size where all are numbers, else in their order."""
-    different = list(dict.fromkeys(values))
-    numbers = dict(zip(different, _as_numbers(different) or range(len(different)), strict=True))
-    return sorted(different, key=numbers.__getitem__)
+    """Return the distinct values, sorted where all are numbers, else in their order."""
+    distinct = list(dict.fromkeys(values))
+    numbers = dict(zip(distinct, _as_numbers(distinct) or range(len(distinct)), strict=True))
+    return sorted(distinct, key=numbers.__getitem__)
 
 
 def _as_numbers(values: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, as their directories tell of them."""
+"""The jobs of a sweep, read from their directories."""
 
 import math
 import os
@@ -11,18 +11,18 @@ from runs.format import printable
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
 
-# How a job's directory begins: its number and a hash of its config.
+# The name of a job's directory: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 SUMMARY_FILES = ("summary.csv", "summary.md", "summary.png")
 
 
 @dataclass
 class Job:
-    """One job: what its ``result.json`` holds, or that it has none to read.
+    """One job of a sweep, from its ``result.json``.
 
     Attributes:
-        status: that of the run, or ``killed`` without a result.json, or ``unreadable`` with a broken one.
-        metrics: the finite ones.
+        status: status of the run, ``killed`` without a result.json, or ``unreadable`` with a damaged one.
+        metrics: the finite metrics.
         settings: the value of each override, by its key.
     """
 
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def failed(self) -> bool:
-        """Whether the job did not do what it was asked, such as one that missed a check."""
+        """Whether the job did not finish, or missed what ``check=true`` expects."""
         return self.status not in (*ENDED, "pruned") or (bool(self.reason) and self.status != "pruned")
 
     @property
@@ -75,7 +75,7 @@ def _read_job(folder: Path) -> Job:
 
 
 def _parse(folder: Path, result: dict[str, Any]) -> Job:
-    """Raise an exception for what no run would write: the file may be anybody's."""
+    """Return the job of a result. Raise for anything that no run writes, because the file may come from anyone."""
     if result["status"] not in (*ENDED, "interrupted", "failed", "pruned"):
         raise ValueError(f"unknown status {result['status']!r}")
     texts = [result["command"], result.get("reason", ""), *result["overrides"], *result["metrics"]]
@@ -99,5 +99,5 @@ def _is_locked(file: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # such as in somebody else's read-only directory
+    except OSError:  # such as in a read-only directory
         return False

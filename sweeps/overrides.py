@@ -1,4 +1,4 @@
-"""The overrides of a sweep, some of which have several values."""
+"""The overrides of a sweep, which may have several values."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from hydra.core.override_parser.types import Override
 
 
 def parse_overrides(loader: Any, params: dict[str, Any], arguments: list[str]) -> dict[str, Override]:
-    """Return the overrides of a sweep by their keys: those of its config, and what was typed on top of them."""
+    """Return the overrides of a sweep by key: those of its config, with those of the command line on top."""
     texts = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(texts)
     return {override.get_key_element(): override for override in overrides}

@@ -17,7 +17,7 @@ def exists(sweep_dir: Path) -> bool:
 
 
 def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":
-    """Return the study in ``study.db``; make it where there is none. Several processes may work on it.
+    """Return the study in ``study.db``, which is created where there is none. Several processes may use it.
 
     Args:
         **settings: for ``optuna.create_study``.
@@ -30,7 +30,7 @@ def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":
 
 @contextlib.contextmanager
 def storage_errors(sweep_dir: Path) -> Iterator[None]:
-    """Raise OSError, with what SQLite says, where ``study.db`` cannot be read or written."""
+    """Raise OSError, with the message of SQLite, where ``study.db`` cannot be read or written."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -63,9 +63,9 @@ def _storage(sweep_dir: Path) -> "optuna.storages.RDBStorage":
 
 
 def importances(study: "optuna.Study") -> dict[str, float]:
-    """Return how much each parameter tells good trials from all trials, the most important first.
+    """Return the importance of each parameter for the metric, the most important first.
 
-    By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255). Empty for a study with too little to compare.
+    By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255). Empty for a study with too few trials or parameters.
     """
     import optuna
 

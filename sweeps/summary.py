@@ -1,4 +1,4 @@
-"""The summary of a sweep: all of its jobs, ranked, as tables."""
+"""The summary of a sweep: tables of its jobs, the best first."""
 
 import csv
 import math
@@ -12,9 +12,9 @@ from runs.monitor import MONITORS
 from sweeps.jobs import Job, read_jobs
 
 ORDER = {"max": "highest", "min": "lowest"}
-# Settings that make a run a replicate of another: the table has the mean over them.
+# Settings that make runs replicates of one another. The table has means over them.
 REPLICATE_KEYS = ("seed", "data.fold")
-MAX_ROWS = 12  # of the printed table
+MAX_ROWS = 12  # in the printed table
 
 
 class Summary:
@@ -25,7 +25,7 @@ class Summary:
         keys: the settings that differ between the jobs, without those of ``REPLICATE_KEYS``.
         replicates: those of ``REPLICATE_KEYS`` that differ.
         groups: the jobs of each combination of ``keys``, the best combination first.
-        importance: a line on how much the settings of a search matter; nothing for other sweeps.
+        importance: a line with the importance of each setting of a search; empty for other sweeps.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -138,7 +138,7 @@ class Summary:
         return "\n".join(lines)
 
     def _failure_lines(self) -> list[str]:
-        """Return a line for each reason, with the first job that failed for it."""
+        """Return a line for each reason of a failure, with the first job that failed for it."""
         by_reason: dict[str, list[str]] = {}
         for job in self.failed():
             settings = " ".join(f"{key}={job.settings.get(key, '')}" for key in (*self.keys, *self.replicates))

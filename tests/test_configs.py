@@ -85,7 +85,7 @@ def check(model: str, data: str, *settings: str) -> None:
     except Exception as error:
         assert model not in IMAGE_MODELS or data not in IMAGES, error
         line = format_error(error)
-        assert any(words in line for words in (" takes ", " learns ", " goes from ", "tells two classes apart")), line
+        assert any(words in line for words in (" takes ", " learns ", " goes from ", " separates two classes")), line
         return
     assert data in IMAGES or model not in ("cnn", "lenet") or data.startswith("one_")
     inputs = torch.randn(3, *datamodule.shape)

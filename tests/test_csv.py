@@ -266,8 +266,8 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         ("1,2,3\n4,5,6\n", "", "table.csv has no header: its first line has to name the columns"),
         (SMALL, "data.target=yy", "table.csv has no column yy (did you mean y?); it has x, z, y"),
         (SMALL, "data.columns=[x,zz]", "table.csv has no column zz (did you mean z?); it has x, z, y"),
-        (SMALL, "data.columns=[x,y]", "data.columns has the target y in it; it names the columns to learn from"),
-        (SMALL, "data.columns=[]", "data.columns is empty; it names the columns to learn from"),
+        (SMALL, "data.columns=[x,y]", "data.columns contains the target y; it lists the input columns"),
+        (SMALL, "data.columns=[]", "data.columns is empty; it lists the input columns"),
         ("y,w\na,b\nb,c\n", "", "table.csv has no column of numbers to learn y from"),
         (
             "x,z,y\n1,5,a\n\n2,six,b\n",
@@ -286,10 +286,9 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         (
             "x,y\n1,5\n2,many\n",
             "",
-            "table.csv, line 3, column y: 'many' is not a number; "
-            "data.classes=true takes what is in the column for classes",
+            "table.csv, line 3, column y: 'many' is not a number; data.classes=true reads the column as classes",
         ),
-        ("x,y\n1,a\n2,a\n", "", "table.csv, column y: all rows are 'a', nothing can be learned"),
+        ("x,y\n1,a\n2,a\n", "", "table.csv, column y: all rows are 'a', so there is nothing to learn"),
         ("x,y\n1,a\n2,b,c\n", "", "table.csv, line 3: 3 cells for 2 columns"),
         ("x,x,y\n1,2,a\n", "", "table.csv has more than one column x"),
         ('x,y\n1,"a\n2,b\n', "", "table.csv is not a CSV file in UTF-8: unexpected end of data"),
@@ -297,10 +296,14 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         ("x,y\n1,a\n2,???\n", "", "table.csv: '???' cannot be used as a name: a config would evaluate it"),
         ("${oc.env:HOME},y\n1,a\n2,b\n", "", "table.csv: '${oc.env:HOME}' cannot be used as a name"),
         ("x,y\n1,a\n2,\x1b[31mb\n", "", r"table.csv: '\x1b[31mb' cannot be used as a name: it has control characters"),
-        (SMALL, "data.val_size=1.0", "data.val_size=1.0 is a share of the examples: at least 0 and below 1"),
-        (SMALL, "data.test_size=-0.1", "data.test_size=-0.1 is a share of the examples: at least 0 and below 1"),
+        (SMALL, "data.val_size=1.0", "data.val_size=1.0 must be a fraction of the examples: at least 0 and below 1"),
+        (
+            SMALL,
+            "data.test_size=-0.1",
+            "data.test_size=-0.1 must be a fraction of the examples: at least 0 and below 1",
+        ),
         (SMALL, "data.val_size=0.9", "table.csv has too few rows (3) to hold any out"),
-        (SMALL, "data.test_path=test.csv", "test.csv, line 2, column y: 'c' is none of the classes a, b"),
+        (SMALL, "data.test_path=test.csv", "test.csv, line 2, column y: 'c' is not one of the classes a, b"),
         (SMALL, "model=cnn", "images (channels, height, width), not inputs of shape (2,); model=mlp takes any inputs"),
         (SMALL, "model=line", "not from shape (2,) to 2; model=mlp_regression takes more numbers and model=mlp learns"),
         (SMALL, "model=mlp_regression", "the targets of the data are classes; model=mlp learns classes"),
@@ -347,7 +350,7 @@ def test_predictions_do_not_replace_what_is_read(output: str, tmp_path: Path) ->
     Path("answers").mkdir()
     rows = Path("answers/predictions.csv")
     rows.write_text("40,0.002\n")
-    with pytest.raises(ValueError, match="would be overwritten, which is to be read"):
+    with pytest.raises(ValueError, match="would overwrite .* which is to be read"):
         ask(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
     assert rows.read_text() == "40,0.002\n"
 

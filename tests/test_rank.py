@@ -5,7 +5,7 @@ import os
 import pytest
 
 from runs import rank
-from runs.rank import SIZES, check_group, check_rank_variables, global_rank, say_when_waiting
+from runs.rank import SIZES, check_group, check_rank_variables, global_rank, warn_when_waiting
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "trainer.max_epochs=1")
 
@@ -19,7 +19,7 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_a_rank_that_was_left_over(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(ValueError, match=f"{name}=1 in the environment: this command is one process"):
+    with pytest.raises(ValueError, match=f"{name}=1 in the environment: this command runs as one process"):
         check_rank_variables(alone=True)
     if name != "NODE_RANK":  # of several machines without a launcher
         with pytest.raises(ValueError, match=f"{name}=1 in the environment, and no {SIZES[name]}"):
@@ -64,9 +64,9 @@ def test_who_waits_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr(rank.threading, "Timer", AtOnce)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    say_when_waiting(1)
+    warn_when_waiting(1)
     assert capsys.readouterr().err == ""
-    say_when_waiting(2)
+    warn_when_waiting(2)
     assert capsys.readouterr().err == "rank 1 waits for the other 1 at host:29500\n"
 
 

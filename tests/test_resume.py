@@ -26,7 +26,7 @@ from callbacks.per_class_accuracy import PerClassAccuracy
 from callbacks.signal_handler import Interrupted
 from cli.build import load_run
 from cli.compose import compose
-from cli.main import exit_with_error
+from cli.exit_codes import exit_with_error
 from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import load_checkpoint
@@ -157,11 +157,11 @@ def test_what_cannot_go_on(tiny: None) -> None:
         (["resume=done"], "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
         (
             ["resume=done", "model=lenet", "trainer.max_epochs=2"],
-            "made with model=dropout_cnn and cannot go on with model=lenet",
+            "made with model=dropout_cnn and cannot resume with model=lenet",
         ),
         (
             ["resume=done", "data=cifar10", "trainer.max_epochs=2"],
-            "made with data=mnist and cannot go on with data=cifar10",
+            "made with data=mnist and cannot resume with data=cifar10",
         ),
         (["resume=done", "experiment=mnist_cnn", "trainer.max_epochs=2"], "made with experiment=null"),
         (["resume=last"], "no last.ckpt|there is no run yet"),
@@ -299,7 +299,7 @@ def test_a_signal_saves_and_has_its_exit_code(number: signal.Signals, code: int,
     assert process.returncode == code
     assert "Traceback" not in printed
     assert f"error: interrupted by {number.name}; saved in" in printed
-    assert "go on with: python train.py resume=" in printed
+    assert "resume with: python train.py resume=" in printed
     assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "interrupted"
     step = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert step >= 3
@@ -747,7 +747,9 @@ def test_max_time_then_the_rest_is_all_at_once(tiny: None, monkeypatch: pytest.M
         result = run("parts", *settings, "trainer.max_time=00:00:00:30")
     assert result["epochs"] < 3
     assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] % 10
-    with pytest.raises(ValueError, match=r"nothing left to train after step \d+; trainer.max_time=null would go on"):
+    with pytest.raises(
+        ValueError, match=r"nothing left to train after step \d+; trainer.max_time=null would continue it"
+    ):
         run("parts", "resume=parts")
     run("parts", "resume=parts", "trainer.max_time=null")
     assert_same_run("whole", "parts")
@@ -765,11 +767,11 @@ def test_max_steps_in_the_first_epoch_leaves_a_run_that_can_be_asked(tiny: None)
 @pytest.mark.parametrize(
     ("limits", "then", "message"),
     [
-        (("trainer.max_steps=4",), (), "nothing left to train after step 4; trainer.max_steps=-1 would go on"),
-        (("trainer.max_steps=10",), (), "after step 10; trainer.max_steps=-1 would go on"),
+        (("trainer.max_steps=4",), (), "nothing left to train after step 4; trainer.max_steps=-1 would continue it"),
+        (("trainer.max_steps=10",), (), "after step 10; trainer.max_steps=-1 would continue it"),
         ((), ("trainer.max_steps=25",), "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
-        ((), ("trainer.max_epochs=3", "trainer.max_steps=5"), "after step 10; trainer.max_steps=-1 would go on"),
-        ((), ("trainer.max_steps=5",), "after step 10; trainer.max_epochs=6 trainer.max_steps=-1 would go on"),
+        ((), ("trainer.max_epochs=3", "trainer.max_steps=5"), "after step 10; trainer.max_steps=-1 would continue it"),
+        ((), ("trainer.max_steps=5",), "after step 10; trainer.max_epochs=6 trainer.max_steps=-1 would continue it"),
     ],
 )
 def test_nothing_left_to_train_is_said(
@@ -787,7 +789,7 @@ def test_a_limit_below_what_a_killed_run_has_done_is_said(tiny: None) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 15)
         run("run", *RUN, "trainer.max_epochs=3", "logger=none")
-    with pytest.raises(ValueError, match=r"after step 10; trainer.max_steps=-1 would go on"):
+    with pytest.raises(ValueError, match=r"after step 10; trainer.max_steps=-1 would continue it"):
         run("run", "resume=run", "trainer.max_steps=8")
 
 

@@ -274,12 +274,12 @@ def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "say what to predict"),
-        ({"split": "test", "csv": "points.csv"}, "say what to predict"),
+        ({}, "exactly one of images="),
+        ({"split": "test", "csv": "points.csv"}, "exactly one of images="),
         ({"split": "train"}, "split=train must be test"),
         ({"split": "test", "limit": 0}, "limit=0 must be a whole number of at least 1"),
         ({"split": "test", "limit": "six"}, "limit=six must be a whole number of at least 1"),
-        ({"images": "point.png"}, r"trained on inputs of shape \(2,\), not on picture files"),
+        ({"images": "point.png"}, r"trained on inputs of shape \(2,\), not on image files"),
         ({"csv": "nowhere.csv"}, r"nowhere\.csv"),
     ],
 )
@@ -337,7 +337,7 @@ def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
     [
         ("model.txt", r"output=model\.txt must end in one of \.onnx, \.pt2, \.safetensors, \.pt"),
         ("model", "must end in one of"),
-        ("nowhere/model.onnx", "there is no folder nowhere"),
+        ("nowhere/model.onnx", "there is no directory nowhere"),
     ],
 )
 def test_an_export_to_nowhere(to: str, message: str, made: Path) -> None:

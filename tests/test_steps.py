@@ -165,7 +165,7 @@ def test_other_precisions_train(precision: str) -> None:
 )
 @pytest.mark.parametrize("steps", [("experiment=line_slow", "model=line_by_hand"), ("experiment=blobs",)])
 def test_steps_of_ones_own_take_no_help(steps: tuple[str, ...], setting: str, named: str) -> None:
-    with pytest.raises(ValueError, match=f"does not go with.*{named}"):
+    with pytest.raises(ValueError, match=f"cannot be combined with.*{named}"):
         run("run", *steps, setting, "logger=none")
 
 

@@ -391,7 +391,7 @@ def test_a_sweep_says_what_failed_whatever_is_beside_it(shell: Shell, tmp_path: 
 
 def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
     for arguments, hint in (
-        (("seed=2", "sweep_resume=last"), "sweep_resume goes on with a sweep: add -m"),
+        (("seed=2", "sweep_resume=last"), "sweep_resume resumes a sweep: add -m"),
         (("-m", "seed=1,2", "sweep_resume=last"), "there is no sweep yet in outputs/"),
         (("-m", "seed=1,2", "sweep_resume=nowhere"), "nowhere is not a sweep directory"),
         (("-m", "seed=1,2", "hydra/launcher=ray"), "pip install hydra-ray-launcher"),
@@ -445,7 +445,9 @@ def test_a_run_that_repeats_an_epoch_is_not_given_up_for_it() -> None:
     train_epoch(callback, 0, 0.1)
     callback.on_train_epoch_start(trainer, None)  # every run gets two epochs
     train_epoch(callback, 1, 0.1)
-    with pytest.raises(Pruned, match=r"given up after epoch 2: val/acc 0\.1 is worse than the others' median"):
+    with pytest.raises(
+        Pruned, match=r"pruned after epoch 2: val/acc 0\.1 is worse than the median of the earlier runs"
+    ):
         callback.on_train_epoch_start(trainer, None)
 
     resumed = OptunaPruning(2, "val/acc", startup_trials=2, warmup_epochs=1)

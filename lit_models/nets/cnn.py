@@ -10,7 +10,7 @@ from lit_models.nets.errors import unsupported_inputs
 
 
 def _num_features(features: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return how many features ``features`` makes of one image.
+    """Return the number of features that ``features`` computes from one image.
 
     Raises:
         ValueError: the inputs are not images.

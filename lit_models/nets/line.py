@@ -10,7 +10,7 @@ class RawLine(nn.Module):
     """``y = weight * x + bias`` with two bare numbers as parameters.
 
     Args:
-        input_shape, num_classes: ``(1,)`` and 1, what a line goes from and to.
+        input_shape, num_classes: ``(1,)`` and 1, the only ones that a line can have.
         weight, bias: their initial values.
     """
 

@@ -13,10 +13,10 @@ class MLP(nn.Sequential):
     With the defaults on MNIST, 784-512-256-128-64-10: 575,050 parameters.
 
     Args:
-        input_shape: of one input, which is flattened.
+        input_shape: shape of one input, which is flattened.
         num_classes: number of logits.
         hidden_sizes: widths of the layers between input and output.
-        activation: name of a class of torch.nn.
+        activation: name of a class in torch.nn.
 
     Raises:
         ValueError: there is no such activation.
@@ -54,7 +54,7 @@ class BinaryMLP(MLP):
     ) -> None:
         if num_classes != 2:
             raise ValueError(
-                f"one number tells two classes apart, not {num_classes}; "
+                f"one logit separates two classes, not {num_classes}; "
                 "model=mlp learns more classes and model=mlp_regression a number"
             )
         super().__init__(input_shape, 1, hidden_sizes, activation)

@@ -6,10 +6,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class LinearDecay(LRScheduler):
-    """From the learning rate straight down to zero, changed after every step.
+    """Lowers the learning rate in a straight line to zero, after every step.
 
     Args:
-        optimizer: each parameter group may say in ``until`` at which fraction of the training its rate is zero.
+        optimizer: a parameter group may hold ``until``, the fraction of the training at which its rate reaches zero.
         total_steps: length of the training.
     """
 
@@ -18,6 +18,6 @@ class LinearDecay(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        # From the first rate and not from the last one: a training that was made longer follows its new line.
+        # From the initial rate, not the previous one, so that a training with more epochs follows its new line.
         ends = [self.total_steps * group.get("until", 1.0) for group in self.optimizer.param_groups]
         return [rate * max(0.0, 1 - self.last_epoch / end) for rate, end in zip(self.base_lrs, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is made orthogonal."""
+"""Muon: momentum with orthogonalized updates."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,9 +17,9 @@ class Muon(Optimizer):
     Args:
         params: parameters, of which those with fewer than two dimensions go to SGD, or groups with a ``kind``:
             ``filters`` for Muon, ``biases`` and ``head`` for SGD.
-        lr, momentum: of Muon.
-        bias_lr, head_lr: of SGD. Their ratios to ``lr`` stay fixed, so that a schedule holds for all three.
-        sgd_momentum: of SGD.
+        lr, momentum: settings of Muon.
+        bias_lr, head_lr: learning rates of SGD. A schedule scales them with ``lr``.
+        sgd_momentum: momentum of SGD.
         weight_decay: the fraction of its parameters that SGD subtracts in a step at its full rate, before momentum.
         ns_steps: Newton-Schulz iterations.
     """
@@ -76,10 +76,10 @@ class Muon(Optimizer):
 
 
 def newton_schulz(matrix: Tensor, steps: int = 3) -> Tensor:
-    """Return nearly the matrix with the same singular vectors whose singular values are all 1.
+    """Return an approximation of the matrix with the same singular vectors and all singular values 1.
 
-    Most of its singular values are between 0.5 and 1.3. Newton-Schulz iteration with a polynomial of degree 5, whose
-    coefficients Jordan chose for speed.
+    Most of the result's singular values are between 0.5 and 1.3. It comes from a Newton-Schulz iteration with a
+    polynomial of degree 5, whose coefficients Jordan chose for speed.
 
     Args:
         matrix: ``(m, n)``. On a GPU the result is computed in bfloat16, which is enough.
