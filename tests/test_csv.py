@@ -350,7 +350,7 @@ def test_predictions_do_not_replace_what_is_read(output: str, tmp_path: Path) ->
     Path("answers").mkdir()
     rows = Path("answers/predictions.csv")
     rows.write_text("40,0.002\n")
-    with pytest.raises(ValueError, match="would overwrite .* which is to be read"):
+    with pytest.raises(ValueError, match=r"would overwrite .* which is to be read"):
         ask(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
     assert rows.read_text() == "40,0.002\n"
 
