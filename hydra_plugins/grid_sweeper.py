@@ -45,9 +45,9 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         overrides = parse_overrides(self.loader, self.params, arguments)
         jobs = [list(job) for job in itertools.product(*map(_expand, overrides.values()))]
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, sweep_dir / "multirun.yaml")
         size, returns = self.max_batch_size or len(jobs), []
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]

@@ -301,7 +301,8 @@ def read(*_):
     os.write(1, b"%d\\n" % os.getpid())
     time.sleep(1000)
 image_file_loader.load_image = read
-dataset = image_file_loader.ImageFileDataset([image_file_loader.Path(str(k)) for k in range(4)], torch.arange(4), (3, 8, 8))
+files = [image_file_loader.Path(str(k)) for k in range(4)]
+dataset = image_file_loader.ImageFileDataset(files, torch.arange(4), (3, 8, 8))
 next(iter(image_file_loader.ImageFileLoader(dataset, torch.arange(4), 2, 2, torch.device("cpu"))))
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
