@@ -244,7 +244,7 @@ def test_an_export_takes_raw_rows_and_answers_in_the_unit_of_the_target() -> Non
 def test_what_is_learnt_cannot_change_in_the_middle() -> None:
     make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
-    with pytest.raises(ValueError, match=r"resume: data\.target belongs to what the checkpoint holds"):
+    with pytest.raises(ValueError, match=r"resume: data\.target is fixed by the checkpoint"):
         patched = compose("resume=run", "data=csv", "data.path=x", "data.target=age")
         patched.choices.overrides = ["resume=run", "data.target=age"]
 
