@@ -307,7 +307,7 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         (SMALL, "model=line", "not from shape (2,) to 2; model=mlp_regression takes more numbers and model=mlp learns"),
         (SMALL, "model=mlp_regression", "the targets of the data are classes; model=mlp learns classes"),
         (SMALL, "data.target=x data.columns=[z]", "the data are numbers; model=mlp_regression learns numbers"),
-        (SMALL.replace("7,a", "7,c"), "model=logistic", "two classes apart, not 3; model=mlp learns more classes"),
+        (SMALL.replace("7,a", "7,c"), "model=logistic", "two classes, not 3; model=mlp learns more classes"),
     ],
 )
 def test_one_line_of_what_is_wrong(content: str | None, settings: str, line: str) -> None:
