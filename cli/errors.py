@@ -50,7 +50,7 @@ def format_error(error: BaseException) -> str:
 def _interrupted(error: BaseException) -> str | None:
     if not isinstance(error, KeyboardInterrupt):
         return None
-    return "interrupted" if SweepSummary.folder else "interrupted before there was anything to save"
+    return "interrupted" if SweepSummary.sweep_dir else "interrupted before there was anything to save"
 
 
 def _missing_package(error: BaseException) -> str | None:

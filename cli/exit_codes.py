@@ -27,7 +27,7 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
         if isinstance(error, raised_by_all) or hasattr(error, "status") or peer_died:  # rank zero reports it
             sys.exit(0)  # Lightning would kill rank zero for another exit code of this process
     print_error(error, show_traceback)
-    if isinstance(error, KeyboardInterrupt) and SweepSummary.folder:
+    if isinstance(error, KeyboardInterrupt) and SweepSummary.sweep_dir:
         command = resume_command()
     if command := command or getattr(error, "resume_command", None):
         print(f"resume with: {command}", file=sys.stderr)

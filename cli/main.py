@@ -136,10 +136,10 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
         else:
             run_job()
     except (Exception, KeyboardInterrupt) as error:
-        if SweepSummary.folder:
-            run_dir.remove_sweep_files(SweepSummary.folder)
+        if SweepSummary.sweep_dir:
+            run_dir.remove_sweep_files(SweepSummary.sweep_dir)
         run_dir.remove_empty_dirs()
-        begun = isinstance(error, OSError) and SweepSummary.folder and SweepSummary.folder.is_dir()
+        begun = isinstance(error, OSError) and SweepSummary.sweep_dir and SweepSummary.sweep_dir.is_dir()
         exit_with_error(error, show_traceback, resume_command() if begun else None)
     finally:
         run_dir.remove_empty_dirs()

@@ -62,7 +62,7 @@ def _default_threads() -> int:
 
 
 @contextlib.contextmanager
-def single_job_argv(folder: Path, resume: str | None) -> Iterator[None]:
+def single_job_argv(run_dir: Path, resume: str | None) -> Iterator[None]:
     """Make ``sys.argv`` the command of one job of a sweep while it runs.
 
     Lightning starts the other ranks of a run with ``sys.argv``, which would be the whole sweep again. Afterwards this
@@ -73,7 +73,7 @@ def single_job_argv(folder: Path, resume: str | None) -> Iterator[None]:
     sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *resume_override]
     hydra_cfg: Any = HydraConfig.get()
     with read_write(hydra_cfg):
-        hydra_cfg.run.dir = str(folder)
+        hydra_cfg.run.dir = str(run_dir)
     try:
         yield
     finally:

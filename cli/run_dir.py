@@ -49,12 +49,12 @@ class RecordDirs(Callback):
     def _make(self, config: DictConfig, key: str) -> None:
         # Hydra raises these errors again when it makes the directory itself. From a callback it would only log them.
         with contextlib.suppress(OmegaConfBaseException, OSError):
-            _track(make_dirs(folder := Path(str(OmegaConf.select(config, key)))), folder)
+            _track(make_dirs(directory := Path(str(OmegaConf.select(config, key)))), directory)
 
 
-def _track(made: list[Path], folder: Path) -> None:
+def _track(made: list[Path], directory: Path) -> None:
     _made_dirs[:0] = [path.absolute() for path in made]
-    _names_before.setdefault(os.path.abspath(folder), set(os.listdir(folder)))
+    _names_before.setdefault(os.path.abspath(directory), set(os.listdir(directory)))
 
 
 def _make_unique(name: str) -> str:
@@ -72,14 +72,14 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
     """Return the directory of the sweep to resume, or make a new one."""
     if sweep_resume is None:
         return _make_unique(name)
-    folder = Path("outputs/last_sweep" if sweep_resume == "last" else sweep_resume)
-    if not folder.is_dir():
+    directory = Path("outputs/last_sweep" if sweep_resume == "last" else sweep_resume)
+    if not directory.is_dir():
         missing = (
-            "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{folder} is not a sweep directory"
+            "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
         )
         raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
-    check_folder(folder)
-    return os.path.relpath(folder.resolve())
+    check_folder(directory)
+    return os.path.relpath(directory.resolve())
 
 
 def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
@@ -91,15 +91,15 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
     name = next((path.name for path in Path(sweep_dir).glob(f"*-{digest}")), f"{number}-{digest}")
-    _track(make_dirs(folder := Path(sweep_dir, name)), folder)
-    if not is_within(folder, Path(sweep_dir)):
-        raise ValueError(f"{folder} is refused: it is a link to {os.readlink(folder)}, outside of the sweep")
-    check_folder(folder)
+    _track(make_dirs(directory := Path(sweep_dir, name)), directory)
+    if not is_within(directory, Path(sweep_dir)):
+        raise ValueError(f"{directory} is refused: it is a link to {os.readlink(directory)}, outside of the sweep")
+    check_folder(directory)
     return name
 
 
 @contextlib.contextmanager
-def lock_run_dir(folder: Path, wait: bool) -> Iterator[None]:
+def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
     """Keep other processes from training in the same directory.
 
     The lock file stays, because a process that waits for it has it open. It is removed only with a directory in which
@@ -111,9 +111,9 @@ def lock_run_dir(folder: Path, wait: bool) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     try:
-        lock = FileLock(folder / ".lock").acquire(timeout=-1 if wait else 0)
+        lock = FileLock(directory / ".lock").acquire(timeout=-1 if wait else 0)
     except Timeout:
-        raise ValueError(f"another process is training in {folder}") from None
+        raise ValueError(f"another process is training in {directory}") from None
     with lock:
         try:
             yield
@@ -121,7 +121,7 @@ def lock_run_dir(folder: Path, wait: bool) -> Iterator[None]:
             if not is_recorded(error):
                 for handler in logging.getLogger().handlers:
                     handler.close()
-                _remove_files(folder, {f"{HydraConfig.get().job.name}.log", ".lock"})
+                _remove_files(directory, {f"{HydraConfig.get().job.name}.log", ".lock"})
             raise
 
 
@@ -146,48 +146,48 @@ def is_recorded(error: BaseException) -> bool:
     return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128
 
 
-def load_result_or_resume(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
+def load_result_or_resume(directory: Path, cfg: DictConfig) -> dict[str, Any] | None:
     """Return the result of a job that an earlier command finished; let an interrupted job resume.
 
     Raises:
         SharedJobDir: ``hydra.sweep.subdir`` names the same directory for another job.
     """
-    result = read_result(folder) or {}
-    by_settings = JOB_DIR.fullmatch(folder.name)  # the same ones may have been typed in another way
+    result = read_result(directory) or {}
+    by_settings = JOB_DIR.fullmatch(directory.name)  # the same ones may have been typed in another way
     if result and not by_settings and set(result["overrides"]) != set(task_overrides()):
         raise SharedJobDir(
-            f"{folder} has the result of another job, {train_command(result['overrides'])}: "
+            f"{directory} has the result of another job, {train_command(result['overrides'])}: "
             "hydra.sweep.subdir must name a directory for each job"
         )
     if result.get("status") in ("finished", "diverged", "pruned"):
         log.info("%s: done before", " ".join(task_overrides()))
         return result
     log.info(" ".join(task_overrides()))
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        cfg.resume = str(folder)
+    if (directory / "checkpoints" / "last.ckpt").exists():
+        cfg.resume = str(directory)
     return None
 
 
-def _new_names(folder: Path) -> set[str]:
+def _new_names(directory: Path) -> set[str]:
     """Return the names that were added to a directory since this process began to use it."""
-    names = set(os.listdir(folder)) if folder.is_dir() else set()
-    return names - _names_before.get(os.path.abspath(folder), names)
+    names = set(os.listdir(directory)) if directory.is_dir() else set()
+    return names - _names_before.get(os.path.abspath(directory), names)
 
 
-def _remove_files(folder: Path, names: set[str]) -> None:
+def _remove_files(directory: Path, names: set[str]) -> None:
     """Remove those of these files that are new in a directory, unless anything else in it is new."""
-    if (new := _new_names(folder)) <= names:
+    if (new := _new_names(directory)) <= names:
         for name in new:
-            (folder / name).unlink()
+            (directory / name).unlink()
 
 
-def remove_sweep_files(folder: Path) -> None:
+def remove_sweep_files(directory: Path) -> None:
     """Remove the files of the sweepers from a sweep in which no job has begun and no other process searches."""
     from filelock import FileLock, Timeout
 
-    if (new := _new_names(folder)) and new <= SWEEP_FILES:
-        with contextlib.suppress(Timeout, OSError), FileLock(folder / ".study.lock", timeout=0):
-            _remove_files(folder, SWEEP_FILES)
+    if (new := _new_names(directory)) and new <= SWEEP_FILES:
+        with contextlib.suppress(Timeout, OSError), FileLock(directory / ".study.lock", timeout=0):
+            _remove_files(directory, SWEEP_FILES)
 
 
 def remove_empty_dirs() -> None:
@@ -197,16 +197,16 @@ def remove_empty_dirs() -> None:
             path.rmdir()
 
 
-def record_failure(folder: Path, reason: str) -> dict[str, Any]:
+def record_failure(directory: Path, reason: str) -> dict[str, Any]:
     """Write why a job of a sweep failed into its result.json, which is created for a job that never started."""
     overrides = task_overrides()
     result: dict[str, Any] = {"command": train_command(overrides), "overrides": overrides}
     result |= {"status": "failed", "metrics": {}}
     with contextlib.suppress(ValueError):  # a broken result.json
-        result = read_result(folder) or result
+        result = read_result(directory) or result
     result |= {"reason": reason}
     try:
-        write_result(folder, result)
+        write_result(directory, result)
     except OSError as error:  # the reason is printed, and the other jobs of the sweep still run
         log.warning("result.json could not be written: %s", error)
     return result

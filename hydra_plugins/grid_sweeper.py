@@ -47,10 +47,10 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         overrides = parse_overrides(self.loader, self.params, arguments)
         jobs = [list(job) for job in itertools.product(*map(_expand, overrides.values()))]
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        check_sweep_dir(folder)
-        with atomic_write(folder / "multirun.yaml") as temporary:
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        check_sweep_dir(sweep_dir)
+        with atomic_write(sweep_dir / "multirun.yaml") as temporary:
             OmegaConf.save(self.config, temporary)
         size, returns = self.max_batch_size or len(jobs), []
         for start in range(0, len(jobs), size):

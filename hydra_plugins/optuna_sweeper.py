@@ -92,15 +92,15 @@ class OptunaSweeper(Sweeper):
                 "a search that looks at the test set makes it worthless: "
                 "data.validate_on=val data.val_size=5000 holds out others"
             )
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        check_sweep_dir(folder)
-        with storage_errors(folder), _worker_lock(folder) as worker:
-            with _locked(folder / ".study.lock"):
-                study = open_study(folder, direction=self.direction)
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        check_sweep_dir(sweep_dir)
+        with storage_errors(sweep_dir), _worker_lock(sweep_dir) as worker:
+            with _locked(sweep_dir / ".study.lock"):
+                study = open_study(sweep_dir, direction=self.direction)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
-            while trials := self._next_trials(study, folder, worker):
+            while trials := self._next_trials(study, sweep_dir, worker):
                 for trial, job in zip(trials, self._launch(trials), strict=True):
                     self._report(study, trial, job.return_value)
                 ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -133,16 +133,16 @@ class OptunaSweeper(Sweeper):
             start[key] = value
         return start
 
-    def _next_trials(self, study: "optuna.Study", folder: Path, worker: str) -> list["FrozenTrial"]:
+    def _next_trials(self, study: "optuna.Study", sweep_dir: Path, worker: str) -> list["FrozenTrial"]:
         """Return trials whose process has died, or else new ones; none when there are ``n_trials``."""
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
         from sweeps.study import open_trial, read_trial
 
-        with _locked(folder / ".study.lock"):
+        with _locked(sweep_dir / ".study.lock"):
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            trials = [trial for trial in running if not _is_alive(folder, trial.user_attrs.get("worker"))]
+            trials = [trial for trial in running if not _is_alive(sweep_dir, trial.user_attrs.get("worker"))]
             for trial in [trial for trial in trials if not self._fits(trial)]:
                 study.tell(
                     trial.number, state=TrialState.FAIL
@@ -150,7 +150,7 @@ class OptunaSweeper(Sweeper):
                 trials.remove(trial)
             trials = trials[: self.at_once]
             for trial in trials:
-                open_trial(study, folder, trial.number).set_user_attr("worker", worker)
+                open_trial(study, sweep_dir, trial.number).set_user_attr("worker", worker)
             while not trials or len(trials) < self.at_once:
                 begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
                 if len(begun) >= self.n_trials:
@@ -232,25 +232,25 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _worker_lock(folder: Path) -> Iterator[str]:
+def _worker_lock(sweep_dir: Path) -> Iterator[str]:
     """Yield the name of a lock file that this process holds while it searches in the directory."""
     name = f".worker-{uuid.uuid4().hex[:12]}.lock"
-    with _locked(folder / name):
+    with _locked(sweep_dir / name):
         yield name
-    (folder / name).unlink(missing_ok=True)
+    (sweep_dir / name).unlink(missing_ok=True)
 
 
-def _is_alive(folder: Path, name: Any) -> bool:
+def _is_alive(sweep_dir: Path, name: Any) -> bool:
     from filelock import FileLock, Timeout
 
     # The study may come from anybody: another name would lock, empty and remove a file of the user's.
     ours = isinstance(name, str) and re.fullmatch(r"\.worker-[0-9a-f]{12}\.lock", name)
-    if not ours or not (folder / name).exists():
+    if not ours or not (sweep_dir / name).exists():
         return False
     try:
-        with FileLock(folder / name, timeout=0):
+        with FileLock(sweep_dir / name, timeout=0):
             pass
     except Timeout:
         return True
-    (folder / name).unlink(missing_ok=True)
+    (sweep_dir / name).unlink(missing_ok=True)
     return False

@@ -25,7 +25,7 @@ class SweepSummary(Callback):
     code.
     """
 
-    folder: ClassVar[Path | None] = None  # directory of the sweep that this process runs
+    sweep_dir: ClassVar[Path | None] = None  # directory of the sweep that this process runs
     failed: ClassVar[int] = 0  # number of failed jobs
     complete: ClassVar[bool] = True  # whether the summary was computed and written
 
@@ -36,7 +36,7 @@ class SweepSummary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with contextlib.suppress(OmegaConfBaseException):  # Hydra raises it again
-            SweepSummary.folder = Path(config.hydra.sweep.dir)
+            SweepSummary.sweep_dir = Path(config.hydra.sweep.dir)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
@@ -65,16 +65,16 @@ class SweepSummary(Callback):
                 from sweeps.figures import summary_figure
 
                 if figure := summary_figure(summary):
-                    write_png(summary.folder / "summary.png", to_pixels(figure))
+                    write_png(summary.sweep_dir / "summary.png", to_pixels(figure))
             _print(f"\n{summary}")
 
 
-def _summarize(folder: Path) -> Summary:
-    summary = Summary(folder)
+def _summarize(sweep_dir: Path) -> Summary:
+    summary = Summary(sweep_dir)
     with _report_errors("study.db"):
-        if study.exists(folder):
-            with study.storage_errors(folder):
-                importances = study.importances(study.open_study(folder))
+        if study.exists(sweep_dir):
+            with study.storage_errors(sweep_dir):
+                importances = study.importances(study.open_study(sweep_dir))
             texts = [f"{name} {importance:.2f}" for name, importance in importances.items()]
             summary.importance = f"importance: {', '.join(texts)}" if texts else ""
     return summary

@@ -24,8 +24,8 @@ def summary_figure(summary: Summary) -> "Figure | None":
 
     Two settings make a heat map, one setting with numbers a line, and everything else a row for each combination.
     """
-    if study.exists(summary.folder):
-        return study_figure(study.open_study(summary.folder), summary.monitor)
+    if study.exists(summary.sweep_dir):
+        return study_figure(study.open_study(summary.sweep_dir), summary.monitor)
     scores = {values: found for values, jobs in summary.groups.items() if (found := summary.scores(jobs))}
     if not scores:
         return None

@@ -26,7 +26,7 @@ class Job:
         settings: the value of each override, by its key.
     """
 
-    folder: Path
+    run_dir: Path
     status: str
     reason: str = ""
     command: str = ""
@@ -45,9 +45,9 @@ class Job:
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """Return the jobs of a sweep in their order, without those that another process is running."""
-    folders = [path for path in sweep_dir.iterdir() if _is_job_dir(path)] if sweep_dir.is_dir() else []
-    jobs = [_read_job(folder) for folder in sorted(folders, key=lambda path: (len(path.name), path.name))]
-    return [job for job in jobs if job.status != "killed" or not _is_locked(job.folder / ".lock")]
+    run_dirs = [path for path in sweep_dir.iterdir() if _is_job_dir(path)] if sweep_dir.is_dir() else []
+    jobs = [_read_job(run_dir) for run_dir in sorted(run_dirs, key=lambda path: (len(path.name), path.name))]
+    return [job for job in jobs if job.status != "killed" or not _is_locked(job.run_dir / ".lock")]
 
 
 def check_sweep_dir(sweep_dir: Path) -> None:
@@ -64,17 +64,17 @@ def _is_job_dir(path: Path) -> bool:
     return path.is_dir() and (bool(JOB_DIR.fullmatch(path.name)) or (path / "result.json").exists())
 
 
-def _read_job(folder: Path) -> Job:
+def _read_job(run_dir: Path) -> Job:
     try:
-        result = read_result(folder)
+        result = read_result(run_dir)
         if result is None:
-            return Job(folder, "killed", "no result.json")
-        return _parse(folder, result)
+            return Job(run_dir, "killed", "no result.json")
+        return _parse(run_dir, result)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        return Job(folder, "unreadable", printable(f"not the result of a run: {type(error).__name__}: {error}"))
+        return Job(run_dir, "unreadable", printable(f"not the result of a run: {type(error).__name__}: {error}"))
 
 
-def _parse(folder: Path, result: dict[str, Any]) -> Job:
+def _parse(run_dir: Path, result: dict[str, Any]) -> Job:
     """Return the job of a result. Raise for anything that no run writes, because the file may come from anyone."""
     if result["status"] not in (*ENDED, "interrupted", "failed", "pruned"):
         raise ValueError(f"unknown status {result['status']!r}")
@@ -86,7 +86,7 @@ def _parse(folder: Path, result: dict[str, Any]) -> Job:
         reason = reason or result["status"]
     metrics = {name: float(value) for name, value in result["metrics"].items() if value is not None}
     finite = {printable(name): value for name, value in metrics.items() if math.isfinite(value)}
-    return Job(folder, result["status"], reason, command, finite, override_values(overrides))
+    return Job(run_dir, result["status"], reason, command, finite, override_values(overrides))
 
 
 def _is_locked(file: Path) -> bool:

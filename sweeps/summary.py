@@ -28,10 +28,10 @@ class Summary:
         importance: a line with the importance of each setting of a search; empty for other sweeps.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, sweep_dir: Path) -> None:
+        self.sweep_dir = sweep_dir
         self.importance = ""
-        jobs = read_jobs(folder)
+        jobs = read_jobs(sweep_dir)
         measured = {name for job in jobs for name in job.metrics}
         self.monitor = next((name for name in MONITORS if name in measured), "val/loss")
         self.higher_is_better = MONITORS[self.monitor] == "max"
@@ -96,13 +96,13 @@ class Summary:
         """Write ``summary.csv`` and ``summary.md``."""
         rows = self.job_rows()
         with (
-            atomic_write(self.folder / "summary.csv") as temporary,
+            atomic_write(self.sweep_dir / "summary.csv") as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        with atomic_write(self.folder / "summary.md") as temporary:
+        with atomic_write(self.sweep_dir / "summary.md") as temporary:
             temporary.write_text(self._markdown(rows), encoding="utf-8")
 
     def _markdown(self, rows: list[dict[str, str]]) -> str:
@@ -125,12 +125,12 @@ class Summary:
         rows = [{key: cell for key, cell in row.items() if key != "reason"} for row in rows]
         lines = text_columns([list(rows[0]), *(list(row.values()) for row in rows[:MAX_ROWS])]) if rows else []
         if len(rows) > MAX_ROWS:
-            lines.append(f"  … and {len(rows) - MAX_ROWS} more in {self.folder / 'summary.csv'}")
+            lines.append(f"  … and {len(rows) - MAX_ROWS} more in {self.sweep_dir / 'summary.csv'}")
         lines += self._failure_lines()
         pruned = sum(job.status == "pruned" for job in self.jobs)
         counts = {"failed": len(self.failed()), "pruned": pruned}
         number = "".join([pluralize(len(self.jobs), "run"), *(f", {n} {what}" for what, n in counts.items() if n)])
-        lines += ["", f"  {number}, in {self.folder}"]
+        lines += ["", f"  {number}, in {self.sweep_dir}"]
         if ranked:
             lines.append(f"  best: {self.best().command}")
         if self.importance:
@@ -142,7 +142,7 @@ class Summary:
         by_reason: dict[str, list[str]] = {}
         for job in self.failed():
             settings = " ".join(f"{key}={job.settings.get(key, '')}" for key in (*self.keys, *self.replicates))
-            unknown = printable(str(job.folder / "result.json"))
+            unknown = printable(str(job.run_dir / "result.json"))
             by_reason.setdefault(job.reason, []).append(settings if job.settings else unknown)
         lines = []
         for reason, (first, *others) in by_reason.items():

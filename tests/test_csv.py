@@ -245,7 +245,7 @@ def test_an_export_takes_raw_rows_and_answers_in_the_unit_of_the_target() -> Non
 def test_what_is_learnt_cannot_change_in_the_middle() -> None:
     make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
-    with pytest.raises(ValueError, match=r"resume: data\.target belongs to what the checkpoint holds"):
+    with pytest.raises(ValueError, match=r"resume: data\.target is fixed by the checkpoint"):
         patched = compose("resume=run", "data=csv", "data.path=x", "data.target=age")
         patched.choices.overrides = ["resume=run", "data.target=age"]
 
@@ -308,7 +308,7 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         (SMALL, "model=line", "not from shape (2,) to 2; model=mlp_regression takes more numbers and model=mlp learns"),
         (SMALL, "model=mlp_regression", "the targets of the data are classes; model=mlp learns classes"),
         (SMALL, "data.target=x data.columns=[z]", "the data are numbers; model=mlp_regression learns numbers"),
-        (SMALL.replace("7,a", "7,c"), "model=logistic", "two classes apart, not 3; model=mlp learns more classes"),
+        (SMALL.replace("7,a", "7,c"), "model=logistic", "two classes, not 3; model=mlp learns more classes"),
     ],
 )
 def test_one_line_of_what_is_wrong(content: str | None, settings: str, line: str) -> None:

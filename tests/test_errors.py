@@ -135,7 +135,7 @@ SLOWER = {
     "data=readings model=mlp": "this model learns classes (its loss is CrossEntropyLoss), and the targets of the",
     "data=mnist model=line": "a line goes from one number to one number, not from shape (1, 28, 28) to 10",
     "data=image_folder data.root=nowhere": "data.root=nowhere: there is no such directory",
-    "data=image_folder data.root=notes": "data.root=notes holds no folders of images, one for each of two or more",
+    "data=image_folder data.root=notes": "data.root=notes holds no directories of images, one for each of two or more",
     "model=resnet18 model.weights=nowhere.pt": "model.weights=nowhere.pt is not a file; null and DEFAULT are the other",
     "trainer.devices=many": "`devices` selected with `CPUAccelerator` should be an int > 0",
     "trainer.strategy=ddpp": "You selected an invalid strategy name: `strategy='ddpp'`",

@@ -350,7 +350,7 @@ def test_a_job_is_the_same_command_alone(grid, shell: Shell, tmp_path: Path) -> 
     swept = next(j for j in Summary(grid[0] / "outputs/last_sweep").jobs if j.settings["seed"] == "2" and j.metrics)
     alone = shell(*swept.command.split()[2:])
     assert alone.returncode == 0
-    ours, others = (torch.load(path / "checkpoints/last.ckpt") for path in (swept.folder, tmp_path / "outputs/last"))
+    ours, others = (torch.load(path / "checkpoints/last.ckpt") for path in (swept.run_dir, tmp_path / "outputs/last"))
     assert all(torch.equal(ours["state_dict"][name], others["state_dict"][name]) for name in ours["state_dict"])
 
 
