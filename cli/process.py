@@ -23,6 +23,8 @@ from runs.format import check_positive_int
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
+MAX_THREADS = 1024  # torch ends the process with a segmentation fault where the system has no more
+
 
 def seed_and_set_threads(seed: int, threads: int | None) -> None:
     """Seed all random numbers, set the number of CPU threads, and let Lightning log warnings only."""
@@ -36,6 +38,8 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
     default = _default_threads()
     if threads is not None:
         check_positive_int("threads", threads)
+        if threads > MAX_THREADS:
+            raise ValueError(f"threads={threads} must be at most {MAX_THREADS}")
     torch.set_num_threads(threads or default)
     pl.seed_everything(seed, workers=True, verbose=False)
 

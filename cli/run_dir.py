@@ -119,8 +119,10 @@ def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
             yield
         except BaseException as error:
             if not is_recorded(error):
-                for handler in logging.getLogger().handlers:
-                    handler.close()
+                for logger in (logging.getLogger(), logging.getLogger("py.warnings")):
+                    for handler in [one for one in logger.handlers if isinstance(one, logging.FileHandler)]:
+                        handler.close()
+                        logger.removeHandler(handler)  # torch logs at exit, which would open the file again
                 _remove_files(directory, {f"{HydraConfig.get().job.name}.log", ".lock"})
             raise
 

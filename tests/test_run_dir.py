@@ -2,15 +2,18 @@
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pytest
 
+from cli import run_dir
 from runs.files import is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
 from tests.conftest import PROJECT
 
@@ -166,6 +169,23 @@ def test_a_file_in_the_place_of_the_link_to_the_last_run_stays(tmp_path: Path) -
     with pytest.raises(FileExistsError):
         update_symlink(tmp_path / "outputs/last", tmp_path / "run")
     assert sorted(tree(tmp_path)) == ["outputs", "outputs/last", "run"]
+
+
+def test_what_is_logged_at_exit_does_not_open_the_log_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: SimpleNamespace(job=SimpleNamespace(name="train")))
+    monkeypatch.setattr(run_dir.HydraConfig, "initialized", lambda: False)
+    (folder := tmp_path / "r").mkdir()
+    monkeypatch.setitem(run_dir._before, str(folder), set())
+    handler = logging.FileHandler(folder / "train.log", delay=True)
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), run_dir.lock_run_dir(folder, wait=False):
+            logging.getLogger().warning("before")
+            raise KeyboardInterrupt
+        logging.getLogger().warning("at exit")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert list(folder.iterdir()) == []
 
 
 # --- locks -------------------------------------------------------------------------------------------------------

@@ -221,6 +221,12 @@ def test_a_stored_value_of_the_wrong_kind_is_refused(place: tuple[str, ...], val
     assert_harmless(gift, before)
 
 
+def test_a_stored_number_of_threads_does_not_end_the_process(gift: Path, shell) -> None:
+    edit(Path("outputs/gift/checkpoints/last.ckpt"), "config", "threads", value=100_000_000)
+    answer = shell("run=outputs/gift", script="evaluate.py", cwd=gift)
+    assert (answer.returncode, answer.stderr) == (1, "error: threads=100000000 must be at most 1024\n")
+
+
 def test_a_path_is_no_value_of_a_stored_callback(gift: Path) -> None:
     """Were it kept, a callback that writes files would write them there."""
     file = Path("outputs/gift/checkpoints/last.ckpt")
