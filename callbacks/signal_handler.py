@@ -17,6 +17,7 @@ from torch import Tensor
 
 from callbacks import at_optimizer_step
 from runs.internals import disable_lightning_signal_handlers, take_child_processes
+from runs.interrupts import was_interrupted
 
 
 class Interrupted(Exception):
@@ -59,6 +60,7 @@ class SignalHandler(Checkpoint):
         self._pending_sync: tuple[Tensor, Any] | None = None  # all_reduce of the ranks' signals
 
     def __enter__(self) -> "SignalHandler":
+        self._raise_if(signal.SIGINT if was_interrupted() else None)  # before, and dropped
         self._old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self._old_handlers:
             signal.signal(number, self._handle)

@@ -30,6 +30,7 @@ from cli.process import single_job_argv
 from cli.validation import check_overrides
 from runs.files import check_path
 from runs.format import printable
+from runs.interrupts import remember_interrupts
 from runs.migrate import upgrade_overrides
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
@@ -46,6 +47,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     """
     code: int | str | None = 1
     prepare_output()
+    remember_interrupts()
     argparse.ArgumentParser.error = _usage_error  # type: ignore[method-assign]  # of Hydra's options
 
     def end() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -135,11 +136,21 @@ def check_unused(folder: Path, resume: str | None) -> None:
     resumed, file = find_checkpoint(resume) if resume else (None, None)
     if resumed and file and file.parent.name == "checkpoints" and folder.resolve() == resumed:
         return
-    if found := [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(folder / name)]:
+    found = [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(folder / name)]
+    if found and not _died_early(folder):
         raise ValueError(
             f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
-            f"directory, resume={folder} goes on with a run"
+            f"directory, resume={folder} resumes a run"
         )
+
+
+def _died_early(folder: Path) -> bool:
+    """Return whether a run ended here before its first checkpoint, so that the same command may begin anew."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and "choices" in config and not any((folder / "checkpoints").glob("*.ckpt"))
 
 
 def is_recorded(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """A run that goes on is the run that was never interrupted, to the bit."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -629,6 +630,22 @@ def test_ctrl_c_before_there_is_anything_to_save(tmp_path: Path, monkeypatch: py
         exit_with_error(KeyboardInterrupt(), show_traceback=False)
     signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
+
+
+class DropsInterrupt(Callback):
+    """Receives Ctrl-C while it is made, and drops it as a library that is being imported may do."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_a_library_drops_ends_the_run_before_it_trains(shell) -> None:
+    answer = shell(*RUN, "logger=none", "+callbacks.drops._target_=tests.test_resume.DropsInterrupt")
+    assert answer.returncode == 130
+    assert answer.stderr == "error: interrupted by SIGINT; there was nothing to save yet\n"
+    assert "epoch" not in answer.stdout
 
 
 def test_what_made_a_checkpoint_is_said(tiny: None) -> None:

@@ -140,6 +140,15 @@ def test_a_run_is_resumed_in_its_own_directory_or_in_a_new_one(shell: Shell, tmp
     assert tree(tmp_path / "s") == before
 
 
+@pytest.mark.slow
+def test_a_run_that_ended_before_its_first_checkpoint_may_begin_anew(shell: Shell, tmp_path: Path) -> None:
+    command = (*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
+    assert shell(*command, "optimizer.lr=1e30").returncode == 4  # its loss is not finite
+    assert not list((tmp_path / "r" / "checkpoints").glob("*.ckpt"))
+    assert shell(*command).returncode == 0
+    assert shell(*command).returncode == 1
+
+
 def test_what_lies_in_a_sweep_directory_is_not_overwritten(shell: Shell, tmp_path: Path) -> None:
     make(tmp_path, "s/summary.csv", "s/other")
     before = tree(tmp_path)
