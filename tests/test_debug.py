@@ -59,6 +59,7 @@ def test_few_steps_are_said(noise: None, caplog: pytest.LogCaptureFixture) -> No
         assert ("gradient steps in all" in caplog.text) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn", "dropout_cnn", "lenet", "quick_cnn"])
 def test_one_batch_can_be_learnt_by_heart(model: str, noise: None) -> None:
     result = run(f"model={model}", "debug=overfit", "data.batch_size=32")

@@ -253,6 +253,7 @@ def test_what_is_said_on_purpose_needs_no_place(tmp_path: Path) -> None:
     assert ".py, line" not in line
 
 
+@pytest.mark.slow
 def test_nobody_reads(tmp_path: Path) -> None:
     """``python train.py … | head -1``: the run goes on, and says nothing about it."""
     settings = "model=blobs_mlp data=blobs logger=none trainer.max_epochs=5 model.steps_per_batch=100"
@@ -269,6 +270,7 @@ def test_wrong_values_are_answered_before_torch_is_loaded(shell, tmp_path: Path)
     assert answer.stderr == "error: trainer.max_epochs=abc must be a whole number of at least 0, such as 5\n"
 
 
+@pytest.mark.slow
 def test_no_gpu(shell, tmp_path: Path) -> None:
     answer = shell("data=blobs", "model=blobs_mlp", "trainer.accelerator=gpu", CUDA_VISIBLE_DEVICES="")
     assert answer.returncode == 1
@@ -277,6 +279,7 @@ def test_no_gpu(shell, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("outputs/*"))
 
 
+@pytest.mark.slow
 def test_the_whole_traceback_when_asked(shell) -> None:
     assert "Traceback (most recent call last)" in shell("model=lenet", "data=blobs", "debug=traceback").stderr
 
@@ -304,6 +307,7 @@ def test_no_network_and_no_data(shell, tmp_path) -> None:
     assert not list(tmp_path.glob("outputs/*"))
 
 
+@pytest.mark.slow
 def test_a_root_that_cannot_be_written(shell, tmp_path) -> None:
     (tmp_path / "file").touch()
     answer = shell(f"data.root={tmp_path / 'file' / 'data'}")

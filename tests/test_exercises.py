@@ -286,6 +286,7 @@ def test_a_missed_expectation_has_its_own_exit_code(shell) -> None:
     assert missed.stderr == "error: line_slow did not reach the expected w\n"
 
 
+@pytest.mark.slow
 def test_changed_settings_are_said_and_not_failed(shell) -> None:
     answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
     assert answer.returncode == 0

@@ -111,6 +111,7 @@ def test_any_full_disk_is_one_line_and_exit_code_1(leave: int, small_disk: Path)
 # --- standard output and the log ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_terminal_without_the_characters(shell, tmp_path: Path) -> None:
     for name in ("图片", "b"):
         for number in range(10):
@@ -126,12 +127,14 @@ def test_a_terminal_without_the_characters(shell, tmp_path: Path) -> None:
     assert "图片" in Path("run/train.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_expected_figures_on_a_terminal_without_the_characters(shell) -> None:
     answer = shell("experiment=line_slow", "logger=none", "callbacks.pictures=null", PYTHONIOENCODING="ascii")
     assert answer.returncode == 0, answer.stderr
     assert "as expected" in answer.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
 def test_lost_output_is_noticed(tmp_path: Path) -> None:
     run = tmp_path / "run"

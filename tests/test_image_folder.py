@@ -253,6 +253,7 @@ def test_a_batch_without_a_picture_changes_no_figure() -> None:
     assert differences(end(Path("whole")), end(Path("parts"))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers as Linux lists them")
 def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
     make_pictures(Path("pictures"))
@@ -272,6 +273,7 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_all_is_the_run_s_to_answer(number: signal.Signals, code: int, tmp_path: Path) -> None:
     """As Ctrl-C in a terminal, or the end of a service: those who read images hear nothing of it."""
@@ -290,6 +292,7 @@ def test_a_signal_to_all_is_the_run_s_to_answer(number: signal.Signals, code: in
     assert third.startswith("resume with: python train.py resume=")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process as Linux can")
 def test_readers_end_with_a_run_that_is_killed() -> None:
     """Also those that are in the middle of a file."""
@@ -318,6 +321,7 @@ next(iter(image_file_loader.ImageFileLoader(dataset, torch.arange(4), 2, 2, torc
         assert ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_fifo_among_the_images_is_skipped(workers: int) -> None:
     make_pictures(Path("pictures/train"), 5)

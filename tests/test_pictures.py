@@ -255,6 +255,7 @@ def test_what_is_no_picture_is_named_and_the_others_are_predicted(run: Path) -> 
     assert Path("to/predictions.png").is_file()
 
 
+@pytest.mark.slow
 def test_as_typed_with_a_file_that_is_no_picture(run: Path, shell) -> None:
     Path("my digits").mkdir()
     digit(6).save("my digits/6.png")

@@ -70,6 +70,7 @@ def test_who_waits_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert capsys.readouterr().err == "rank 1 waits for the other 1 at host:29500\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "environment"),
     [

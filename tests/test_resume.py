@@ -289,6 +289,7 @@ LONG = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_has_its_exit_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, "hydra.run.dir=run", "logger=none")
@@ -355,6 +356,7 @@ def test_a_signal_that_python_drops_ends_the_run_all_the_same(tiny: None, monkey
     assert len(batches) == 2
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_sweep(tmp_path: Path) -> None:
     process = start(tmp_path, "-m", *LONG, "seed=1,2", "logger=none")
     for line in process.stdout:
@@ -821,6 +823,7 @@ def test_a_killed_run_with_max_steps_goes_on(step: int, tiny: None) -> None:
     assert_same_run("whole", "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize("model", ["dropout_cnn", "quick_cnn"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])

@@ -68,6 +68,7 @@ def test_a_mistake_leaves_everything_as_it_was(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_an_empty_log_of_somebody_stays(shell: Shell, tmp_path: Path) -> None:
     make(tmp_path, "logs/")
     (tmp_path / "logs/train.log").touch()
@@ -76,6 +77,7 @@ def test_an_empty_log_of_somebody_stays(shell: Shell, tmp_path: Path) -> None:
         assert tree(tmp_path) == {"logs": None, "logs/train.log": b""}
 
 
+@pytest.mark.slow
 def test_a_link_to_a_directory_stays(shell: Shell, tmp_path: Path) -> None:
     make(tmp_path, "target/")
     (tmp_path / "link").symlink_to("target")
@@ -159,6 +161,7 @@ def test_what_lies_in_a_sweep_directory_is_not_overwritten(shell: Shell, tmp_pat
         assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_in_one_directory_are_refused(shell: Shell, tmp_path: Path) -> None:
     answer = shell("-m", *BLOBS, "trainer.max_epochs=1", "seed=1,2", "hydra.sweep.dir=s", "hydra.sweep.subdir=same")
     assert answer.returncode == 1
@@ -184,7 +187,7 @@ def test_what_is_logged_at_exit_does_not_open_the_log_again(tmp_path: Path, monk
     monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: SimpleNamespace(job=SimpleNamespace(name="train")))
     monkeypatch.setattr(run_dir.HydraConfig, "initialized", lambda: False)
     (folder := tmp_path / "r").mkdir()
-    monkeypatch.setitem(run_dir._before, str(folder), set())
+    monkeypatch.setitem(run_dir._names_before, str(folder), set())
     handler = logging.FileHandler(folder / "train.log", delay=True)
     logging.getLogger().addHandler(handler)
     try:

@@ -221,6 +221,7 @@ def test_a_stored_value_of_the_wrong_kind_is_refused(place: tuple[str, ...], val
     assert_harmless(gift, before)
 
 
+@pytest.mark.slow
 def test_a_stored_number_of_threads_does_not_end_the_process(gift: Path, shell) -> None:
     edit(Path("outputs/gift/checkpoints/last.ckpt"), "config", "threads", value=100_000_000)
     answer = shell("run=outputs/gift", script="evaluate.py", cwd=gift)
@@ -291,6 +292,7 @@ def test_a_command_to_type_again_holds_nothing_but_overrides(tmp_path: Path) -> 
     assert read_result(tmp_path)["command"] == "python train.py 'name=x; touch pwned'"
 
 
+@pytest.mark.slow
 def test_what_is_printed_moves_no_cursor(shell, gift: Path) -> None:
     edit(Path("outputs/gift/checkpoints/last.ckpt"), "config", "seed", value="\x1b[2J")
     answer = shell("run=outputs/gift", script="evaluate.py", cwd=gift)
@@ -300,6 +302,7 @@ def test_what_is_printed_moves_no_cursor(shell, gift: Path) -> None:
     assert printable("a\x1b[2Jb\u202e\r\n\t图片", keep="\n\t") == "a\\x1b[2Jb\\u202e\\r\n\t图片"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["${oc.env:SECRET}", "${new_or_resumed_run_dir:null,pwned}", "???", "\\${x}"])
 def test_names_from_files_are_never_evaluated(name: str, shell, tmp_path: Path) -> None:
     for folder in (name, "other"):
@@ -358,6 +361,7 @@ def test_a_job_of_somebody_s_sweep_is_no_link(tmp_path: Path) -> None:
         job_dir("sweep", 0, _root_=cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["study.db", "multirun.yaml"])
 def test_a_link_in_a_sweep_leads_nowhere_else(name: str, shell, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine\n")

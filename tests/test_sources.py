@@ -619,6 +619,7 @@ def test_four_processes_download_once(server: Server, root: Path, no_npm) -> Non
     assert server.asked == asked_by_four
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_the_middle_of_a_download(server: Server, root: Path, no_npm) -> None:
     server.serve(MNIST_GZ)
     server.holds = "/train-images-idx3-ubyte.gz"
