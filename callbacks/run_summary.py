@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from callbacks import get_metrics_history, get_net, logged_metrics
 from runs import internals
 from runs.files import atomic_write, update_symlink
 from runs.format import pluralize
+from runs.overrides import train_command
 from runs.result import git_revision, library_versions, write_result
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class RunSummary(pl.Callback):
         self.run_dir, self.config, self.compared_overrides = run_dir, config, compared_overrides
         choices = config["choices"]
         facts = {name: choices[name] for name in ("experiment", "model", "data")} | {"name": config["name"]}
-        command = shlex.join(["python", "train.py", *choices["overrides"]])
+        command = train_command(choices["overrides"])
         facts |= {"seed": config["seed"], "command": command, "overrides": choices["overrides"], "data_md5": data_md5}
         facts["resumed"] = bool(config["resume"])  # the seconds are then those since the resume
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}

@@ -3,12 +3,12 @@
 An exception may carry its code as ``exit_code``, and a ``resume_command`` to print.
 """
 
-import shlex
 import signal
 import sys
 from typing import NoReturn
 
 from cli.errors import PEER_DIED, format_error, print_error
+from runs.overrides import train_command
 from runs.rank import is_rank_zero
 from sweeps.callback import SweepSummary
 
@@ -47,4 +47,4 @@ def _stdout_closed() -> bool:
 def resume_command() -> str:
     """Return the command that resumes the newest sweep."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_resume=")]
-    return shlex.join(["python", "train.py", *arguments, "sweep_resume=last"])
+    return train_command([*arguments, "sweep_resume=last"])
