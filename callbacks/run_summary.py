@@ -51,7 +51,10 @@ class RunSummary(pl.Callback):
             temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         (self.run_dir / "result.json").unlink(missing_ok=True)  # left by the run before it was resumed
         if update_last:
-            update_symlink(Path("outputs", "last"), self.run_dir)
+            try:
+                update_symlink(Path("outputs", "last"), self.run_dir)
+            except OSError as error:  # such as a file system without links; the run does not need it
+                log.warning("outputs/last does not point at this run, %s: %s", self.run_dir, error)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.result["params"] = sum(parameter.numel() for parameter in pl_module.parameters())

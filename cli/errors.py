@@ -71,6 +71,8 @@ def _missing_target(error: BaseException) -> str | None:
     if package in sys.modules and f"No module named '{module}'" in str(error):
         names = [file.name for file in pkgutil.iter_modules(sys.modules[package].__path__)]
         return f"_target_={match[1]}.{match[2]}: {package} has no {name}{suggest_nearest(name, names)}"
+    if missing := re.search(r"No module named '([\w.]+)'", str(error)):
+        return f"_target_={match[1]}.{match[2]}: there is no module {missing[1]}"
     return None
 
 

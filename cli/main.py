@@ -60,7 +60,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     atexit.register(end)
     try:
         check_rank_variables(alone=config_name != "config")
-        for directory in (Path.cwd(), PROJECT, Path(data_root())):
+        for directory in (_working_directory(), PROJECT, Path(data_root())):
             check_path(directory)
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
         print(f"error: {error}", file=sys.stderr)
@@ -79,6 +79,13 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     except SystemExit as error:
         code = error.code or 0
     sys.exit(code)
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError("the working directory does not exist any more") from error
 
 
 def _usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:

@@ -83,7 +83,7 @@ def _files(name: str, root: Path) -> Files:
             with contextlib.suppress(Exception):
                 return _read_cache(cache, dataset)
             _remove_leftovers(root, name)
-            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as folder:
+            with tempfile.TemporaryDirectory(prefix=f".lit-classics-{name}-", dir=root) as folder:
                 found = found or _download(dataset, Path(folder), tried)
                 _write_cache(found, Path(folder) / cache.name, cache)
     except OSError as error:
@@ -135,7 +135,7 @@ def _lock(path: Path, title: str) -> Iterator[None]:
 
 def _remove_leftovers(root: Path, name: str) -> None:
     """Remove directories that a killed process left behind. The caller holds the lock, so they are not in use."""
-    for folder in root.glob(f".{name}-*"):
+    for folder in root.glob(f".lit-classics-{name}-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -110,6 +110,8 @@ QUICK = {
     "resume=https://example.org/last.ckpt": "is not a file on this machine; checkpoints are read from files only",
     "+callbacks.mine._target_=callbacks.plots.Plotz": "callbacks.plots has no Plotz (did you mean Plots?)",
     "+callbacks.mine._target_=callbacks.plotz.Plots": "callbacks has no plotz (did you mean plots?)",
+    "+callbacks.mine._target_=nowhere.Plots": "_target_=nowhere.Plots: there is no module nowhere",
+    "+callbacks.mine._target_=nowhere.deep.Plots": "_target_=nowhere.deep.Plots: there is no module nowhere",
     "callbacks.mine._target_=callbacks.plots.Plots": "pictures; +callbacks.mine._target_=… adds a callback",
     "sweep_resume=last": "sweep_resume resumes a sweep: add -m",
     "-m sweep_resume=last seed=1,2": "there is no sweep yet in outputs/",

@@ -183,6 +183,19 @@ def test_a_file_in_the_place_of_the_link_to_the_last_run_stays(tmp_path: Path) -
     assert sorted(tree(tmp_path)) == ["outputs", "outputs/last", "run"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["outputs/last", "outputs/last/kept"])
+def test_a_run_does_not_need_the_link_to_the_last_run(shell: Shell, tmp_path: Path, kind: str) -> None:
+    """A file or a directory of the user's stands in the place of the link, as where a file system has no links."""
+    make(tmp_path, kind)
+    before = tree(tmp_path)
+    answer = shell(*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
+    assert answer.returncode == 0, answer.stderr
+    assert "outputs/last does not point at this run, r: " in answer.stdout + answer.stderr
+    assert json.loads((tmp_path / "r/result.json").read_text())["status"] == "finished"
+    assert before.items() <= tree(tmp_path).items()
+
+
 def test_what_is_logged_at_exit_does_not_open_the_log_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: SimpleNamespace(job=SimpleNamespace(name="train")))
     monkeypatch.setattr(run_dir.HydraConfig, "initialized", lambda: False)

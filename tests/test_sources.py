@@ -474,10 +474,12 @@ def test_a_hostile_cache_is_not_run(filled: Path, tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_nothing(server: Server, root: Path) -> None:
     server.serve(MNIST_GZ)
-    write(root / ".mnist-abc123/MNIST/raw", WRONG)
-    write(root / ".fashion_mnist-abc123", {"another": b"data set"})
+    write(root / ".lit-classics-mnist-abc123/MNIST/raw", WRONG)
+    others = [".lit-classics-fashion_mnist-abc123", ".mnist-backup1"]  # of another data set, and of the user
+    for other in others:
+        write(root / other, {"kept": b"data"})
     check_mnist(sources.load("mnist", root))
-    assert sorted(os.listdir(root)) == [".fashion_mnist-abc123", ".mnist.lock", "mnist.pt"]
+    assert sorted(os.listdir(root)) == sorted([*others, ".mnist.lock", "mnist.pt"])
 
 
 # --- roots that cannot be written --------------------------------------------------------------------------------
@@ -626,7 +628,7 @@ def test_a_process_killed_in_the_middle_of_a_download(server: Server, root: Path
     with start(1, server, root) as ((process,), _):
         assert server.halfway.wait(60)
         process.kill()
-    assert list(root.glob(".mnist-*/MNIST/raw"))
+    assert list(root.glob(".lit-classics-mnist-*/MNIST/raw"))
     check_mnist(sources.load("mnist", root))
     assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
 
