@@ -22,7 +22,7 @@ from datamodules import CIFAR10, ImageFolder
 from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
 from tests.conftest import PROJECT
-from tests.kill_and_resume import differences, end
+from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
 from tests.test_scripts import ask, score
 
@@ -250,7 +250,7 @@ def test_a_batch_without_a_picture_changes_no_figure() -> None:
         kill_at(patch, 13)
         run("parts", *settings)
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 @pytest.mark.slow
@@ -425,7 +425,7 @@ def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(workers: int) -> None
         kill_at(patch, 8)  # in the second epoch of six steps
         run("parts", *RUN, f"data.num_workers={workers}")
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:

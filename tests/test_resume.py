@@ -32,7 +32,7 @@ from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import load_checkpoint
 from tests.conftest import DATA_ROOT, PROJECT
-from tests.kill_and_resume import differences, end, kill_and_resume
+from tests.kill_and_resume import differences, final_state, kill_and_resume
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_epochs_then_the_rest_is_all_at_once(scheduler: str, tiny: None) -> None
         run("parts", *RUN, f"scheduler={scheduler}", "trainer.max_epochs=4", "logger=none")
     assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 20
     run("parts", "resume=parts", "logger=none")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 @pytest.mark.parametrize("step", [1, 4, 9, 10, 11, 19, 21])
@@ -95,7 +95,7 @@ def test_from_the_middle_of_an_epoch(step: int, tiny: None) -> None:
     assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == step
     run("parts", "resume=parts", "logger=none")
     run("rhythm", *settings)
-    assert differences(end(Path("rhythm")), end(Path("parts"))) == []
+    assert differences(final_state(Path("rhythm")), final_state(Path("parts"))) == []
     whole, parts = (torch.load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("whole", "parts"))
     assert differences(whole, parts) == []
 
@@ -108,7 +108,7 @@ def test_from_a_signal_in_the_middle_of_an_epoch(tiny: None, monkeypatch: pytest
         run("parts", *settings)
     assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 15  # the step was finished
     run("parts", "resume=parts", "logger=none")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 def test_three_epochs_and_five_more_are_eight(tiny: None) -> None:
@@ -118,7 +118,7 @@ def test_three_epochs_and_five_more_are_eight(tiny: None) -> None:
     assert run("parts", *dropout)["epochs"] == 3
     result = run("parts", "resume=parts", "trainer.max_epochs=8")
     assert (result["epochs"], result["status"], result["experiment"]) == (8, "finished", "mnist_dropout_cnn")
-    assert differences(end(Path("eight")), end(Path("parts"))) == []
+    assert differences(final_state(Path("eight")), final_state(Path("parts"))) == []
     events = EventAccumulator(Path("parts/dashboard.txt").read_text().strip()).Reload()
     assert [event.step for event in events.Scalars("val/loss")] == [4 * epoch for epoch in range(9)]
 
@@ -551,7 +551,7 @@ def test_accumulated_gradients_resume_exactly(tiny: None) -> None:
         kill_at(patch, 6)
         run("parts", *settings, "logger=none")
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 def test_the_loss_of_a_batch_is_not_divided_by_those_of_a_step(tiny: None) -> None:
@@ -835,4 +835,4 @@ def test_other_precisions_resume_exactly(precision: str, model: str, optimizer: 
         kill_at(patch, 14)
         run("parts", *settings)
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []

@@ -18,7 +18,7 @@ from datamodules.images import flip_crop
 from lit_models import nets
 from lit_models.optim import LinearDecay, Muon
 from lit_models.optim.muon import newton_schulz
-from tests.kill_and_resume import differences, end
+from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
 
 NARROW = ("experiment=cifar10_94", "model.net.widths=[8,16,16]", "data.batch_size=50", "trainer.accelerator=cpu")
@@ -261,7 +261,7 @@ def test_it_goes_on_in_the_middle_of_an_epoch_as_it_would_have(step: int, stripe
         run("parts", *settings)
     assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == step
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 def test_the_bias_of_the_whitening_learns_for_three_eighths(striped: None, monkeypatch: pytest.MonkeyPatch) -> None:
