@@ -19,7 +19,7 @@ from cli.resume import merge_resume_config
 from datamodules import CSVTable
 from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
-from tests.test_scripts import ask, score, trained_net, write
+from tests.test_scripts import evaluate_run, export_run, predict_rows, trained_net
 
 HEADER = ("age", "name", "height", "kind", "price")
 
@@ -77,9 +77,9 @@ def test_regression_predicts_in_the_unit_of_the_target() -> None:
     with open("rows.csv", "w", newline="") as out:
         csv.writer(out).writerows(table[:5])
     prices = 5000 * (table[:5, 0] - 40) - 3e7 * (table[:5, 1] - 0.002) + 250_000
-    predicted = np.array([row["prediction"] for row in ask(Path("run"), csv="rows.csv")])
+    predicted = np.array([row["prediction"] for row in predict_rows(Path("run"), csv="rows.csv")])
     assert np.abs(predicted - prices).max() < 0.3 * 58_000  # 58,000 is their standard deviation
-    truths = [row["truth"] for row in ask(Path("run"), split="test", limit=3)]
+    truths = [row["truth"] for row in predict_rows(Path("run"), split="test", limit=3)]
     with open("table.csv", newline="") as lines:
         prices = [float(row["price"]) for row in csv.DictReader(lines)]
     assert all(min(abs(truth / price - 1) for price in prices) < 1e-5 for truth in truths)
@@ -196,7 +196,7 @@ def test_predict_takes_raw_rows_after_the_table_is_deleted() -> None:
     with torch.inference_mode():
         shares = net(torch.from_numpy(standardized)).softmax(1)
     for name in ("bare", "named"):
-        answers = ask(Path("run"), csv=f"{name}.csv")
+        answers = predict_rows(Path("run"), csv=f"{name}.csv")
         assert [row["label"] for row in answers] == [stored["fitted_state"]["class_names"][k] for k in shares.argmax(1)]
         assert [row["probability"] for row in answers] == pytest.approx(shares.amax(1).tolist(), abs=2e-6)
     assert answers[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
@@ -217,28 +217,28 @@ def test_line_breaks_in_names_become_spaces() -> None:
     run("run", *RUN, "data.target=y", "model=mlp", "trainer.max_epochs=1")
     assert load_run("run", "last")[1].columns == ("height (cm)",)
     Path("rows.csv").write_text('"height\n(cm)"\n1\n')
-    assert ask(Path("run"), csv="rows.csv")[0]["label"] in ("cl0 a", "cl1 a")
+    assert predict_rows(Path("run"), csv="rows.csv")[0]["label"] in ("cl0 a", "cl1 a")
 
 
 def test_evaluation_repeats_the_metrics_and_refuses_a_changed_table() -> None:
     make_table()
     metrics = run("run", *PRICE, "trainer.max_epochs=2")["metrics"]
-    assert score("run")["metrics"] == {"test/loss": metrics["test/loss"]}
-    assert score("run", split="val")["metrics"] == {"val/loss": metrics["val/loss"]}
+    assert evaluate_run("run")["metrics"] == {"test/loss": metrics["test/loss"]}
+    assert evaluate_run("run", split="val")["metrics"] == {"val/loss": metrics["val/loss"]}
     with open("table.csv", "a") as out:
         out.write("1,n,1,small,1\n")
     with pytest.raises(ValueError, match="has changed since the run began"):
-        score("run")
+        evaluate_run("run")
     Path("table.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"table\.csv: there is no such file"):
-        score("run")
+        evaluate_run("run")
 
 
 def test_exported_program_maps_raw_rows_to_the_unit_of_the_target() -> None:
     table = make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
-    program = torch.export.load(write(Path("run"), "model.pt2")).module()
-    answers = ask(Path("run"), split="test", limit=4)
+    program = torch.export.load(export_run(Path("run"), "model.pt2")).module()
+    answers = predict_rows(Path("run"), split="test", limit=4)
     inputs = CSVTable("table.csv", "price").load()[1][0][:4]
     assert inputs.shape[1] == table.shape[1]
     assert program(inputs)[:, 0].tolist() == pytest.approx([row["prediction"] for row in answers])
@@ -335,7 +335,7 @@ def test_predict_refuses_bad_rows_with_one_line(content: str, line: str) -> None
     run("run", *KIND, "trainer.max_epochs=1")
     Path("rows.csv").write_text(content)
     with pytest.raises(ValueError) as error:
-        ask(Path("run"), csv="rows.csv")
+        predict_rows(Path("run"), csv="rows.csv")
     assert format_error(error.value) == line
     assert not Path("answers").exists()
 
@@ -354,7 +354,7 @@ def test_predictions_do_not_overwrite_their_input(output: str, tmp_path: Path) -
     rows = Path("answers/predictions.csv")
     rows.write_text("40,0.002\n")
     with pytest.raises(ValueError, match=r"would overwrite .* which is to be read"):
-        ask(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
+        predict_rows(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
     assert rows.read_text() == "40,0.002\n"
 
 

@@ -69,18 +69,18 @@ def bands(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(made / "bands", tmp_path / "bands"))
 
 
-def score(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
+def evaluate_run(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
     given = {"run": str(run), "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
     return evaluate.evaluate(OmegaConf.create({**given, **settings}), folder or find_checkpoint(str(run))[0])
 
 
-def ask(run: Path, **settings: Any) -> list[dict[str, Any]]:
+def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
     """The rows for what is asked, and the same in ``answers/predictions.csv``."""
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "limit": 6}
     return predict.predict(OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings}), run)
 
 
-def write(run: Path, to: str, checkpoint: str = "last") -> Path:
+def export_run(run: Path, to: str, checkpoint: str = "last") -> Path:
     return export.export(OmegaConf.create({"run": str(run), "checkpoint": checkpoint, "output": to}), run)
 
 
@@ -109,7 +109,7 @@ def test_the_test_figures_are_those_of_the_run(bands: Path) -> None:
     test = {name: value for name, value in result.items() if name.startswith("test/")}
     assert len(test) == 12
     assert 0.5 < test["test/acc"] < 1  # and not a figure that any net would give
-    assert score(bands)["metrics"] == test
+    assert evaluate_run(bands)["metrics"] == test
 
 
 def test_the_validation_figures_are_those_of_their_epoch(bands: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_validation_figures_are_those_of_their_epoch(bands: Path) -> None:
     best = torch.load(bands / "checkpoints/best.ckpt", weights_only=True)["epoch"]
     assert best < len(table) - 1
     for checkpoint, row in (("best", table[best]), ("last", table[-1])):
-        metrics = score(bands, split="val", checkpoint=checkpoint)["metrics"]
+        metrics = evaluate_run(bands, split="val", checkpoint=checkpoint)["metrics"]
         for name in ("val/loss", "val/acc"):
             assert metrics[name] == float(row[name])
     assert table[best]["val/loss"] != table[-1]["val/loss"]
@@ -128,7 +128,7 @@ def test_the_training_figures_are_those_of_the_final_weights(bands: Path) -> Non
     datamodule = load_run(str(bands), "last")[1]
     datamodule.setup()
     logits, labels = logits_of(bands, images[datamodule.train_indices]), labels[datamodule.train_indices]
-    metrics = score(bands, split="train")["metrics"]
+    metrics = evaluate_run(bands, split="train")["metrics"]
     assert len(labels) == 400
     assert metrics["train/acc"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert metrics["train/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
@@ -136,7 +136,7 @@ def test_the_training_figures_are_those_of_the_final_weights(bands: Path) -> Non
 
 def test_the_shares_of_the_classes_make_the_whole(bands: Path) -> None:
     _, (images, labels) = load_bands(None)
-    metrics, right = score(bands)["metrics"], logits_of(bands, images).argmax(1) == labels
+    metrics, right = evaluate_run(bands)["metrics"], logits_of(bands, images).argmax(1) == labels
     for label in range(10):
         assert metrics[f"test/acc/{label}"] == pytest.approx(right[labels == label].double().mean().item())
     counts = labels.bincount().tolist()
@@ -152,7 +152,7 @@ def test_an_evaluation_adds_its_file_and_changes_nothing(bands: Path) -> None:
 
     before = hashes()
     assert {"result.json", "metrics.csv", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= {*before}
-    result = score(bands, split="val", checkpoint="best")
+    result = evaluate_run(bands, split="val", checkpoint="best")
     after = hashes()
     assert json.loads((bands / "evaluations/val_best.json").read_text()) == result
     assert result["split"] == "val"
@@ -164,16 +164,16 @@ def test_an_evaluation_adds_its_file_and_changes_nothing(bands: Path) -> None:
 def test_a_run_is_named_by_its_folder_its_file_or_last(bands: Path, tmp_path: Path, monkeypatch) -> None:
     Path("outputs").mkdir()
     Path("outputs/last").symlink_to(bands)
-    results = [score(name) for name in (bands, "bands", bands / "checkpoints/last.ckpt", "last")]
+    results = [evaluate_run(name) for name in (bands, "bands", bands / "checkpoints/last.ckpt", "last")]
     assert all(result == results[0] | {"checkpoint": result["checkpoint"]} for result in results)
     assert all(Path(result["checkpoint"]).samefile(bands / "checkpoints/last.ckpt") for result in results)
-    assert score(bands / "checkpoints/best.ckpt")["metrics"] == score(bands, checkpoint="best")["metrics"]
+    assert evaluate_run(bands / "checkpoints/best.ckpt")["metrics"] == evaluate_run(bands, checkpoint="best")["metrics"]
     assert {path.name for path in (bands / "evaluations").iterdir()} == {"test_last.json", "test_best.json"}
 
 
 def test_a_regression_has_a_loss_and_no_classes(made: Path) -> None:
     result = json.loads((made / "line/result.json").read_text())["metrics"]
-    assert score(made / "line")["metrics"] == {"test/loss": result["test/loss"]}
+    assert evaluate_run(made / "line")["metrics"] == {"test/loss": result["test/loss"]}
 
 
 def test_a_data_root_that_moved(tmp_path: Path, monkeypatch) -> None:
@@ -184,7 +184,7 @@ def test_a_data_root_that_moved(tmp_path: Path, monkeypatch) -> None:
     Path("here").rename("there")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "there"))
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    assert score(run)["metrics"]["test/loss"] == metrics["test/loss"]
+    assert evaluate_run(run)["metrics"]["test/loss"] == metrics["test/loss"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_data_root_that_moved(tmp_path: Path, monkeypatch) -> None:
 )
 def test_an_evaluation_that_cannot_be(settings: dict[str, str], message: str, made: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        score(**{"run": made / "blobs", "folder": made / "blobs", **settings})
+        evaluate_run(**{"run": made / "blobs", "folder": made / "blobs", **settings})
     assert not (made / "blobs/evaluations").exists()
 
 
@@ -207,7 +207,7 @@ def test_an_evaluation_that_cannot_be(settings: dict[str, str], message: str, ma
 
 def test_the_first_of_the_test_set_with_what_they_are(bands: Path) -> None:
     _, (images, labels) = load_bands(None)
-    answers = ask(bands, split="test")
+    answers = predict_rows(bands, split="test")
     assert [row["input"] for row in answers] == [f"test[{number}]" for number in range(6)]
     assert [row["truth"] for row in answers] == [str(label) for label in labels[:6].tolist()]
     assert [row["label"] for row in answers] == [
@@ -215,11 +215,11 @@ def test_the_first_of_the_test_set_with_what_they_are(bands: Path) -> None:
     ]
     assert [row["truth"] for row in rows(Path("answers/predictions.csv"))] == [row["truth"] for row in answers]
     assert Path("answers/predictions.png").is_file()
-    assert len(ask(bands, split="test", limit=1)) == 1
+    assert len(predict_rows(bands, split="test", limit=1)) == 1
 
 
 def test_more_than_there_are_is_all_of_them(made: Path) -> None:
-    assert len(ask(made / "blobs", split="test", limit=10**6)) == 200
+    assert len(predict_rows(made / "blobs", split="test", limit=10**6)) == 200
 
 
 def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
@@ -228,7 +228,7 @@ def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
     Path("header.csv").write_text("x,y\n" + points)
     Path("spreadsheet.csv").write_text(points, encoding="utf-8-sig")
     for name in ("bare", "header", "spreadsheet"):
-        answers = ask(made / "blobs", csv=f"{name}.csv")
+        answers = predict_rows(made / "blobs", csv=f"{name}.csv")
         assert [row["input"] for row in answers] == ["2,2", "-2,-1.5", "3,1e0"]
         assert [row["label"] for row in answers] == ["blob at (2, 2)", "blob at (-2, -2)", "blob at (2, 2)"]
     assert list(rows(Path("answers/predictions.csv"))[0]) == ["input", "label", "probability", "top 3"]
@@ -250,23 +250,23 @@ def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
 def test_rows_that_are_no_examples(content: str, message: str, made: Path) -> None:
     Path("points.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
-        ask(made / "blobs", csv="points.csv")
+        predict_rows(made / "blobs", csv="points.csv")
     assert not Path("answers").exists()
 
 
 def test_a_line_answers_with_numbers(made: Path) -> None:
     coefficients = json.loads((made / "line/result.json").read_text())["metrics"]
     Path("readings.csv").write_text("reading\n-1.5\n0\n20\n")
-    answers = ask(made / "line", csv="readings.csv")
+    answers = predict_rows(made / "line", csv="readings.csv")
     assert [row["input"] for row in answers] == ["-1.5", "0", "20"]
     for row in answers:
         expected = coefficients["w"] * float(row["input"]) + coefficients["b"]
         assert row["prediction"] == pytest.approx(expected, rel=1e-5)
-    assert [row["truth"] for row in ask(made / "line", split="test", limit=2)] == pytest.approx([35.7, 55.9])
+    assert [row["truth"] for row in predict_rows(made / "line", split="test", limit=2)] == pytest.approx([35.7, 55.9])
 
 
 def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> None:
-    (row,) = ask(make(tmp_path / "run", "experiment=lenet_one_step"), split="test")
+    (row,) = predict_rows(make(tmp_path / "run", "experiment=lenet_one_step"), split="test")
     assert len(row["prediction"]) == len(row["truth"]) == 10
     assert row["truth"] == pytest.approx(datamodules.OneRandom([1, 32, 32], 10).load()[1][1][0].tolist())
 
@@ -286,7 +286,7 @@ def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> Non
 def test_a_question_that_cannot_be_asked(settings: dict[str, Any], message: str, made: Path) -> None:
     Path("point.png").touch()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        ask(made / "blobs", **settings)
+        predict_rows(made / "blobs", **settings)
     assert not Path("answers").exists()
 
 
@@ -294,7 +294,7 @@ def test_a_question_that_cannot_be_asked(settings: dict[str, Any], message: str,
 
 
 def test_onnx_is_the_net_from_pixels_to_logits(bands: Path) -> None:
-    write(bands, "model.onnx")
+    export_run(bands, "model.onnx")
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     assert (entry.name, entry.type, entry.shape[1:]) == ("inputs", "tensor(uint8)", [1, 28, 28])
@@ -307,7 +307,7 @@ def test_onnx_is_the_net_from_pixels_to_logits(bands: Path) -> None:
 
 
 def test_onnx_of_points(made: Path) -> None:
-    write(made / "blobs", "model.onnx", checkpoint="best")
+    export_run(made / "blobs", "model.onnx", checkpoint="best")
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     points = torch.tensor([[2.0, 2.0], [-2.0, -2.0], [3.0, 1.0]])
     (logits,) = session.run(None, {"inputs": points.numpy()})
@@ -320,8 +320,8 @@ def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
     _, (images, _) = load_bands(None)
     pixels = (images[:5] / 255 - 0.1307) / 0.3081
     weights = {
-        ".pt": torch.load(write(bands, "model.pt"), weights_only=True),
-        ".safetensors": safetensors.torch.load_file(write(bands, "model.safetensors")),
+        ".pt": torch.load(export_run(bands, "model.pt"), weights_only=True),
+        ".safetensors": safetensors.torch.load_file(export_run(bands, "model.safetensors")),
     }
     for state in weights.values():
         net = nets.CNN((1, 28, 28), 10)
@@ -342,7 +342,7 @@ def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
 )
 def test_an_export_to_nowhere(to: str, message: str, made: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        write(made / "blobs", to)
+        export_run(made / "blobs", to)
     assert list(Path().iterdir()) == []
 
 
@@ -352,7 +352,7 @@ def test_a_failing_export_leaves_what_was_there(made: Path, monkeypatch) -> None
     forward = nets.MLP.forward
     monkeypatch.setattr(nets.MLP, "forward", lambda self, x: forward(self, x) + torch.rand(1))
     with pytest.raises(AssertionError, match="not close"):
-        write(made / "blobs", "model.onnx")
+        export_run(made / "blobs", "model.onnx")
     assert Path("model.onnx").read_text() == "of last week"
     assert [path.name for path in Path().iterdir()] == ["model.onnx"]
 
