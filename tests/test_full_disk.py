@@ -17,7 +17,7 @@ import train
 from cli.compose import compose
 from loggers.tensorboard import _ignore_failed_writer_threads
 from tests.conftest import PROJECT
-from tests.test_resume import fill, small_disk  # noqa: F401  # a fixture
+from tests.test_resume import fill_disk, small_disk  # noqa: F401  # a fixture
 
 BLOBS = (
     *("model=blobs_mlp", "data=blobs", "model.steps_per_batch=20", "trainer.max_epochs=2", "trainer.accelerator=cpu"),
@@ -58,7 +58,7 @@ def test_training_ends_and_fails_if_event_files_cannot_be_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     Path("outputs").symlink_to(small_disk)
-    fill(small_disk, 4096)  # enough for the directory only
+    fill_disk(small_disk, 4096)  # enough for the directory only
     uncaught: list[object] = []
     monkeypatch.setattr(threading, "excepthook", uncaught.append)
     _ignore_failed_writer_threads.cache_clear()  # the error arises in a thread of TensorBoard
@@ -101,7 +101,7 @@ def test_evaluation_prints_metrics_that_cannot_be_written(caplog: pytest.LogCapt
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [30_000, 48_000, 70_000, 100_000, 150_000, 250_000])
 def test_full_disk_gives_one_line_and_exit_code_1(leave: int, small_disk: Path) -> None:  # noqa: F811
-    fill(small_disk, leave)
+    fill_disk(small_disk, leave)
     command = [sys.executable, str(PROJECT / "train.py"), *BLOBS]
     answer = subprocess.run(command, cwd=small_disk, capture_output=True, text=True)
     assert answer.returncode == 1, answer
