@@ -60,8 +60,8 @@ def test_waiting_rank_prints_what_it_waits_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class ImmediateTimer:
-        def __init__(self, seconds, say):
-            self.start = say
+        def __init__(self, seconds, function):
+            self.start = function
 
     monkeypatch.setattr(rank.threading, "Timer", ImmediateTimer)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}.items():

@@ -23,7 +23,7 @@ from tests.test_resume import Killed, kill_at
 
 NARROW = ("experiment=cifar10_94", "model.net.widths=[8,16,16]", "data.batch_size=50", "trainer.accelerator=cpu")
 NARROW += ("trainer.precision=32-true", "trainer.benchmark=false", "threads=1", "logger=none")
-# The learning rates of SGD in the experiment are for batches of 2,000 examples.
+# The learning rates of SGD in the experiment are for batches of 2,000 examples, not of 50.
 NARROW += ("optimizer.bias_lr=5", "optimizer.head_lr=0.5")
 
 
@@ -60,9 +60,8 @@ def state_dict(folder: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitened_patches_are_uncorrelated_with_both_signs(channels: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = F.avg_pool2d(
-        torch.randn(600, channels, 14, 14, generator=generator), 3, stride=1
-    )  # neighboring pixels are correlated
+    noise = torch.randn(600, channels, 14, 14, generator=generator)
+    images = F.avg_pool2d(noise, 3, stride=1)  # neighboring pixels are correlated
     net = nets.CifarNet(images.shape[1:], 10)
     net.init_whiten(images)
     outputs = F.conv2d(images, net.whitening.weight)  # (600, 8 C, 11, 11)
