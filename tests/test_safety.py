@@ -203,7 +203,7 @@ def test_stored_choice_must_name_a_file_in_conf(group: str, name: str, untrusted
         (("trainer", "profiler"), {"_target_": "lightning.pytorch.profilers.AdvancedProfiler", "dirpath": "../pwned"}),
         (("trainer", "profiler"), {"_target_": "lightning.pytorch.Trainer", "default_root_dir": "../pwned"}),
         (("trainer", "_target_"), "lit_models.Classifier"),
-        (("trainer", "model_registry"), "somebody/models"),
+        (("trainer", "model_registry"), "user/models"),
         (("trainer", "strategy"), "../../evil"),
         (("data", "more"), {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}),
         (("expect",), {"test/acc": {"_target_": "os.system"}}),
