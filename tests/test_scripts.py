@@ -27,7 +27,7 @@ from cli.build import load_run
 from cli.compose import compose
 from lit_models import nets
 from runs.checkpoint import find_checkpoint
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, read_predictions
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=100", "trainer.max_epochs=5")
 
@@ -75,9 +75,10 @@ def score(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[
 
 
 def ask(run: Path, **settings: Any) -> list[dict[str, Any]]:
-    """The rows for what is asked, and the same in ``answers/predictions.csv``."""
+    """The rows of ``answers/predictions.csv`` for what is asked."""
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "limit": 6}
-    return predict.predict(OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings}), run)
+    cfg = OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings})
+    return read_predictions(predict.predict(cfg, run))
 
 
 def write(run: Path, to: str, checkpoint: str = "last") -> Path:
@@ -344,6 +345,14 @@ def test_an_export_to_nowhere(to: str, message: str, made: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         write(made / "blobs", to)
     assert list(Path().iterdir()) == []
+
+
+def test_onnx_export_names_all_missing_packages(made: Path, monkeypatch) -> None:
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"needs onnx, onnxruntime: pip install onnx onnxscript onnxruntime"):
+        write(made / "blobs", "model.onnx")
+    assert not Path("model.onnx").exists()
 
 
 def test_a_failing_export_leaves_what_was_there(made: Path, monkeypatch) -> None:
