@@ -1,11 +1,14 @@
 """Fixtures of all tests: a working directory for each test, random images, the command line, and the real data."""
 
+import csv
 import functools
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +83,11 @@ def real_root() -> Path:
     except sources.DataUnavailable as error:
         pytest.skip(str(error))
     return DATA_ROOT
+
+
+def read_predictions(table: Path) -> list[dict[str, Any]]:
+    """Return the rows of a predictions.csv, with its numbers as numbers."""
+    with open(table, newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    numbers = ("prediction", "truth") if "prediction" in rows[0] else ("probability",)
+    return [{name: json.loads(cell) if name in numbers else cell for name, cell in row.items()} for row in rows]

@@ -23,7 +23,7 @@ import train
 from cli.build import load_run
 from cli.compose import compose
 from datamodules.image_files import load_image
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, read_predictions
 
 MNIST = {"shape": (1, 28, 28), "dark_background": True, "center": True}
 CIFAR10 = {"shape": (3, 32, 32), "dark_background": False, "center": False}
@@ -82,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict_images(run: Path, images: Any, output: str | Path = "predictions") -> list[dict[str, Any]]:
     settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "split": None, "limit": 6}
-    return predict.predict(OmegaConf.create({**settings, "output": str(output)}), run)
+    return read_predictions(predict.predict(OmegaConf.create({**settings, "output": str(output)}), run))
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ from cli.build import load_run
 from cli.compose import compose
 from lit_models import nets
 from runs.checkpoint import find_checkpoint
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, read_predictions
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=100", "trainer.max_epochs=5")
 
@@ -79,9 +79,10 @@ def evaluate_run(run: str | Path, folder: Path | None = None, **settings: Any) -
 
 
 def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
-    """Return the rows that predict.py gives, and writes to ``answers/predictions.csv``."""
+    """Run predict.py and return the rows of its ``answers/predictions.csv``."""
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "limit": 6}
-    return predict.predict(OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings}), run)
+    cfg = OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings})
+    return read_predictions(predict.predict(cfg, run))
 
 
 def export_run(run: Path, output: str, checkpoint: str = "last") -> Path:
@@ -353,6 +354,14 @@ def test_export_refuses_a_wrong_output(output: str, message: str, trained: Path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         export_run(trained / "blobs", output)
     assert list(Path().iterdir()) == []
+
+
+def test_onnx_export_names_all_missing_packages(trained: Path, monkeypatch) -> None:
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"needs onnx, onnxruntime: pip install onnx onnxscript onnxruntime"):
+        export_run(trained / "blobs", "model.onnx")
+    assert not Path("model.onnx").exists()
 
 
 def test_failed_export_keeps_the_old_file(trained: Path, monkeypatch) -> None:
