@@ -78,21 +78,21 @@ def final_state(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     return checkpoint, rows
 
 
-def differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     """Return where two checkpoints differ, except for times, the config, and the validation before training."""
-    if place.endswith(("seconds", "elapsed", ".config", ".validate_loop")):
+    if path.endswith(("seconds", "elapsed", ".config", ".validate_loop")):
         return []
     if isinstance(ours, torch.Tensor):
-        return [] if torch.equal(ours, theirs) else [place]
+        return [] if torch.equal(ours, theirs) else [path]
     if isinstance(ours, dict):
         keys = ours.keys() | theirs.keys()
-        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{place}.{key}")]
+        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}")]
     if isinstance(ours, list | tuple):
         if len(ours) != len(theirs):
-            return [place]
+            return [path]
         pairs = enumerate(zip(ours, theirs, strict=True))
-        return [d for number, pair in pairs for d in differences(*pair, f"{place}.{number}")]
-    return [] if ours == theirs else [f"{place}: {ours} and {theirs}"]
+        return [d for number, pair in pairs for d in differences(*pair, f"{path}.{number}")]
+    return [] if ours == theirs else [f"{path}: {ours} and {theirs}"]
 
 
 def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:

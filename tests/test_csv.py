@@ -79,10 +79,10 @@ def test_regression_predicts_in_the_unit_of_the_target() -> None:
     prices = 5000 * (table[:5, 0] - 40) - 3e7 * (table[:5, 1] - 0.002) + 250_000
     predicted = np.array([row["prediction"] for row in predict_rows(Path("run"), csv="rows.csv")])
     assert np.abs(predicted - prices).max() < 0.3 * 58_000  # 58,000 is their standard deviation
-    truths = [row["truth"] for row in predict_rows(Path("run"), split="test", limit=3)]
+    targets = [row["truth"] for row in predict_rows(Path("run"), split="test", limit=3)]
     with open("table.csv", newline="") as lines:
         prices = [float(row["price"]) for row in csv.DictReader(lines)]
-    assert all(min(abs(truth / price - 1) for price in prices) < 1e-5 for truth in truths)
+    assert all(min(abs(truth / price - 1) for price in prices) < 1e-5 for truth in targets)
 
 
 def test_line_learns_one_column_without_standardization() -> None:
@@ -194,12 +194,14 @@ def test_predict_takes_raw_rows_after_the_table_is_deleted() -> None:
     net = trained_net(Path("run"), load_run("run", "last")[2].net)
     standardized = (rows - np.float32(stored["fitted_state"]["mean"])) / np.float32(stored["fitted_state"]["std"])
     with torch.inference_mode():
-        shares = net(torch.from_numpy(standardized)).softmax(1)
+        probs = net(torch.from_numpy(standardized)).softmax(1)
     for name in ("bare", "named"):
-        answers = predict_rows(Path("run"), csv=f"{name}.csv")
-        assert [row["label"] for row in answers] == [stored["fitted_state"]["class_names"][k] for k in shares.argmax(1)]
-        assert [row["probability"] for row in answers] == pytest.approx(shares.amax(1).tolist(), abs=2e-6)
-    assert answers[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
+        predictions = predict_rows(Path("run"), csv=f"{name}.csv")
+        assert [row["label"] for row in predictions] == [
+            stored["fitted_state"]["class_names"][k] for k in probs.argmax(1)
+        ]
+        assert [row["probability"] for row in predictions] == pytest.approx(probs.amax(1).tolist(), abs=2e-6)
+    assert predictions[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
 
 
 def test_path_with_an_interpolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,11 +240,11 @@ def test_exported_program_maps_raw_rows_to_the_unit_of_the_target() -> None:
     table = make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
     program = torch.export.load(export_run(Path("run"), "model.pt2")).module()
-    answers = predict_rows(Path("run"), split="test", limit=4)
+    predictions = predict_rows(Path("run"), split="test", limit=4)
     inputs = CSVTable("table.csv", "price").load()[1][0][:4]
     assert inputs.shape[1] == table.shape[1]
-    assert program(inputs)[:, 0].tolist() == pytest.approx([row["prediction"] for row in answers])
-    assert min(abs(row["prediction"]) for row in answers) > 10_000
+    assert program(inputs)[:, 0].tolist() == pytest.approx([row["prediction"] for row in predictions])
+    assert min(abs(row["prediction"]) for row in predictions) > 10_000
 
 
 def test_resume_refuses_another_target() -> None:
@@ -364,8 +366,8 @@ def test_predictions_do_not_overwrite_their_input(output: str, tmp_path: Path) -
 @pytest.mark.slow
 def test_command_line_trains_and_reports_mistakes(shell, tmp_path: Path) -> None:
     make_table()
-    typed = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")
-    answer = shell(*typed, "trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none")
+    overrides = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")
+    answer = shell(*overrides, "trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "not used as inputs, because they hold no numbers: name, kind" in answer.stdout
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "finished"

@@ -48,15 +48,15 @@ def test_short_debug_runs_do_not_become_outputs_last(random_dataset: None) -> No
 def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     hint = "that is 8 gradient steps in all: a smaller data.batch_size"
-    for settings, said in (
+    for settings, is_warned in (
         (["trainer.max_epochs=2"], True),
         (["trainer.max_epochs=20"], False),
         (["debug=fast"], False),
     ):
         caplog.clear()
         run("model=mlp", "data.batch_size=128", *settings)
-        assert (hint in caplog.text) == said
-        assert ("gradient steps in all" in caplog.text) == said
+        assert (hint in caplog.text) == is_warned
+        assert ("gradient steps in all" in caplog.text) == is_warned
 
 
 @pytest.mark.slow

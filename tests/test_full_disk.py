@@ -91,10 +91,10 @@ def test_evaluation_prints_metrics_that_cannot_be_written(caplog: pytest.LogCapt
     Path("run/evaluations").write_text("in the way")
     caplog.clear()
     caplog.set_level("INFO")
-    asked = compose()
-    asked.update({"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}})
+    cfg = compose()
+    cfg.update({"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}})
     with pytest.raises(OSError, match="evaluations"):
-        evaluate.evaluate(asked, Path("run"))
+        evaluate.evaluate(cfg, Path("run"))
     assert "test/acc" in caplog.text
 
 

@@ -78,9 +78,9 @@ def test_files_stay_in_their_split_when_others_are_added_or_removed() -> None:
     gone = {"green/5.png", "green/0.png", "red/3.png"}
     for split, files in before.items():
         assert files - gone <= after[split]
-    was, now = (next(name for name in split if file in split[name]) for split, file in
+    split_before, split_after = (next(name for name in split if file in split[name]) for split, file in
                 ((before, "red/3.png"), (after, "amber/3.png")))  # fmt: skip
-    assert was == now
+    assert split_before == split_after
 
 
 def test_each_file_is_validated_in_exactly_one_fold() -> None:
@@ -150,9 +150,9 @@ def test_changed_test_images_are_warned_about(kind: str, caplog: pytest.LogCaptu
     predict_rows(Path("run"), split="test", limit=5)
     assert line not in caplog.text
     change_test_images(kind)
-    for asks in (lambda: evaluate_run("run"), lambda: predict_rows(Path("run"), split="test", limit=5)):
+    for command in (lambda: evaluate_run("run"), lambda: predict_rows(Path("run"), split="test", limit=5)):
         caplog.clear()
-        asks()
+        command()
         assert [record.getMessage() for record in caplog.records].count(line) == 1
 
 
@@ -365,7 +365,7 @@ def can_shrink_shm() -> bool:
 @pytest.mark.skipif(not can_shrink_shm(), reason="needs the permission to mount")
 def test_batch_larger_than_shared_memory_trains() -> None:
     make_images(Path("pictures"))
-    typed = [
+    overrides = [
         *RUN,
         "data.image=[3,128,128]",
         "data.batch_size=30",
@@ -373,7 +373,7 @@ def test_batch_larger_than_shared_memory_trains() -> None:
         "trainer.max_epochs=1",
         "model=mlp",
     ]
-    command = [*SMALL_SHM, sys.executable, str(PROJECT / "train.py"), *typed]
+    command = [*SMALL_SHM, sys.executable, str(PROJECT / "train.py"), *overrides]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             _, errors = process.communicate(timeout=300)
@@ -436,9 +436,9 @@ def test_run_learns_and_keeps_its_class_names_without_the_images() -> None:
     result = run("run", *settings, "data.num_workers=0", "trainer.max_epochs=4")
     assert result["metrics"]["test/acc"] == 1
     green = sum(name.startswith("green/") for name in split_files(ImageFolder("pictures", **SETTINGS))["test"])
-    answers = predict_rows(Path("run"), split="test", limit=green + 1)
-    truths = [row["truth"] for row in answers]
-    assert truths == [row["label"] for row in answers] == ["green"] * green + ["red"]
+    predictions = predict_rows(Path("run"), split="test", limit=green + 1)
+    targets = [row["truth"] for row in predictions]
+    assert targets == [row["label"] for row in predictions] == ["green"] * green + ["red"]
     Path("pictures").rename("elsewhere")
     _, datamodule, _ = load_run("run", "last")
     assert datamodule.class_names == ("green", "red")

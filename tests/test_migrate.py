@@ -106,8 +106,8 @@ def test_stored_callback_states_are_renamed() -> None:
 
 
 def test_current_overrides_are_unchanged() -> None:
-    typed = ["n=3", "data=test", "~callbacks.pictures", "+trainer.min_epochs=2", "-m", "model=mlp,cnn"]
-    assert upgrade_overrides(typed, "train") == (typed, [])
+    overrides = ["n=3", "data=test", "~callbacks.pictures", "+trainer.min_epochs=2", "-m", "model=mlp,cnn"]
+    assert upgrade_overrides(overrides, "train") == (overrides, [])
     assert not set(RENAMED_KEYS) & set(RENAMED_KEYS.values())
 
 
@@ -150,9 +150,9 @@ def test_run_with_an_old_key_resumes_with_either_name(extra_renames: None, tmp_p
     config["choices"]["overrides"] = ["data.amount=200"]
     del config["compile"]
     torch.save(checkpoint, file)
-    for typed in ("data.amount=200", "data.size=200"):
-        cfg = compose("data=blobs", "resume=run", "trainer.max_epochs=2", typed)
-        cfg.choices.overrides = upgrade_overrides([typed, "trainer.max_epochs=2"])[0]
+    for override in ("data.amount=200", "data.size=200"):
+        cfg = compose("data=blobs", "resume=run", "trainer.max_epochs=2", override)
+        cfg.choices.overrides = upgrade_overrides([override, "trainer.max_epochs=2"])[0]
         merged = merge_resume_config(cfg, file)
         assert (merged.data.size, merged.compile, merged.model.net._target_) == (200, False, "lit_models.nets.MLP")
         assert "amount" not in merged.data

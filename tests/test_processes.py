@@ -71,9 +71,9 @@ def wait_for_group(group: int, seconds: float = 30) -> None:
 def wait_all(*processes: subprocess.Popen) -> list[tuple[str, str]]:
     """Wait until all processes have ended with exit code 0. Return the stdout and stderr of each."""
     with kill_at_exit(*processes):
-        answers = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), answers
-    return answers
+        outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs
 
 
 def read_figures(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
@@ -97,7 +97,7 @@ def assert_same_figures(ours: tuple, theirs: tuple) -> None:
 @pytest.fixture(scope="module")
 def single_process(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """Return the figures of one process whose batch is that of two processes together."""
-    folder = tmp_path_factory.mktemp("alone")
+    folder = tmp_path_factory.mktemp("single")
     wait_all(start(folder, str(PROJECT / "train.py"), *RUN, *ONE))
     return read_figures(folder / "outputs/last")
 
@@ -285,12 +285,12 @@ with SignalHandler(Path("last.ckpt")) as interrupts:
 """
 
 
-@pytest.mark.parametrize("place", ["python", "c"])
-def test_process_does_not_wait_forever_for_a_failed_peer(place: str) -> None:
-    command = [sys.executable, "-c", WAITING_PROCESS, place]
+@pytest.mark.parametrize("waits_in", ["python", "c"])
+def test_process_does_not_wait_forever_for_a_failed_peer(waits_in: str) -> None:
+    command = [sys.executable, "-c", WAITING_PROCESS, waits_in]
     answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=50)
     assert answer.returncode == 1
-    if place == "c":
+    if waits_in == "c":
         assert answer.stderr == "error: another process of this run has ended; its own error line says why\n"
     else:
         assert answer.stderr.splitlines()[-1] == "ConnectionError: connection closed by peer"

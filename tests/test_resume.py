@@ -209,7 +209,7 @@ def test_checkpoints_of_all_models_load_with_weights_only(model: str, tiny_image
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key_path", "value"),
     [
         ("model._target_", "os.system"),
         ("model._target_", "builtins.eval"),
@@ -234,10 +234,10 @@ def test_checkpoints_of_all_models_load_with_weights_only(model: str, tiny_image
         ("model._args_", ["touch owned"]),
     ],
 )
-def test_malicious_stored_config_is_refused(place: str, value: object, tiny_images: None) -> None:
+def test_malicious_stored_config_is_refused(key_path: str, value: object, tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     checkpoint = torch.load("run/checkpoints/last.ckpt")
-    *parents, key = place.split(".")
+    *parents, key = key_path.split(".")
     node = checkpoint["config"]
     for parent in parents:
         node = node[parent]
@@ -245,7 +245,7 @@ def test_malicious_stored_config_is_refused(place: str, value: object, tiny_imag
     torch.save(checkpoint, "run/checkpoints/last.ckpt")
     with pytest.raises(ValueError, match=r"last.ckpt is refused: config\.") as error:
         run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
-    assert place in str(error.value)
+    assert key_path in str(error.value)
     with pytest.raises(ValueError, match="is refused"):
         load_run("run", "last")
     assert not Path("owned").exists()
@@ -350,9 +350,14 @@ def test_signal_dropped_in_a_finalizer_still_ends_the_run(tiny_images: None, mon
     assert caught.value.exit_code == 143
     assert len(batches) == 1  # of the five test batches
     assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
-    asked = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
+    eval_settings = {
+        "run": "run",
+        "checkpoint": "last",
+        "split": "test",
+        "trainer": {"accelerator": "cpu", "devices": 1},
+    }
     with pytest.raises(Interrupted, match="SIGTERM; there was nothing to save"):
-        evaluate.evaluate(OmegaConf.create(asked), Path("run"))
+        evaluate.evaluate(OmegaConf.create(eval_settings), Path("run"))
     assert len(batches) == 2
 
 
@@ -489,8 +494,8 @@ def test_resume_keeps_callbacks_and_logger(tiny_images: None) -> None:
 
 
 def test_resume_keeps_the_overrides_of_callbacks(tiny_images: None) -> None:
-    typed = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc", "callbacks.pictures=null")
-    run("run", *RUN, *typed, "+callbacks.early_stopping.mode=max", "trainer.max_epochs=1", "logger=none")
+    overrides = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc", "callbacks.pictures=null")
+    run("run", *RUN, *overrides, "+callbacks.early_stopping.mode=max", "trainer.max_epochs=1", "logger=none")
     run("run", "resume=run", "trainer.max_epochs=2", "~callbacks.per_class")
     callbacks = yaml.safe_load(Path("run/config.yaml").read_text())["callbacks"]
     assert callbacks["early_stopping"]["monitor"] == "val/acc"
@@ -507,9 +512,9 @@ def test_stored_overrides_cannot_set_the_target_of_a_callback(key: str, tiny_ima
     checkpoint["config"]["callbacks"] = {"pictures": {"_target_": "os.mkdir"}, "x": {"_target_": "os.mkdir"}}
     checkpoint["config"]["choices"]["overrides"] = [f"{key}=os.mkdir"]
     torch.save(checkpoint, "run/checkpoints/last.ckpt")
-    now = compose("resume=run", "trainer.max_epochs=2")
-    now.choices.overrides = ["resume=run", "trainer.max_epochs=2"]
-    cfg = merge_resume_config(now, Path("run/checkpoints/last.ckpt"))
+    new_cfg = compose("resume=run", "trainer.max_epochs=2")
+    new_cfg.choices.overrides = ["resume=run", "trainer.max_epochs=2"]
+    cfg = merge_resume_config(new_cfg, Path("run/checkpoints/last.ckpt"))
     assert cfg.callbacks.pictures._target_ == "callbacks.plots.Plots"
     assert "x" not in cfg.callbacks
 
@@ -568,8 +573,8 @@ def test_resume_with_another_trainer_option_keeps_training_settings(tiny_images:
     chosen = ("trainer.max_epochs=7", "trainer.gradient_clip_val=0.5", "+trainer.limit_predict_batches=3")
     run("run", *RUN, *chosen, "trainer.limit_train_batches=1", "logger=none")
     file = Path("run/checkpoints/last.ckpt")
-    cfg = compose(*(typed := ("resume=run", "trainer.max_epochs=9", "trainer=gpu")))
-    cfg.choices.overrides = list(typed)
+    cfg = compose(*(overrides := ("resume=run", "trainer.max_epochs=9", "trainer=gpu")))
+    cfg.choices.overrides = list(overrides)
     trainer = merge_resume_config(cfg, file).trainer
     assert (trainer.max_epochs, trainer.gradient_clip_val, trainer.limit_predict_batches) == (9, 0.5, 3)
     assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")

@@ -57,14 +57,14 @@ def trained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        typed = (
+        overrides = (
             *TINY,
             "trainer.max_epochs=1",
             "callbacks=early_stopping",
             "callbacks.early_stopping.monitor=train/loss",
         )
-        cfg = compose(*typed)
-        patch.setattr(train, "task_overrides", lambda: list(typed))
+        cfg = compose(*overrides)
+        patch.setattr(train, "task_overrides", lambda: list(overrides))
         (folder / "run").mkdir()
         train.train(cfg, folder / "run")
     return folder
@@ -147,15 +147,15 @@ PAYLOADS = {
 def test_malicious_string_anywhere_in_a_stored_config_is_harmless(payload: str, untrusted: Path) -> None:
     run = Path("outputs/untrusted")
     whole = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    places = list(string_paths(whole["config"]))
-    assert len(places) > 30
-    for place in places:
+    key_paths = list(string_paths(whole["config"]))
+    assert len(key_paths) > 30
+    for key_path in key_paths:
         before = relative_paths(untrusted.parent)
         changed = copy.deepcopy(whole)
         node = changed["config"]
-        for key in place[:-1]:
+        for key in key_path[:-1]:
             node = node[key]
-        node[place[-1]] = PAYLOADS[payload]
+        node[key_path[-1]] = PAYLOADS[payload]
         torch.save(changed, run / "checkpoints/last.ckpt")
         resume_and_load(str(run))
         assert_harmless(untrusted, before)
@@ -170,11 +170,11 @@ def test_malicious_key_anywhere_in_a_stored_config_is_harmless(key: str, untrust
     whole = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     value = {"_target_": "os.mkdir", "path": str(untrusted.parent / "marker")} if key != "_target_" else "os.getcwd"
     parts = [(), *((name,) for name, part in whole["config"].items() if isinstance(part, dict)), ("model", "net")]
-    for place in parts:
+    for key_path in parts:
         before = relative_paths(untrusted.parent)
         changed = copy.deepcopy(whole)
         node = changed["config"]
-        for name in place:
+        for name in key_path:
             node = node[name]
         node[key] = value
         torch.save(changed, run / "checkpoints/last.ckpt")
@@ -197,7 +197,7 @@ def test_stored_choice_must_name_a_file_in_conf(group: str, name: str, untrusted
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key_path", "value"),
     [
         (("trainer", "profiler"), {"_target_": "loggers.profiler.NoProfiler", "dirpath": "../pwned", "filename": "x"}),
         (("trainer", "profiler"), {"_target_": "lightning.pytorch.profilers.AdvancedProfiler", "dirpath": "../pwned"}),
@@ -212,12 +212,12 @@ def test_stored_choice_must_name_a_file_in_conf(group: str, name: str, untrusted
         (("choices",), "experiment"),
     ],
 )
-def test_stored_value_of_the_wrong_type_is_refused(place: tuple[str, ...], value: Any, untrusted: Path) -> None:
-    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", *place, value=value)
+def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], value: Any, untrusted: Path) -> None:
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", *key_path, value=value)
     before = relative_paths(untrusted.parent)
     lines = resume_and_load("outputs/untrusted").splitlines()
     assert len(lines) == 2
-    assert all(f"is refused: config.{place[0]}" in line for line in lines)
+    assert all(f"is refused: config.{key_path[0]}" in line for line in lines)
     assert_harmless(untrusted, before)
 
 
@@ -232,11 +232,15 @@ def test_path_in_a_stored_callback_override_is_dropped(untrusted: Path) -> None:
     """A callback that writes files would write them to this path."""
     file = Path("outputs/untrusted/checkpoints/last.ckpt")
     edit_checkpoint(file, "config", "callbacks", "early_stopping", value={"monitor": "../../evil", "patience": 7})
-    typed = ["callbacks.early_stopping.monitor=../../evil", "callbacks.early_stopping.patience=7", "callbacks.x=evil"]
-    edit_checkpoint(file, "config", "choices", "overrides", value=typed)
-    now = compose("resume=outputs/untrusted", "trainer.max_epochs=2")
-    now.choices.overrides = ["trainer.max_epochs=2"]
-    callbacks = merge_resume_config(now, file).callbacks
+    overrides = [
+        "callbacks.early_stopping.monitor=../../evil",
+        "callbacks.early_stopping.patience=7",
+        "callbacks.x=evil",
+    ]
+    edit_checkpoint(file, "config", "choices", "overrides", value=overrides)
+    new_cfg = compose("resume=outputs/untrusted", "trainer.max_epochs=2")
+    new_cfg.choices.overrides = ["trainer.max_epochs=2"]
+    callbacks = merge_resume_config(new_cfg, file).callbacks
     assert (callbacks.early_stopping.monitor, callbacks.early_stopping.patience) == ("val/loss", 7)
     assert not callbacks.get("x")
 

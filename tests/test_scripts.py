@@ -215,13 +215,13 @@ def test_evaluate_refuses_wrong_settings(settings: dict[str, str], message: str,
 
 def test_predict_split_test_gives_predicted_and_true_classes(image_run: Path) -> None:
     _, (images, labels) = load_band_images(None)
-    answers = predict_rows(image_run, split="test")
-    assert [row["input"] for row in answers] == [f"test[{number}]" for number in range(6)]
-    assert [row["truth"] for row in answers] == [str(label) for label in labels[:6].tolist()]
-    assert [row["label"] for row in answers] == [
+    predictions = predict_rows(image_run, split="test")
+    assert [row["input"] for row in predictions] == [f"test[{number}]" for number in range(6)]
+    assert [row["truth"] for row in predictions] == [str(label) for label in labels[:6].tolist()]
+    assert [row["label"] for row in predictions] == [
         str(label) for label in logits_of(image_run, images[:6]).argmax(1).tolist()
     ]
-    assert [row["truth"] for row in read_rows(Path("answers/predictions.csv"))] == [row["truth"] for row in answers]
+    assert [row["truth"] for row in read_rows(Path("answers/predictions.csv"))] == [row["truth"] for row in predictions]
     assert Path("answers/predictions.png").is_file()
     assert len(predict_rows(image_run, split="test", limit=1)) == 1
 
@@ -236,9 +236,9 @@ def test_predict_reads_csv_with_and_without_a_header(trained: Path) -> None:
     Path("header.csv").write_text("x,y\n" + points)
     Path("spreadsheet.csv").write_text(points, encoding="utf-8-sig")
     for name in ("bare", "header", "spreadsheet"):
-        answers = predict_rows(trained / "blobs", csv=f"{name}.csv")
-        assert [row["input"] for row in answers] == ["2,2", "-2,-1.5", "3,1e0"]
-        assert [row["label"] for row in answers] == ["blob at (2, 2)", "blob at (-2, -2)", "blob at (2, 2)"]
+        predictions = predict_rows(trained / "blobs", csv=f"{name}.csv")
+        assert [row["input"] for row in predictions] == ["2,2", "-2,-1.5", "3,1e0"]
+        assert [row["label"] for row in predictions] == ["blob at (2, 2)", "blob at (-2, -2)", "blob at (2, 2)"]
     assert list(read_rows(Path("answers/predictions.csv"))[0]) == ["input", "label", "probability", "top 3"]
     assert not Path("answers/predictions.png").exists()
 
@@ -265,9 +265,9 @@ def test_predict_refuses_bad_csv_rows(content: str, message: str, trained: Path)
 def test_predict_line_gives_numbers(trained: Path) -> None:
     coefficients = json.loads((trained / "line/result.json").read_text())["metrics"]
     Path("readings.csv").write_text("reading\n-1.5\n0\n20\n")
-    answers = predict_rows(trained / "line", csv="readings.csv")
-    assert [row["input"] for row in answers] == ["-1.5", "0", "20"]
-    for row in answers:
+    predictions = predict_rows(trained / "line", csv="readings.csv")
+    assert [row["input"] for row in predictions] == ["-1.5", "0", "20"]
+    for row in predictions:
         expected = coefficients["w"] * float(row["input"]) + coefficients["b"]
         assert row["prediction"] == pytest.approx(expected, rel=1e-5)
     assert [row["truth"] for row in predict_rows(trained / "line", split="test", limit=2)] == pytest.approx(

@@ -43,8 +43,8 @@ def idx(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes() + array.tobytes()
 
 
-def flip_bit(raw: bytes, place: int) -> bytes:
-    return raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+def flip_bit(raw: bytes, index: int) -> bytes:
+    return raw[:index] + bytes([raw[index] ^ 1]) + raw[index + 1 :]
 
 
 def md5s_of(files: dict[str, bytes]) -> dict[str, str]:
@@ -587,7 +587,7 @@ def load_and_print_digest(url: str, root: str) -> None:
 @contextlib.contextmanager
 def start_loading(count: int, server: Server, root: Path) -> Iterator[tuple[list[subprocess.Popen], Iterator[str]]]:
     """Start processes that load from ``root`` at the same time. Yield them and the lines that they print."""
-    script = f"from tests import test_sources; test_sources.load_in_a_process({server.url!r}, {str(root)!r})"
+    script = f"from tests import test_sources; test_sources.load_and_print_digest({server.url!r}, {str(root)!r})"
     command = [sys.executable, "-c", script]
     reading, writing = os.pipe()
     with open(reading) as lines, contextlib.ExitStack() as stack:
