@@ -3,12 +3,13 @@
 import csv
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from runs.files import atomic_write
 from runs.format import markdown_table, pluralize, printable, text_columns
-from runs.monitor import MONITORS
+from runs.monitor import DEFAULTS
 from sweeps.jobs import Job, read_jobs
 
 ORDER = {"max": "highest", "min": "lowest"}
@@ -32,9 +33,8 @@ class Summary:
         self.sweep_dir = sweep_dir
         self.importance = ""
         jobs = read_jobs(sweep_dir)
-        measured = {name for job in jobs for name in job.metrics}
-        self.monitor = next((name for name in MONITORS if name in measured), "val/loss")
-        self.higher_is_better = MONITORS[self.monitor] == "max"
+        self.monitor, self.mode = _common_monitor(jobs)
+        self.higher_is_better = self.mode == "max"
         known = [job.settings for job in jobs if job.settings]
         names = dict.fromkeys(key for settings in known for key in settings)
         swept = [key for key in names if len({settings.get(key) for settings in known}) > 1]
@@ -109,7 +109,7 @@ class Summary:
         lines = []
         if self.scores(self.jobs):
             lines += [
-                f"Ranked by {self.monitor}, the {ORDER[MONITORS[self.monitor]]} first. To repeat the best run:",
+                f"Ranked by {self.monitor}, the {ORDER[self.mode]} first. To repeat the best run:",
                 "",
             ]
             lines += [f"    {self.best().command}", ""]
@@ -149,3 +149,18 @@ class Summary:
             which = f"{first} and {len(others)} more" if others else first
             lines.append(f"  failed: {': '.join(filter(None, (which, reason)))}")
         return lines
+
+
+def _common_monitor(jobs: Iterable[Job]) -> tuple[str, str]:
+    """Return the metric that most of the jobs were monitored by, and its mode.
+
+    Jobs of earlier versions do not say it. They count for the first of the usual metrics that they have.
+    """
+    found = Counter(monitor for job in jobs if (monitor := job.monitor or _usual_monitor(job.metrics)))
+    order = list(DEFAULTS)
+    ranked = sorted(found, key=lambda one: (-found[one], order.index(one[0]) if one[0] in order else 0))
+    return ranked[0] if ranked else ("val/loss", "min")
+
+
+def _usual_monitor(metrics: Iterable[str]) -> tuple[str, str] | None:
+    return next(((name, mode) for name, mode in DEFAULTS.items() if name in metrics), None)

@@ -237,7 +237,7 @@ def test_a_path_is_no_value_of_a_stored_callback(gift: Path) -> None:
     now = compose("resume=outputs/gift", "trainer.max_epochs=2")
     now.choices.overrides = ["trainer.max_epochs=2"]
     callbacks = merge_resume_config(now, file).callbacks
-    assert (callbacks.early_stopping.monitor, callbacks.early_stopping.patience) == ("val/loss", 7)
+    assert (callbacks.early_stopping.monitor, callbacks.early_stopping.patience) == (None, 7)
     assert not callbacks.get("x")
 
 
