@@ -60,7 +60,7 @@ def test_seeds_are_samples_of_the_same_thing(seeds: Summary) -> None:
     assert (best["model"], best["val/acc"], best["n"]) == ("cnn", "0.96 ± 0.01", "3")
     assert second["val/acc"] == "0.933333 ± 0.049"
     assert seeds.best().command == "python train.py data=mnist model=cnn seed=3"
-    assert "0.96 ± 0.01" in str(seeds)
+    assert "96.00 ± 1.00 %" in str(seeds)  # people read accuracies in per cent
     assert "best: python train.py data=mnist model=cnn seed=3" in str(seeds)
 
 
@@ -285,7 +285,7 @@ def test_a_table_is_printed_in_any_encoding(seeds: Summary, sweep_config, monkey
     monkeypatch.setattr(sys, "stdout", terminal)
     SweepSummary().on_multirun_end(sweep_config)
     assert SweepSummary.exit_code() == 0
-    assert b"0.96 ? 0.01" in terminal.buffer.getvalue()
+    assert b"96.00 ? 1.00 %" in terminal.buffer.getvalue()
 
 
 def test_a_job_that_cannot_say_why_it_failed_does_not_end_the_sweep(monkeypatch) -> None:
