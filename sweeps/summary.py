@@ -79,7 +79,8 @@ class Summary:
 
     def mean_rows(self, percent: bool = False) -> list[dict[str, str]]:
         """Return a row for each combination of settings, with mean ± standard deviation over the replicates."""
-        metrics = [self.monitor, *(name for name in ("test/acc", "test/loss") if name != self.monitor)]
+        tested = f"test/{self.monitor.partition('/')[2]}"
+        metrics = dict.fromkeys([self.monitor, tested, "test/acc", "test/loss"])
         rows = []
         for rank, (values, jobs) in enumerate(self.groups.items(), 1):
             row = {"rank": str(rank)} | dict(zip(self.keys, values, strict=True))
@@ -102,7 +103,7 @@ class Summary:
             writer.writeheader()
             writer.writerows(rows)
         with atomic_write(self.sweep_dir / "summary.md") as temporary:
-            temporary.write_text(self._markdown(self.job_rows(percent=True)), encoding="utf-8")
+            temporary.write_text(self._markdown(self.job_rows(True)), encoding="utf-8")
 
     def _markdown(self, rows: list[dict[str, str]]) -> str:
         lines = []
@@ -114,7 +115,7 @@ class Summary:
             lines += [f"    {self.best().command}", ""]
         if self.importance:
             lines += [self.importance, ""]
-        for table in (self.mean_rows(percent=True), rows) if self.replicates else (rows,):
+        for table in (self.mean_rows(True), rows) if self.replicates else (rows,):
             lines += [*markdown_table(table), ""]
         return "\n".join(lines)
 

@@ -220,8 +220,10 @@ def test_line_breaks_in_a_name_are_blanks() -> None:
 def test_an_evaluation_gives_the_figures_of_the_run() -> None:
     make_table()
     metrics = run("run", *PRICE, "trainer.max_epochs=2")["metrics"]
-    assert score("run")["metrics"] == {"test/loss": metrics["test/loss"]}
-    assert score("run", split="val")["metrics"] == {"val/loss": metrics["val/loss"]}
+    tested = {name: metrics[name] for name in ("test/loss", "test/rmse", "test/r2")}
+    assert score("run")["metrics"] == tested
+    held_out = {name: metrics[name] for name in ("val/loss", "val/rmse", "val/r2")}
+    assert score("run", split="val")["metrics"] == held_out
     with open("table.csv", "a") as out:
         out.write("1,n,1,small,1\n")
     with pytest.raises(ValueError, match="has changed since the run began"):
