@@ -49,7 +49,7 @@ def round_float32(value: float) -> float:
 def printable(text: str, keep: str = "") -> str:
     r"""Escape, as ``\x1b``, each character that could move the cursor or is not UTF-8.
 
-    Names from files and strings from a stranger's run could hide or reorder what is printed.
+    Names from files and strings from an untrusted run could hide or reorder what is printed.
 
     Args:
         keep: control characters that stay, such as line breaks.

@@ -29,7 +29,7 @@ from lit_models.exact import ExactModule
 from runs import safety
 from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
-from tests.test_readme import _not_of_the_project
+from tests.test_readme import _not_copied
 from tests.test_resume import Killed
 
 SHORT = ("data.val_size=40", "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=3", "threads=1")
@@ -441,7 +441,7 @@ EXAMPLES = dict(re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", (PROJECT /
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with what the README tells to write."""
     copy = tmp_path_factory.mktemp("procedures") / "lit-classics"
-    shutil.copytree(PROJECT, copy, ignore=_not_of_the_project)
+    shutil.copytree(PROJECT, copy, ignore=_not_copied)
     for name, text in EXAMPLES.items():
         (copy / name).write_text(text)
     (copy / "callbacks/dies.py").write_text(DIES)
