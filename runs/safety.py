@@ -20,9 +20,19 @@ MODULES = (
     "torch.optim",
     "lightning.pytorch.trainer",
     "loggers.profiler",
+    "torchmetrics.classification",
+    "torchmetrics.regression",
 )
 # Modules that may be imported to look a name up.
-IMPORTABLE = ("lit_models.", "datamodules.", "torch.nn.", "torch.optim.", "lightning.pytorch.", "loggers.profiler.")
+IMPORTABLE: tuple[str, ...] = (
+    "lit_models.",
+    "datamodules.",
+    "torch.nn.",
+    "torch.optim.",
+    "lightning.pytorch.",
+    "loggers.profiler.",
+)
+IMPORTABLE += ("torchmetrics.classification.", "torchmetrics.regression.")
 
 # Instructions of Hydra that this project's configs do not use.
 UNUSED_INSTRUCTIONS = ("_args_", "_recursive_", "_convert_")
@@ -49,11 +59,25 @@ def check_safe(config: dict[str, Any], origin: str) -> None:
     _check_choices(config["choices"], f"{origin} is refused: config.choices")
 
 
+def refusal(config: dict[str, Any]) -> str | None:
+    """Return why the checkpoints of a run with this config would be refused, or None if they would not."""
+    try:
+        check_safe(config, "")
+    except ValueError as error:
+        return str(error).removeprefix(" is refused: ")
+    return None
+
+
 def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:
         yield (*path, str(key)), value
         yield from _walk(value, (*path, str(key)))
+
+
+def check_metric(target: str, message: str) -> None:
+    """Raise ValueError, which begins with the message, for a ``_target_`` that is no metric of a kind known here."""
+    _check_target(target, ("metrics", "name", "_target_"), message)
 
 
 def _check_target(target: str, path: Path, message: str) -> None:
@@ -79,6 +103,10 @@ def _kind(path: Path) -> tuple[type | None, str]:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    if path[0] == "metrics":
+        from torchmetrics import Metric
+
+        return (Metric, "metric of torchmetrics") if len(path) == 3 else (None, "")
     if path[0] == "model":  # its net and its loss too
         return nn.Module, "model"
     parts: dict[Path, tuple[type, str]] = {
