@@ -72,6 +72,8 @@ WORKLOADS = {
     "cifar10_lenet": (["experiment=cifar10_lenet"], 2, 0.25),
     "blobs": (["experiment=blobs", "validate_before_training=false"], 10, 1.0),
     "mnist_99": (["experiment=mnist_99"], 1, 1.0),
+    "mnist_vae": (["experiment=mnist_vae"], 2, 1.0),
+    "mnist_gan": (["experiment=mnist_gan", "data.val_size=0"], 2, 1.0),
 }
 GPU_WORKLOADS = {
     f"{name}, batch {size}": ([f"experiment={name}", f"data.batch_size={size}"], epochs, 1.0)
@@ -224,6 +226,122 @@ class Workload:
             trainer.fit(Plain(), *self.loaders())
 
 
+class Generative(Workload):
+    """An experiment whose step is more than a net and a loss. Its tutorial makes the same steps on a DataLoader."""
+
+    def variants(self) -> dict[str, Callable[[], Any]]:
+        variants = super().variants()
+        del variants["plain Lightning"]
+        return variants
+
+    def parts(self, fused: bool | None) -> tuple[list[torch.nn.Module], Callable[[Tensor], float]]:
+        """Return the nets, and a function that makes a training step on normalized images and returns its loss."""
+        raise NotImplementedError
+
+    def evaluate(self, nets: list[torch.nn.Module], images: Iterable[Tensor]) -> float:
+        """Return the mean loss over images, which ends an epoch."""
+        raise NotImplementedError
+
+    def bare(self, memory_format: torch.memory_format = torch.channels_last, fused: bool | None = None) -> list[Tensor]:
+        nets, step = self.parts(fused)
+        inputs, test_inputs = (part[0].to(self.device) for part in (self.train_set, self.test_set))
+        prepare, total = self.datamodule.normalize, 0
+        for epoch in range(self.epochs):
+            order = torch.arange(len(inputs))
+            if self.datamodule.shuffle:
+                generator = torch.Generator().manual_seed(derive_seed(self.cfg.seed, epoch))
+                order = torch.randperm(len(inputs), generator=generator)
+            for index in order.to(self.device).split(self.cfg.data.batch_size):
+                torch.default_generator.manual_seed(seed_of_step(self.cfg.seed, total))
+                step(prepare(inputs[index]))
+                total += 1
+            self.evaluate(nets, map(prepare, test_inputs.split(1000)))
+        return [tensor.detach() for net in nets for tensor in net.state_dict().values()]
+
+    def tutorial(self, workers: int = 0, until: float | None = None) -> int:
+        nets, step = self.parts(fused=None)
+        train_loader, test_loader = self.loaders(workers)
+        for images, _ in train_loader:
+            step(images.to(self.device))
+        self.evaluate(nets, (images.to(self.device) for images, _ in test_loader))
+        return 1
+
+
+class VAE(Generative):
+    """pytorch/examples, vae."""
+
+    def parts(self, fused: bool | None) -> tuple[list[torch.nn.Module], Callable[[Tensor], float]]:
+        net = self.net()
+        optimizer = self.optimizer(net, fused=fused)
+
+        def step(images: Tensor) -> float:
+            net.train()
+            optimizer.zero_grad()
+            loss = self.loss(net, images)
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return [net], step
+
+    def loss(self, net: Any, images: Tensor) -> Tensor:
+        mean, log_variance = net.encoder(images).chunk(2, 1)
+        logits = net.decoder(mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+        error = F.binary_cross_entropy_with_logits(logits, images, reduction="sum") / len(images)
+        return error + 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / len(images)
+
+    @torch.no_grad()
+    def evaluate(self, nets: list[torch.nn.Module], images: Iterable[Tensor]) -> float:
+        return sum(self.loss(nets[0].eval(), batch).item() for batch in images)
+
+
+class GAN(Generative):
+    """Lightning's basic-gan, as a loop."""
+
+    def parts(self, fused: bool | None) -> tuple[list[torch.nn.Module], Callable[[Tensor], float]]:
+        torch.manual_seed(self.cfg.seed)
+        size, shape = self.cfg.model.latent_dim, self.datamodule.shape
+        generator = instantiate(self.cfg.model.generator)(latent_dim=size, output_shape=shape).to(self.device)
+        discriminator = instantiate(self.cfg.model.discriminator)(input_shape=shape).to(self.device)
+        g_optimizer, d_optimizer = (self.optimizer(net, fused=fused) for net in (generator, discriminator))
+
+        def step(images: Tensor) -> float:
+            generator.train()
+            fakes = generator(torch.randn(len(images), size, device=self.device))
+            discriminator.requires_grad_(False)
+            g_optimizer.zero_grad()
+            g_loss = self.loss(discriminator, fakes, 1)
+            g_loss.backward()
+            g_optimizer.step()
+            discriminator.requires_grad_()
+            d_optimizer.zero_grad()
+            d_loss = (self.loss(discriminator, images, 1) + self.loss(discriminator, fakes.detach(), 0)) / 2
+            d_loss.backward()
+            d_optimizer.step()
+            return g_loss.item() + d_loss.item()
+
+        return [generator, discriminator], step
+
+    def loss(self, discriminator: Any, images: Tensor, target: int) -> Tensor:
+        logits = discriminator(images)
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+
+    @torch.no_grad()
+    def evaluate(self, nets: list[torch.nn.Module], images: Iterable[Tensor]) -> float:
+        generator, discriminator = nets
+        generator.eval()
+        total = 0.0
+        for batch in images:
+            fakes = generator(torch.randn(len(batch), self.cfg.model.latent_dim, device=self.device))
+            total += self.loss(discriminator, fakes, 1).item()
+            total += (self.loss(discriminator, batch, 1) + self.loss(discriminator, fakes, 0)).item() / 2
+        return total
+
+
+def workload_of(name: str) -> type[Workload]:
+    return {"mnist_vae": VAE, "mnist_gan": GAN}.get(name, Workload)
+
+
 def seed_of_step(seed: int, step: int) -> int:
     """Return the seed of a step's random numbers in the project (lit_models/exact.py)."""
     digest = hashlib.blake2b(repr((seed, 0)).encode(), digest_size=7).digest()
@@ -258,7 +376,7 @@ def accuracy(net: torch.nn.Module, batches: Iterable[Any]) -> float:
 
 def time_epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
     """Return the seconds per epoch of all variants of a workload."""
-    workload = Workload(accelerator, *workloads(accelerator)[name])
+    workload = workload_of(name)(accelerator, *workloads(accelerator)[name])
     variants = workload.variants()
     if accelerator == "cpu":
         same = all(map(torch.equal, variants["project"](), workload.bare_with_project_arithmetic()))
@@ -409,7 +527,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def print_peak_memory(accelerator: str, name: str, variant: str) -> None:
     """Run one variant, and print the peak resident size of this process in MB."""
-    Workload(accelerator, workloads(accelerator)[name][0], 1, 1.0).variants()[variant]()
+    workload_of(name)(accelerator, workloads(accelerator)[name][0], 1, 1.0).variants()[variant]()
     # Not getrusage: its value begins with that of the parent process.
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))

@@ -32,8 +32,8 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """To draw takes longer than the tiny trainings of the tests; tests/test_dashboard.py looks at the pictures."""
-    if not request.module.__name__.endswith(("test_dashboard", "test_full_disk")):
-        for part in ("_training_figures", "_test_figures"):
+    if not request.module.__name__.endswith(("test_dashboard", "test_full_disk", "test_generative")):
+        for part in ("_training_figures", "_test_figures", "_epoch_figures", "_code_figures"):
             monkeypatch.setattr(f"callbacks.plots.Plots.{part}", lambda *_: {})
 
 

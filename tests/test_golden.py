@@ -20,6 +20,8 @@ SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accel
 # Half precision is another one on every processor, and threads add in another order.
 SHORT += ("trainer.precision=32-true", "threads=1")
 
+NAMES = [f"{stage}/{loss}" for stage in ("train", "test") for loss in ("loss", "g_loss", "d_loss")]
+
 
 def losses(experiment: str, folder: Path) -> dict[str, float]:
     """Of an experiment on 300 random images, or on the data that it makes."""
@@ -27,7 +29,7 @@ def losses(experiment: str, folder: Path) -> dict[str, float]:
     sizes = ["data.batch_size=32"] if "root" in composed.data else []
     sizes += ["data.val_size=20"] if composed.data.val_size else []
     result = train.train(compose(f"experiment={experiment}", *SHORT, *sizes, "logger=none"), folder)
-    return {name: result["metrics"][name] for name in ("train/loss", "test/loss") if name in result["metrics"]}
+    return {name: value for name, value in result["metrics"].items() if name in NAMES}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
