@@ -88,7 +88,7 @@ def update_plateau_schedulers(trainer: pl.Trainer, metrics: dict[str, float]) ->
 
 def end_resumed_epoch(trainer: pl.Trainer) -> None:
     """Let Lightning step the schedulers that follow a metric after a resumed epoch too, as after any other."""
-    trainer.fit_loop.restarting = False
+    trainer.fit_loop._restarting = False  # the public name sets it to True where max_steps limits the training
 
 
 def resumed_in_epoch(trainer: pl.Trainer) -> bool:
