@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks import get_datamodule
 from plots.generative import code_plane, latent_walk, project_codes, reconstructions, sample_grid, samples_over_epochs
+from runs.offers import Generates, Reconstructs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +38,7 @@ class GenerativePlots(pl.Callback):
     # --- generators -------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step == 0 and _makes_images(trainer, pl_module, "sample"):
+        if trainer.global_step == 0 and isinstance(pl_module, Generates) and _has_images(trainer):
             self._record_samples(0, _samples(trainer, pl_module))
 
     def _record_samples(self, epoch: int, images: Tensor) -> None:
@@ -50,7 +51,7 @@ class GenerativePlots(pl.Callback):
 
     def _epoch_figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, "Figure"]:
         """Record images of a generator after an epoch, and return their figure."""
-        if not _makes_images(trainer, pl_module, "sample"):
+        if not (isinstance(pl_module, Generates) and _has_images(trainer)):
             return {}
         images, epoch = _samples(trainer, pl_module), trainer.current_epoch + 1
         self._record_samples(epoch, images)
@@ -75,12 +76,12 @@ class GenerativePlots(pl.Callback):
         self._reconstructions: tuple[Tensor, Tensor] | None = None  # uint8 (N, C, H, W) each
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if not hasattr(pl_module, "encode") or sum(map(len, self._codes)) >= MAX_CODES:
+        if not isinstance(pl_module, Reconstructs) or sum(map(len, self._codes)) >= MAX_CODES:
             return
-        inputs, targets = batch
+        inputs, targets = batch if isinstance(batch, (tuple, list)) else (batch, batch)
         self._codes.append(pl_module.encode(inputs).float().cpu())
         self._code_targets.append(targets.cpu())
-        if self._reconstructions is None and len(inputs) and _makes_images(trainer, pl_module, "reconstruct"):
+        if self._reconstructions is None and len(inputs) and _has_images(trainer):
             to_uint8, some = get_datamodule(trainer).to_uint8, inputs[: 2 * COLUMNS]
             self._reconstructions = to_uint8(some).cpu(), to_uint8(pl_module.reconstruct(some)).cpu()
 
@@ -92,7 +93,7 @@ class GenerativePlots(pl.Callback):
             return figures
         codes, targets = torch.cat(self._codes)[:MAX_CODES], torch.cat(self._code_targets)[:MAX_CODES]
         figures["codes"] = code_plane(codes, targets, get_datamodule(trainer).class_names)
-        if codes.shape[1] == 2 and _makes_images(trainer, pl_module, "decode"):
+        if codes.shape[1] == 2 and _has_images(trainer):
             low, high = codes.quantile(0.02, 0), codes.quantile(0.98, 0)
             first = torch.linspace(low[0].item(), high[0].item(), WALK)
             second = torch.linspace(high[1].item(), low[1].item(), WALK)  # the first row is at the top
@@ -103,9 +104,9 @@ class GenerativePlots(pl.Callback):
         return figures
 
 
-def _makes_images(trainer: pl.Trainer, pl_module: pl.LightningModule, method: str) -> bool:
-    """Return whether a model has a method that makes what its data is: images."""
-    return hasattr(pl_module, method) and len(get_datamodule(trainer).shape) == 3
+def _has_images(trainer: pl.Trainer) -> bool:
+    """Return whether the data is images, and with it what a model reconstructs or generates."""
+    return len(get_datamodule(trainer).shape) == 3
 
 
 def _samples(trainer: pl.Trainer, pl_module: Any) -> Tensor:

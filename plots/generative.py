@@ -78,6 +78,8 @@ def code_plane(codes: Tensor, targets: Tensor, class_names: Sequence[str]) -> "F
     points, axis_names = project_codes(codes)
     figure = new_figure(7, 6)
     axes = style_axes(figure.subplots(), *axis_names)
+    if codes.shape[1] > 2:  # components have one unit; without this, rounding errors would look like a second one
+        axes.set_aspect("equal", adjustable="datalim")
     style: dict[str, Any] = {"s": 7, "alpha": 0.75, "linewidth": 0, "rasterized": True}
     if not class_names:
         axes.scatter(points[:, 0], points[:, 1], color=TRAIN, **style)

@@ -1,8 +1,9 @@
 """Kills a small MNIST run at random moments with SIGKILL and resumes it: the end must be the same to the bit.
 
     python -m tests.kill_and_resume --kills 100
+    python -m tests.kill_and_resume --kills 100 mnist_gan
 
-The run is mnist_dropout_cnn made short, with a checkpoint every few steps, so that many kills hit a save.
+The run is an experiment made short, with a checkpoint every few steps, so that many kills hit a save.
 """
 
 import argparse
@@ -21,13 +22,13 @@ from typing import Any
 import torch
 
 COMMAND = (
-    "experiment=mnist_dropout_cnn", "trainer.max_epochs=3", "trainer.limit_train_batches=30", "trainer.accelerator=cpu",
+    "trainer.max_epochs=3", "trainer.limit_train_batches=30", "trainer.accelerator=cpu",
     "trainer.limit_val_batches=2", "trainer.limit_test_batches=1", "checkpoint.every_n_steps=4", "logger=none",
     "threads=1",
 )  # fmt: skip
 
 
-def job(folder: Path, *more: str) -> None:
+def job(folder: Path, *overrides: str) -> None:
     """One ``python train.py`` in this process."""
     import train
     from cli.compose import compose
@@ -37,22 +38,22 @@ def job(folder: Path, *more: str) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     folder.mkdir(exist_ok=True)
-    train.train(compose(*COMMAND, *more), folder)
+    train.train(compose(*overrides, *COMMAND), folder)
 
 
-def run(folder: Path, *more: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
+def run(folder: Path, *overrides: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
     """Runs a job in a fresh process to its end, or until a kill; returns the times of its start, checkpoints and end.
 
     Args:
         folder: of the run.
-        *more: overrides.
+        *overrides: the experiment, and what to resume.
         saves: kills it after so many checkpoints and some ``seconds``. How far a run gets in seconds alone depends on
             what else the machine does.
     """
     # The server has everything imported and computes nothing itself, so that a fork of it starts at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "lightning.pytorch", "lit_models", "datamodules", "callbacks.run_summary"])
-    process = context.Process(target=job, args=(folder, *more))
+    process = context.Process(target=job, args=(folder, *overrides))
     start = time.time()
     process.start()
     seen: set[float] = set()
@@ -94,11 +95,11 @@ def differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
     return [] if ours == theirs else [f"{place}: {ours} and {theirs}"]
 
 
-def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:
+def kill_and_resume(kills: int, seed: int, folder: Path, experiment: str = "mnist_dropout_cnn") -> list[str]:
     """Returns one line for each kill; raises AssertionError for the first end that differs."""
-    whole = folder / "whole"
-    run(whole)  # the first also pays for the imports of the server
-    times = run(folder / "timed")
+    whole, chosen = folder / "whole", f"experiment={experiment}"
+    run(whole, chosen)  # the first also pays for the imports of the server
+    times = run(folder / "timed", chosen)
     expected, lines = end(whole), []
     assert not differences(expected, end(folder / "timed"))
     moments = random.Random(seed)
@@ -107,13 +108,13 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:
         saves = moments.randrange(len(times) - 1)  # also before the first, and in the test after the last
         seconds = moments.random() * (times[saves + 1] - times[saves])
         moment = f"{saves} checkpoints and {seconds:.3f} s"
-        run(killed, saves=saves, seconds=seconds)
+        run(killed, chosen, saves=saves, seconds=seconds)
         last = killed / "checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None
         if (killed / "result.json").exists():
             lines.append(f"{number}: had finished after {moment}")
         else:  # without any checkpoint it is started again
-            run(killed, *([f"resume={killed}"] if last.exists() else []))
+            run(killed, chosen, *([f"resume={killed}"] if last.exists() else []))
             lines.append(f"{number}: killed after {moment}, resumed from step {step}")
         found = differences(expected, end(killed))
         assert not found, f"kill {number} after {moment}, resumed from step {step}: {found[:5]}"
@@ -127,8 +128,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("experiment", nargs="?", default="mnist_dropout_cnn")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = kill_and_resume(arguments.kills, arguments.seed, Path(folder))
+        report = kill_and_resume(arguments.kills, arguments.seed, Path(folder), arguments.experiment)
     print("\n".join(report))
     print(f"{arguments.kills} of {arguments.kills} ends are the same to the bit")

@@ -3,16 +3,19 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
 import evaluate
@@ -26,7 +29,7 @@ from datamodules.images import ImageDataModule
 from lit_models import GAN, VAE, Autoencoder, nets
 from lit_models.exact import _derive_seed
 from plots.generative import GAP, code_plane, mosaic, project_codes
-from tests.kill_and_resume import differences, end
+from tests.kill_and_resume import differences, end, kill_and_resume
 
 GRAY, COLOR = (1, 28, 28), (3, 32, 32)
 MODELS = ("autoencoder", "vae", "gan", "dcgan")
@@ -212,6 +215,14 @@ def test_a_killed_run_goes_on_to_the_same_end(model: str, batches: int, tiny: No
     assert whole == parts
 
 
+@pytest.mark.real
+@pytest.mark.parametrize("experiment", ["mnist_vae", "mnist_gan"])
+def test_six_kills(experiment: str, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(real_root))
+    lines = kill_and_resume(6, seed=1, folder=tmp_path, experiment=experiment)
+    assert sum(bool(re.search(r"resumed from step \d", line)) for line in lines) >= 3
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_command_gives_the_same_bits_and_pictures_change_none(model: str, tiny: None) -> None:
     overrides = (*settings(model), "trainer.max_epochs=2")
@@ -259,6 +270,57 @@ def test_no_loss_that_is_not_finite_is_learned_from(model: str, tiny: None) -> N
         run("run", *settings(model), "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=2")
     assert ("clipping" in str(raised.value)) == ("gan" not in model)  # Lightning clips no gradients of two optimizers
     assert json.loads(Path("run/result.json").read_text())["status"] == "diverged"
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+TWO = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+ROWS = ("model=autoencoder", "data=tabular", "data.size=1003", "data.val_size=106", "logger=none", "optimizer=sgd")
+ROWS += ("optimizer.lr=0.1", "scheduler=none", "trainer.max_epochs=2")
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "outputs/last/result.json").read_text())["metrics"]
+
+
+@pytest.mark.slow
+def test_an_autoencoder_learns_in_two_processes_what_it_learns_in_one(shell: Callable, tmp_path: Path) -> None:
+    """897 examples: the last batch gives the processes unequal numbers."""
+    for folder, how in (("one", ("data.batch_size=64",)), ("two", (*TWO, "data.batch_size=32"))):
+        (tmp_path / folder).mkdir()
+        answer = shell(*ROWS, *how, cwd=tmp_path / folder)
+        assert answer.returncode == 0, answer.stderr
+    assert metrics_of(tmp_path / "two") == pytest.approx(metrics_of(tmp_path / "one"), rel=1e-4)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    """Settings of a data set of image files."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(9):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    return ["data=image_folder", f"data.root={tmp_path / 'images'}", "data.image=[1,8,8]", "data.num_workers=0"]
+
+
+@pytest.mark.slow
+def test_a_vae_learns_in_two_processes_and_a_gan_says_that_it_does_not(
+    shell: Callable, tmp_path: Path, pictures: list[str]
+) -> None:
+    normalization = ("data.mean=[0.5]", "data.std=[0.5]", "data.batch_size=4", "trainer.max_epochs=2", "logger=none")
+    answer = shell("model=vae", *pictures, *normalization, *TWO)
+    assert answer.returncode == 0, answer.stderr
+    metrics = metrics_of(tmp_path)
+    for stage in ("train", "test"):
+        parts = metrics[f"{stage}/reconstruction"] + metrics[f"{stage}/kl"]
+        assert metrics[f"{stage}/loss"] == pytest.approx(parts, rel=1e-5)
+    answer = shell("model=gan", *pictures, *normalization, *TWO)
+    assert answer.returncode == 1
+    lines = sorted(answer.stderr.splitlines())
+    assert lines[-1] == "error: a GAN trains in one process: trainer.devices=1 trainer.num_nodes=1"
+    assert set(lines) <= {lines[-1], f"[rank 1] {lines[-1]}"}
 
 
 # --- what they refuse -----------------------------------------------------------------------------------------------
@@ -358,12 +420,15 @@ def test_a_judged_run_logs_every_epoch_and_changes_no_bits(digits: None) -> None
     torch.set_num_threads(1)
     overrides = (*settings("gan"), "trainer.max_epochs=2", "callbacks.pictures=null")
     run("alone", *overrides)
-    result = run("judged", *overrides, "callbacks=judge", "callbacks.judge.run=classifier", "callbacks.pictures=null")
+    judge = ("callbacks=judge", "callbacks.judge.run=classifier", "callbacks.pictures=null", "monitor=val/frechet")
+    result = run("judged", *overrides, *judge)
     names = {f"{stage}/{name}" for stage in ("val", "test") for name in ("recognized", "class_entropy", "frechet")}
     assert names <= set(result["metrics"])
     with open("judged/metrics.csv", newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert [bool(row["val/frechet"]) for row in rows] == [True, True]
+    distances = [float(row["val/frechet"]) for row in rows]
+    assert (result["monitor"], result["mode"]) == ("val/frechet", "min")
+    assert torch.load("judged/checkpoints/best.ckpt")["epoch"] == distances.index(min(distances))
     one, other = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("alone", "judged"))
     assert differences(one["state_dict"], other["state_dict"]) == []
 
