@@ -6,6 +6,7 @@ python export.py run=last output=model.onnx
 import io
 import json
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from runs.files import atomic_write
 
 log = logging.getLogger(__name__)
 
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of requirements-dev.txt; few users need them
+
 
 def export(cfg: DictConfig, run_dir: Path) -> Path:
     """Write the net of a run to ``cfg.output``, in the format that its suffix names."""
@@ -26,6 +29,8 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
         raise ValueError(f"output={output} must end in one of {', '.join(formats)}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"output={output}: there is no directory {output.parent}")
+    if output.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if not find_spec(name)]):
+        raise ValueError(f"output={output} needs {', '.join(missing)}: pip install {' '.join(ONNX_PACKAGES)}")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
     # In memory first: on a full disk torch's own writers abort the process with a C++ stack trace.

@@ -15,6 +15,7 @@ from cli.build import build, build_metrics
 from cli.compose import relevant_overrides
 from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
+from cli.process import limit_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
@@ -22,6 +23,7 @@ from runs.monitor import Monitors, known_modes
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
 from runs.table import summary_line, summary_table
+from runs.threads import spread_threads
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +75,15 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     check_group(trainer.global_rank, trainer.world_size)
     datamodule.trainer = trainer  # for its device and ranks
     datamodule.setup()  # reports what is wrong with the data before the run writes anything
+    if cfg.threads is None:
+        limit_threads(model, datamodule)
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
 
     warn_when_waiting(trainer.world_size)
     status = "failed"
     try:
-        with signals:
+        with signals, spread_threads(enabled=trainer.world_size == 1):
             if cfg.validate_before_training and not ckpt_path and has_step(model, "val"):
                 trainer.validate(model, datamodule=datamodule, verbose=False)
             trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)

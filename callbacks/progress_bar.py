@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FEW_STEPS = 50  # gradient steps after which a net has hardly begun to learn
 MAX_METRICS = 3  # in the live line
-REFRESH_SECONDS = 0.2  # nobody reads faster, and a write takes longer than a step of a small net
+REFRESH_SECONDS = 0.2  # faster is unreadable, and a write takes longer than a step of a small net
 
 
 class ProgressBar(LightningProgressBar):

@@ -34,11 +34,13 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
 
     datamodule = instantiate(cfg.data)
     taken = _parameters(model_class(cfg))
-    shapes = {"input_shape": datamodule.shape, "num_classes": datamodule.num_classes}
-    parts = {name: value for name, value in shapes.items() if name in taken and name not in cfg.model}
+    # Passed to the constructors directly: Hydra would make a list of its own class of a shape.
+    shapes = {"input_shape": tuple(datamodule.shape), "num_classes": datamodule.num_classes}
+    parts: dict[str, Any] = {}
     if OmegaConf.is_config(cfg.model.get("net")):
         of_net = _parameters(get_object(cfg.model.net._target_))
-        parts["net"] = instantiate(cfg.model.net, **{name: shapes[name] for name in shapes if name in of_net})
+        make_net = instantiate(cfg.model.net, _partial_=True)
+        parts["net"] = make_net(**{name: shapes[name] for name in shapes if name in of_net})
     for group in ("optimizer", "scheduler"):
         if group in taken:
             parts[group] = instantiate(cfg[group]) or None
@@ -48,7 +50,8 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
             raise ValueError(f"{typed[0]}: {cfg.model._target_} makes its own, its constructor takes no {group}")
         else:
             cfg.choices[group] = None  # nothing about the run depends on it
-    model = instantiate(cfg.model, **parts)
+    make_model = instantiate(cfg.model, **parts, _partial_=True)
+    model = make_model(**{name: shapes[name] for name in shapes if name in taken and name not in cfg.model})
     if callable(check := getattr(model, "check_data", None)):
         check(datamodule)
     return datamodule, model

@@ -112,26 +112,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def run_job(cfg: DictConfig) -> object:
         os.environ["HYDRA_FULL_ERROR"] = str(int(show_traceback))  # for child processes
-        logging.captureWarnings(True)  # into the run's log
-        output_dir = Path(HydraConfig.get().runtime.output_dir)
-        if is_multirun():
-            prefix_log_lines(HydraConfig.get().job.num)
         try:
-            if missing := OmegaConf.missing_keys(cfg):
-                raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
-            if config_name != "config":  # a command about a finished run
-                return task(cfg, output_dir)
-            return _train_job(task, cfg, output_dir)
-        except BaseException as error:
-            if run_dir.is_recorded(error):  # and the other jobs of the sweep still run
-                result = run_dir.record_failure(output_dir, format_error(error))
-                if result["status"] == "pruned":
-                    log.info(error)
-                else:
-                    print_error(error, show_traceback)
-                return result
-            run_dir.remove_empty_dirs()
-            exit_with_error(error, show_traceback, resume_command() if is_multirun() else None)
+            return _run_job(task, cfg, is_training=config_name == "config", show_traceback=show_traceback)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -152,6 +134,30 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
         exit_with_error(error, show_traceback, resume_command() if begun else None)
     finally:
         run_dir.remove_empty_dirs()
+
+
+def _run_job(
+    task: Callable[[DictConfig, Path], object], cfg: DictConfig, is_training: bool, show_traceback: bool
+) -> object:
+    """Call the task for a run or for a job of a sweep. After a failed job the other jobs of the sweep still run."""
+    logging.captureWarnings(True)  # into the run's log
+    output_dir = Path(HydraConfig.get().runtime.output_dir)
+    if is_multirun():
+        prefix_log_lines(HydraConfig.get().job.num)
+    try:
+        if missing := OmegaConf.missing_keys(cfg):
+            raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
+        return _train_job(task, cfg, output_dir) if is_training else task(cfg, output_dir)
+    except BaseException as error:
+        if run_dir.is_recorded(error):
+            result = run_dir.record_failure(output_dir, format_error(error))
+            if result["status"] == "pruned":
+                log.info(error)
+            else:
+                print_error(error, show_traceback)
+            return result
+        run_dir.remove_empty_dirs()
+        exit_with_error(error, show_traceback, resume_command() if is_multirun() else None)
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path) -> object:

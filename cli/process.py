@@ -15,15 +15,11 @@ from omegaconf import read_write
 
 from cli import PROJECT
 from runs.format import check_positive_int
-
-# Read when torch is loaded. OpenMP's threads wait for each other in a busy loop, of 300,000 rounds by default. The
-# thread that they wait for may not get a core in that time. One busy program beside a training on two cores made 200
-# steps take 23 s instead of 0.8 s. With a third of the rounds they take 4 to 6 s, and on an idle machine as long as
-# before.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+from runs.threads import start_thread_pool
 
 MAX_THREADS = 1024  # torch ends the process with a segmentation fault where the system has no more
+# Multiplications in a layer for which one thread is faster than two: the second takes longer to wake than it saves.
+SMALL_LAYER = 2**20
 
 
 def seed_and_set_threads(seed: int, threads: int | None) -> None:
@@ -41,7 +37,19 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
         if threads > MAX_THREADS:
             raise ValueError(f"threads={threads} must be at most {MAX_THREADS}")
     torch.set_num_threads(threads or default)
+    start_thread_pool()
     pl.seed_everything(seed, workers=True, verbose=False)
+
+
+def limit_threads(model: Any, datamodule: Any) -> None:
+    """Use one thread for a net whose layers are small, given the number of examples in a batch."""
+    import torch
+
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    is_convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
+    rows = datamodule.batch_size or len(datamodule.train_indices)
+    if not is_convolutional and rows * max(sizes, default=0) < SMALL_LAYER:
+        torch.set_num_threads(1)
 
 
 @functools.cache

@@ -52,22 +52,31 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
         merged.logger.purge_step = checkpoint["global_step"] + 1
     overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
     for override in overrides:
-        key, value = override_key(override), override.partition("=")[2]
-        of_checkpoint = key.partition(".")[0] in CHECKPOINT_GROUPS and "." in key
-        is_fixed = key == "seed" or (of_checkpoint and key not in MUTABLE_DATA_KEYS)
-        if is_fixed and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
-            raise ValueError(f"resume: {key} is fixed by the checkpoint and cannot be changed")
-        if key in (*CHECKPOINT_GROUPS, "experiment"):
-            if value != (was := str(stored["choices"].get(key) or "null")):
-                raise ValueError(f"resume: this run was made with {key}={was} and cannot resume with {key}={value}")
-        elif key in ("trainer", "callbacks", "logger"):
-            merged.choices[key] = value
-        else:
-            OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
+        _apply_override(override, cfg, merged, stored["choices"])
     merged.choices.overrides = list((before | last_of_each(overrides)).values())
     merged.resume = cfg.resume
     _check_limits(merged, checkpoint, file.parent.parent)
     return merged
+
+
+def _apply_override(override: str, cfg: DictConfig, merged: DictConfig, choices: dict[str, Any]) -> None:
+    """Set in ``merged`` what an override sets in ``cfg``.
+
+    Raises:
+        ValueError: the override changes what is fixed by the checkpoint, whose groups were chosen by ``choices``.
+    """
+    key, value = override_key(override), override.partition("=")[2]
+    of_checkpoint = key.partition(".")[0] in CHECKPOINT_GROUPS and "." in key
+    is_fixed = key == "seed" or (of_checkpoint and key not in MUTABLE_DATA_KEYS)
+    if is_fixed and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
+        raise ValueError(f"resume: {key} is fixed by the checkpoint and cannot be changed")
+    if key in (*CHECKPOINT_GROUPS, "experiment"):
+        if value != (was := str(choices.get(key) or "null")):
+            raise ValueError(f"resume: this run was made with {key}={was} and cannot resume with {key}={value}")
+    elif key in ("trainer", "callbacks", "logger"):
+        merged.choices[key] = value
+    else:
+        OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
 
 
 def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) -> None:

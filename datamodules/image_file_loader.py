@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batch_loader import BatchLoader
 from datamodules.image_files import load_image
 from runs.format import printable
+from runs.threads import leave_thread_pool
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def _keep_batch(batch: Any) -> Any:
 
 def _init_worker(_: int, parent: int) -> None:
     """Leave the process group of the run, so that only the run handles Ctrl-C, and end when the run is killed."""
+    leave_thread_pool()
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
     if sys.platform == "linux":

@@ -258,7 +258,7 @@ def _worker_lock(sweep_dir: Path) -> Iterator[str]:
 def _is_alive(sweep_dir: Path, name: Any) -> bool:
     from filelock import FileLock, Timeout
 
-    # The study may come from anybody: another name would lock, empty and remove a file of the user's.
+    # The study may be untrusted: another name would lock, empty and remove a file of the user's.
     ours = isinstance(name, str) and re.fullmatch(r"\.worker-[0-9a-f]{12}\.lock", name)
     if not ours or not (sweep_dir / name).exists():
         return False

@@ -42,36 +42,34 @@ def check_expected(
         expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``: a
             number, or a list with one number for each epoch. A ``published`` alone is printed and not checked. With
             ``epochs`` it applies to a training of that length only.
-        metrics: of the end of the run.
-        rows: of ``metrics.csv``.
-        epochs: that were trained.
+        metrics: their values at the end of the run.
+        rows: the rows of ``metrics.csv``.
+        epochs: number of epochs trained.
     """
-    comparisons = []
-    for metric, how in expect.items():
-        if how.get("epochs", epochs) != epochs:
-            continue
-        published: Any = how.get("published")
-        exact = "rtol" in how or "atol" in how
-        within = f"± {how['rtol']:g} of it" if "rtol" in how else f"± {how.get('atol', 0):g}"
-        if isinstance(published, list):
-            series = [row[metric] for row in rows if metric in row]
-            passed = len(series) == len(published) and all(
-                _near(*pair, how) for pair in zip(series, published, strict=True)
-            )
-            expected = f"{within}, each of {len(published)}"
-            got, published = (series[-1] if series else None), published[-1]
-        else:
-            got = metrics.get(metric)
-            low, high = how.get("at_least", -float("inf")), how.get("at_most", float("inf"))
-            passed = got is not None and low <= got <= high and (not exact or _near(got, published, how))
-            bounds = [
-                f"{sign} {format_metric(metric, how[key])}"
-                for sign, key in (("≥", "at_least"), ("≤", "at_most"))
-                if key in how
-            ]
-            expected = ", ".join([*bounds, *([within] if exact else [])])
-        comparisons.append(Comparison(metric, published, expected, got, passed, "epochs" in how))
-    return comparisons
+    return [
+        _compare(metric, how, metrics.get(metric), [row[metric] for row in rows if metric in row])
+        for metric, how in expect.items()
+        if how.get("epochs", epochs) == epochs
+    ]
+
+
+def _compare(metric: str, how: dict[str, Any], got: float | None, curve: list[float]) -> Comparison:
+    """Compare one metric: its last value, or its whole curve where ``published`` is a list."""
+    published: Any = how.get("published")
+    fits_epochs = "epochs" in how
+    exact = "rtol" in how or "atol" in how
+    within = f"± {how['rtol']:g} of it" if "rtol" in how else f"± {how.get('atol', 0):g}"
+    if isinstance(published, list):
+        passed = len(curve) == len(published) and all(_near(*pair, how) for pair in zip(curve, published, strict=True))
+        expected, last = f"{within}, each of {len(published)}", curve[-1] if curve else None
+        return Comparison(metric, published[-1], expected, last, passed, fits_epochs)
+    low, high = how.get("at_least", -float("inf")), how.get("at_most", float("inf"))
+    passed = got is not None and low <= got <= high and (not exact or _near(got, published, how))
+    bounds = [
+        f"{sign} {format_metric(metric, how[key])}" for sign, key in (("≥", "at_least"), ("≤", "at_most")) if key in how
+    ]
+    expected = ", ".join([*bounds, *([within] if exact else [])])
+    return Comparison(metric, published, expected, got, passed, fits_epochs)
 
 
 def _near(got: float, published: float, how: dict[str, Any]) -> bool:

@@ -28,7 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link in somebody else's run
+    temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link in an untrusted run
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -100,7 +100,7 @@ def make_unique_dir(name: str, suffix: str = "-{}") -> list[Path]:
 def check_folder(folder: Path) -> None:
     """Raise ValueError for the directory of a run or a sweep through which a command would write somewhere else.
 
-    In somebody else's run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
+    In an untrusted run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
     written by :func:`atomic_write`, which replaces a link.
     """
     check_path(folder.resolve())

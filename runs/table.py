@@ -27,20 +27,9 @@ def summary_table(result: dict[str, Any], run_dir: Path, comparisons: list[Compa
         comparisons: with what the experiment expects.
         changed: overrides that change what is measured; the expected figures do not apply then.
     """
-    metrics, seconds = result["metrics"], result["seconds"]
+    seconds = result["seconds"]
     rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
-    if metrics.get("test/acc") is not None:
-        rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
-    by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
-    for start in range(0, len(by_class), 5):
-        accuracies = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
-        rows.append(("" if start else "of each class", accuracies))
-    if metrics.get("test/loss") is not None:
-        rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
-    others = [name for name in metrics if name.startswith("test/") and name not in ("test/acc", "test/loss")]
-    for name in (name for name in others if name.count("/") == 1 and metrics[name] is not None):
-        rows.append((name.replace("/", " "), format_metric(name, metrics[name])))
-    rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
+    rows += _metric_rows(result["metrics"])
     optimizers = result.get("optimizers", 1)
     of_each = f" of {optimizers} optimizers" if optimizers > 1 else ""
     length = f"{pluralize(result['epochs'], 'epoch')}, {pluralize(result['steps'], 'step')}{of_each}"
@@ -64,3 +53,21 @@ def summary_table(result: dict[str, Any], run_dir: Path, comparisons: list[Compa
     if comparisons and not changed:
         lines += ["", *text_columns([("metric", "published", "expected", "got", ""), *(c.row() for c in comparisons)])]
     return "\n".join(lines)
+
+
+def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of the test metrics, and of metrics without a stage such as the coefficients of a line."""
+    rows = []
+    if metrics.get("test/acc") is not None:
+        rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
+    by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
+    for start in range(0, len(by_class), 5):
+        accuracies = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
+        rows.append(("" if start else "of each class", accuracies))
+    if metrics.get("test/loss") is not None:
+        rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
+    others = [name for name in metrics if name.startswith("test/") and name not in ("test/acc", "test/loss")]
+    for name in (name for name in others if name.count("/") == 1 and metrics[name] is not None):
+        rows.append((name.replace("/", " "), format_metric(name, metrics[name])))
+    rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
+    return rows

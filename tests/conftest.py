@@ -1,22 +1,25 @@
-"""What the tests share: a folder of their own to run in, and the real data when it can be had."""
+"""Fixtures of all tests: a working directory for each test, random images, the command line, and the real data."""
 
+import csv
 import functools
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before torch is loaded: the threads of several processes on the same cores wait for each other most of the time.
+    # Set before torch is loaded. The threads of several processes on the same cores mostly wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from tensorboard.summary.writer import event_file_writer
 
-# The names of TensorBoard's files are a second and a number, and are read in the order of the alphabet: of a run that
-# was resumed within one second the file with number 10 would come before that with 9.
+# An event file is named after the second and a counter, and TensorBoard reads event files in alphabetical order. If a
+# run is resumed within one second, file 10 would be read before file 9.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
 PROJECT = Path(__file__).parent.parent
@@ -24,21 +27,21 @@ DATA_ROOT = Path(os.environ.get("DATA_ROOT") or PROJECT / "data")
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs go to ``outputs`` in the working directory: here the test's own."""
+def _working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in its own directory, where ``outputs/`` goes."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To draw takes longer than the tiny trainings of the tests; tests/test_dashboard.py looks at the pictures."""
+def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no plots: that takes longer than the tiny trainings. tests/test_dashboard.py tests the plots."""
     if not request.module.__name__.endswith(("test_dashboard", "test_full_disk", "test_generative")):
         for part in ("_training_figures", "_test_figures", "_epoch_figures", "_code_figures"):
             monkeypatch.setattr(f"callbacks.plots.Plots.{part}", lambda *_: {})
 
 
-def put_random_images(train: int, test: int, replace: Callable[[object, str, object], None] = setattr) -> None:
-    """Puts so many for training, and of them for test, in place of the image data sets."""
+def replace_images(train: int, test: int, replace: Callable[[object, str, object], None] = setattr) -> None:
+    """Replace the image data sets by ``train`` random images, the first ``test`` of which are also the test set."""
     from datamodules.images import ImageDataModule
 
     def load(self):
@@ -52,13 +55,13 @@ def put_random_images(train: int, test: int, replace: Callable[[object, str, obj
 
 @pytest.fixture
 def random_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """``random_images(200, 50)`` puts random images in place of the image data sets, for one test."""
-    return functools.partial(put_random_images, replace=monkeypatch.setattr)
+    """Return a function: ``random_images(200, 50)`` replaces the image data sets during one test."""
+    return functools.partial(replace_images, replace=monkeypatch.setattr)
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs ``python train.py ARGUMENTS`` as a user would, in the test's folder."""
+    """Return a function that runs ``python train.py ARGUMENTS`` as a user would, in the test's directory."""
 
     def run(
         *arguments: str, script: str = "train.py", cwd: Path = tmp_path, **environment: str
@@ -72,7 +75,7 @@ def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def real_root() -> Path:
-    """A data root with MNIST in it; skips where neither it nor a source can be had."""
+    """Return a data root that holds MNIST. Skip the test if MNIST is neither there nor can be fetched."""
     from datamodules import sources
 
     try:
@@ -80,3 +83,11 @@ def real_root() -> Path:
     except sources.DataUnavailable as error:
         pytest.skip(str(error))
     return DATA_ROOT
+
+
+def read_predictions(table: Path) -> list[dict[str, Any]]:
+    """Return the rows of a predictions.csv, with its numbers as numbers."""
+    with open(table, newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    numbers = ("prediction", "truth") if "prediction" in rows[0] else ("probability",)
+    return [{name: json.loads(cell) if name in numbers else cell for name, cell in row.items()} for row in rows]

@@ -1,9 +1,9 @@
-"""Kills a small MNIST run at random moments with SIGKILL and resumes it: the end must be the same to the bit.
+"""Kill a small MNIST run at random moments with SIGKILL and resume it: its final state must be identical to the bit.
 
     python -m tests.kill_and_resume --kills 100
     python -m tests.kill_and_resume --kills 100 mnist_gan
 
-The run is an experiment made short, with a checkpoint every few steps, so that many kills hit a save.
+The run is a short one, of mnist_dropout_cnn by default, with a checkpoint every few steps, so many kills hit a save.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COMMAND = (
 
 
 def job(folder: Path, *overrides: str) -> None:
-    """One ``python train.py`` in this process."""
+    """Run ``train.py`` in this process."""
     import train
     from cli.compose import compose
 
@@ -42,15 +42,16 @@ def job(folder: Path, *overrides: str) -> None:
 
 
 def run(folder: Path, *overrides: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
-    """Runs a job in a fresh process to its end, or until a kill; returns the times of its start, checkpoints and end.
+    """Run a job in a new process until it ends or is killed. Return the times of its start, checkpoints and end.
 
     Args:
-        folder: of the run.
-        *overrides: the experiment, and what to resume.
-        saves: kills it after so many checkpoints and some ``seconds``. How far a run gets in seconds alone depends on
-            what else the machine does.
+        folder: run directory.
+        *overrides: the experiment, and the run to resume.
+        saves: number of checkpoints after which the run is killed.
+        seconds: time between the last of these checkpoints and the kill. Time alone would not do: how far a run gets
+            in a given time depends on the load of the machine.
     """
-    # The server has everything imported and computes nothing itself, so that a fork of it starts at once.
+    # The fork server has imported everything and computes nothing itself, so a fork of it starts at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "lightning.pytorch", "lit_models", "datamodules", "callbacks.run_summary"])
     process = context.Process(target=job, args=(folder, *overrides))
@@ -70,53 +71,53 @@ def run(folder: Path, *overrides: str, saves: float = math.inf, seconds: float =
     return [start, *sorted(seen), time.time()]
 
 
-def end(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """What a run came to: its last checkpoint and its metrics, without the seconds."""
+def final_state(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Return the last checkpoint of a run and the rows of its metrics.csv, without the seconds."""
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     with open(folder / "metrics.csv", newline="") as lines:
         rows = [row | {"seconds": ""} for row in csv.DictReader(lines)]
     return checkpoint, rows
 
 
-def differences(ours: Any, theirs: Any, place: str = "") -> list[str]:
-    """Where two checkpoints differ, the clock, what was typed and the validation before any training aside."""
-    if place.endswith(("seconds", "elapsed", ".config", ".validate_loop")):
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Return where two checkpoints differ, except for times, the config, and the validation before training."""
+    if path.endswith(("seconds", "elapsed", ".config", ".validate_loop")):
         return []
     if isinstance(ours, torch.Tensor):
-        return [] if torch.equal(ours, theirs) else [place]
+        return [] if torch.equal(ours, theirs) else [path]
     if isinstance(ours, dict):
         keys = ours.keys() | theirs.keys()
-        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{place}.{key}")]
+        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}")]
     if isinstance(ours, list | tuple):
         if len(ours) != len(theirs):
-            return [place]
+            return [path]
         pairs = enumerate(zip(ours, theirs, strict=True))
-        return [d for number, pair in pairs for d in differences(*pair, f"{place}.{number}")]
-    return [] if ours == theirs else [f"{place}: {ours} and {theirs}"]
+        return [d for number, pair in pairs for d in differences(*pair, f"{path}.{number}")]
+    return [] if ours == theirs else [f"{path}: {ours} and {theirs}"]
 
 
 def kill_and_resume(kills: int, seed: int, folder: Path, experiment: str = "mnist_dropout_cnn") -> list[str]:
-    """Returns one line for each kill; raises AssertionError for the first end that differs."""
+    """Return one line for each kill. Raise AssertionError for the first final state that differs."""
     whole, chosen = folder / "whole", f"experiment={experiment}"
-    run(whole, chosen)  # the first also pays for the imports of the server
+    run(whole, chosen)  # the first run also waits for the imports of the fork server
     times = run(folder / "timed", chosen)
-    expected, lines = end(whole), []
-    assert not differences(expected, end(folder / "timed"))
+    expected, lines = final_state(whole), []
+    assert not differences(expected, final_state(folder / "timed"))
     moments = random.Random(seed)
     for number in range(kills):
         killed = folder / str(number)
-        saves = moments.randrange(len(times) - 1)  # also before the first, and in the test after the last
+        saves = moments.randrange(len(times) - 1)  # 0 is before the first checkpoint; after the last comes the test
         seconds = moments.random() * (times[saves + 1] - times[saves])
         moment = f"{saves} checkpoints and {seconds:.3f} s"
         run(killed, chosen, saves=saves, seconds=seconds)
         last = killed / "checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None
         if (killed / "result.json").exists():
-            lines.append(f"{number}: had finished after {moment}")
-        else:  # without any checkpoint it is started again
+            lines.append(f"{number}: finished before the kill, after {moment}")
+        else:  # a run without any checkpoint is started again
             run(killed, chosen, *([f"resume={killed}"] if last.exists() else []))
             lines.append(f"{number}: killed after {moment}, resumed from step {step}")
-        found = differences(expected, end(killed))
+        found = differences(expected, final_state(killed))
         assert not found, f"kill {number} after {moment}, resumed from step {step}: {found[:5]}"
         leftovers = [path.name for path in killed.rglob("*.tmp")]
         assert not leftovers, leftovers
@@ -133,4 +134,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         report = kill_and_resume(arguments.kills, arguments.seed, Path(folder), arguments.experiment)
     print("\n".join(report))
-    print(f"{arguments.kills} of {arguments.kills} ends are the same to the bit")
+    print(f"{arguments.kills} of {arguments.kills} final states are identical to the bit")

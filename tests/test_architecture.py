@@ -1,4 +1,4 @@
-"""Who may import whom. The rules keep every room of the house usable without the ones above it."""
+"""Which package may import which. Each package stays usable without those above it in CONTRIBUTING.md's diagram."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import Profiler
 from tests.conftest import PROJECT
 
 COMMANDS = ("train", "evaluate", "predict", "export")
-# Each room with those it may import. What is not here imports nothing of ours.
+# Each package of this project with those that it may import.
 MAY_IMPORT = {
     "runs": set(),
     "lit_models": {"runs"},
@@ -30,8 +30,8 @@ MAY_IMPORT = {
 READ_CONFIGS = {"cli", "sweeps", "hydra_plugins"}
 
 
-def modules(room: str) -> list[Path]:
-    files = sorted((PROJECT / room).rglob("*.py"))
+def modules(package: str) -> list[Path]:
+    files = sorted((PROJECT / package).rglob("*.py"))
     assert files
     return files
 
@@ -47,24 +47,24 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def test_every_room_is_on_the_plan() -> None:
-    rooms = {path.parent.name for path in PROJECT.glob("*/*.py")} - {"tests", "benchmarks"}
-    assert rooms == set(MAY_IMPORT)
+def test_every_package_is_in_the_diagram() -> None:
+    packages = {path.parent.name for path in PROJECT.glob("*/*.py")} - {"tests", "benchmarks"}
+    assert packages == set(MAY_IMPORT)
     assert {path.stem for path in PROJECT.glob("*.py")} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_imports_point_downward(room: str) -> None:
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_packages_import_only_packages_below_them(package: str) -> None:
     ours = {*MAY_IMPORT, *COMMANDS, "benchmarks", "tests"}
-    for path in modules(room):
+    for path in modules(package):
         for name in imported(path):
-            package = name.partition(".")[0]
-            assert package not in ours or package == room or package in MAY_IMPORT[room], f"{path} imports {name}"
+            other = name.partition(".")[0]
+            assert other not in ours or other == package or other in MAY_IMPORT[package], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_no_circle_within_a_room(room: str) -> None:
-    files = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in modules(room)}
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_modules_of_a_package_have_no_import_cycle(package: str) -> None:
+    files = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in modules(package)}
     needs = {
         module: {other for other in files if other != module and any(f"{n}.".startswith(f"{other}.") for n in names)}
         for module, names in ((module, imported(path)) for module, path in files.items())
@@ -75,34 +75,34 @@ def test_no_circle_within_a_room(room: str) -> None:
     assert not needs, f"these import each other: {', '.join(needs)}"
 
 
-@pytest.mark.parametrize("room", sorted(set(MAY_IMPORT) - READ_CONFIGS))
-def test_only_the_command_line_and_sweeps_read_configs(room: str) -> None:
-    for path in modules(room):
+@pytest.mark.parametrize("package", sorted(set(MAY_IMPORT) - READ_CONFIGS))
+def test_only_cli_and_sweeps_import_hydra(package: str) -> None:
+    for path in modules(package):
         assert not {"hydra", "omegaconf"} & {name.partition(".")[0] for name in imported(path)}, path
 
 
-def test_nets_need_nothing_but_torch() -> None:
+def test_nets_import_only_torch_and_torchvision() -> None:
     for path in modules("lit_models/nets"):
-        packages = {name.partition(".")[0] for name in imported(path) if not name.startswith("lit_models.nets")}
-        assert packages <= {"torch", "torchvision", *sys.stdlib_module_names}, path
+        roots = {name.partition(".")[0] for name in imported(path) if not name.startswith("lit_models.nets")}
+        assert roots <= {"torch", "torchvision", *sys.stdlib_module_names}, path
 
 
-@pytest.mark.parametrize(("room", "kinds"), [("callbacks", (pl.Callback,)), ("loggers", (Logger, Profiler))])
-def test_a_room_holds_what_its_name_says(room: str, kinds: tuple[type, ...]) -> None:
-    for path in modules(room):
+@pytest.mark.parametrize(("package", "kinds"), [("callbacks", (pl.Callback,)), ("loggers", (Logger, Profiler))])
+def test_callbacks_and_loggers_define_what_their_file_is_named_after(package: str, kinds: tuple[type, ...]) -> None:
+    for path in modules(package):
         if path.name == "__init__.py":
             continue
-        module = importlib.import_module(f"{room}.{path.stem}")
+        module = importlib.import_module(f"{package}.{path.stem}")
         own = [item for item in vars(module).values() if inspect.isclass(item) and item.__module__ == module.__name__]
         found = [item for item in own if issubclass(item, kinds)]
         assert found, path
-        if room == "callbacks":
+        if package == "callbacks":
             assert len(found) == 1, path
             name = "".join(word.capitalize() for word in path.stem.split("_"))
             assert found[0].__name__.lower() == name.lower() or found[0].__name__.lower().endswith(name.lower()), path
 
 
-def test_the_command_line_loads_nothing_heavy() -> None:
+def test_importing_train_does_not_import_torch() -> None:
     code = "import sys, train; print(*{'torch', 'lightning', 'numpy', 'matplotlib'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == ""

@@ -1,4 +1,4 @@
-"""Every option of every group composes, builds what it names and trains, or says in a line why it does not."""
+"""Every option of every config group composes, instantiates and trains, or is refused with one line."""
 
 import functools
 import itertools
@@ -28,12 +28,12 @@ def options(group: str) -> list[str]:
 
 
 @pytest.fixture
-def tiny(random_images: Callable[[int, int], None]) -> None:
+def tiny_images(random_images: Callable[[int, int], None]) -> None:
     random_images(40, 40)
 
 
 @pytest.mark.parametrize("group", sorted(path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()))
-def test_every_yaml_says_in_its_first_line_what_it_is(group: str) -> None:
+def test_every_config_file_begins_with_a_description(group: str) -> None:
     for path in (PROJECT / "conf" / group).rglob("*.yaml"):
         if group != "hydra":
             header = path.read_text().removeprefix("# @package _global_\n")
@@ -53,7 +53,7 @@ PARTS = [(group, name) for group in ("optimizer", "scheduler") for name in optio
 
 
 @pytest.mark.parametrize(("model", "data"), [*itertools.product(IMAGE_MODELS, ("mnist", "cifar10"))])
-def test_every_image_model_trains_on_every_image_data_set(model: str, data: str, tiny: None) -> None:
+def test_image_models_train_on_every_image_data_set(model: str, data: str, tiny_images: None) -> None:
     result = two_steps(f"model={model}", f"data={data}", "data.val_size=8", "data.batch_size=16")
     assert result["status"] == "finished"
     assert result["steps"] == 4
@@ -63,7 +63,7 @@ def test_every_image_model_trains_on_every_image_data_set(model: str, data: str,
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, list[str]]:
-    """For data=image_folder three classes of images; for data=csv a table, here of one column and two classes."""
+    """Return the overrides of data=image_folder for three classes of images, and of data=csv for a table."""
     for name in ("a", "b", "c"):
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (40, 30)).save(tmp_path / "images" / name / "1.png")
@@ -73,14 +73,16 @@ def files(tmp_path: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(("model", "data"), [*itertools.product(options("model"), options("data"))])
-def test_a_model_trains_on_a_data_set_or_says_why_not(model: str, data: str, files: dict[str, list[str]]) -> None:
-    check(model, data, *files.get(data, []))
+def test_model_trains_on_data_set_or_is_refused_with_one_line(
+    model: str, data: str, files: dict[str, list[str]]
+) -> None:
+    check_two_steps_or_error(model, data, *files.get(data, []))
     if data == "csv":
-        check(model, data, *files[data], "data.target=z")  # a number
+        check_two_steps_or_error(model, data, *files[data], "data.target=z")  # a regression
 
 
-def check(model: str, data: str, *settings: str) -> None:
-    """Both, put together, make two steps with every optimizer and scheduler, or say in a line why not."""
+def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
+    """Take two steps of the model on the data with every optimizer and scheduler, or expect one line of an error."""
     cfg = compose(f"model={model}", f"data={data}", *settings)
     try:
         datamodule, module = build(cfg)
@@ -97,9 +99,9 @@ def check(model: str, data: str, *settings: str) -> None:
     start = {name: weight.clone() for name, weight in module.state_dict().items()}
     for group, name in PARTS:
         module.load_state_dict(start)
-        parts = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler} | {group: part(group, name)}
+        parts = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler} | {group: compose_part(group, name)}
         optimizer = instantiate(parts["optimizer"])(module.parameters())
-        if make := instantiate(parts["scheduler"], **lengths(parts["scheduler"])):
+        if make := instantiate(parts["scheduler"], **schedule_lengths(parts["scheduler"])):
             scheduler = make(optimizer)
         for _ in range(2):
             optimizer.zero_grad()
@@ -121,25 +123,27 @@ def loss_of(module: LightningModule, inputs: torch.Tensor, targets: torch.Tensor
 
 
 @functools.cache
-def part(group: str, name: str) -> DictConfig | None:
+def compose_part(group: str, name: str) -> DictConfig | None:
     return compose(f"{group}={name}")[group]
 
 
-def lengths(scheduler: DictConfig | None) -> dict:
+def schedule_lengths(scheduler: DictConfig | None) -> dict:
     known = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max", "LinearDecay": "total_steps"}
     return {name: 2 for kind, name in known.items() if kind in str(scheduler and scheduler.get("_target_"))}
 
 
 @pytest.mark.parametrize(("optimizer", "scheduler"), [*itertools.product(options("optimizer"), options("scheduler"))])
 @pytest.mark.parametrize("model", ["model=blobs_mlp data=blobs model.steps_per_batch=3", "model=mlp data=mnist"])
-def test_every_optimizer_goes_with_every_scheduler(model: str, optimizer: str, scheduler: str, tiny: None) -> None:
+def test_every_optimizer_trains_with_every_scheduler(
+    model: str, optimizer: str, scheduler: str, tiny_images: None
+) -> None:
     sizes = [] if "blobs" in model else ["data.val_size=8", "data.batch_size=16"]
     result = two_steps(*model.split(), f"optimizer={optimizer}", f"scheduler={scheduler}", *sizes)
     assert result["status"] == "finished"
 
 
 @pytest.mark.parametrize("data", options("data"))
-def test_every_data_set_says_what_it_feeds(data: str, files: dict[str, list[str]]) -> None:
+def test_data_sets_declare_shape_and_classes(data: str, files: dict[str, list[str]]) -> None:
     datamodule = instantiate(compose(f"data={data}", *files.get(data, [])).data)
     assert datamodule.shape
     assert len(datamodule.class_names) in (0, datamodule.num_classes)
@@ -150,13 +154,13 @@ GROUPS = ("experiment", "sweep", "trainer", "callbacks", "logger", "debug")
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])
-def test_every_option_composes(choice: str) -> None:
+def test_options_compose_and_resolve(choice: str) -> None:
     cfg = compose(choice, *REQUIRED.get(choice, []))
     assert json.dumps(OmegaConf.to_container(cfg, resolve=True))
 
 
 @pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])
-def test_every_other_option_trains(group: str, tiny: None) -> None:
+def test_trainer_callback_and_logger_options_instantiate(group: str, tiny_images: None) -> None:
     Path("judge").mkdir()
     train.train(compose("data=mnist", "data.val_size=8", "trainer.max_epochs=1", "logger=none"), Path("judge"))
     for option in options(group):

@@ -1,4 +1,4 @@
-"""Your own table: what is learnt from it, what a run knows of it, and what is wrong with it in one line."""
+"""data=csv: training on a table, what the checkpoint stores of it, and errors in one line."""
 
 import csv
 import json
@@ -17,15 +17,18 @@ from cli.compose import compose
 from cli.errors import format_error
 from cli.resume import merge_resume_config
 from datamodules import CSVTable
-from tests.kill_and_resume import differences, end
+from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
-from tests.test_scripts import ask, score, trained_net, write
+from tests.test_scripts import evaluate_run, export_run, predict_rows, trained_net
 
 HEADER = ("age", "name", "height", "kind", "price")
 
 
 def make_table(path: str = "table.csv", size: int = 200, seed: int = 0) -> np.ndarray:
-    """A class and a price that depend on columns of very different size; a name beside them. Returns age and height."""
+    """Write a table whose kind (a class) and price depend on age and height, two columns of very different scale.
+
+    The column ``name`` holds text that is not used. Return age and height, (size, 2).
+    """
     generator = np.random.default_rng(seed)
     age, height = generator.normal(40, 10, size), generator.normal(0.002, 0.001, size)
     kind = np.where((age - 40) / 10 + (height - 0.002) / 0.001 > 0, "tall and old", "small")
@@ -47,19 +50,19 @@ def run(folder: str, *overrides: str) -> dict[str, Any]:
     return train.train(compose(*overrides), Path(folder))
 
 
-def line_about(*overrides: str) -> str:
-    """The one line that a user reads."""
+def error_line(*overrides: str) -> str:
+    """Return the error line of a training that is refused."""
     with pytest.raises(Exception) as error:
         run("refused", *RUN, *overrides)
     assert list(Path("refused").iterdir()) == []
     return format_error(error.value)
 
 
-# --- what is learnt ----------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["logistic", "deep_logistic", "blobs_mlp", "mlp"])
-def test_classes_are_learnt(model: str) -> None:
+def test_classifiers_learn_a_text_column(model: str) -> None:
     make_table()
     settings = ("data.target=kind", "data.columns=[age,height]", "trainer.max_epochs=20", "optimizer.lr=0.02")
     result = run("run", *RUN, f"model={model}", *settings)
@@ -67,22 +70,22 @@ def test_classes_are_learnt(model: str) -> None:
     assert {"test/acc/small", "test/acc/tall and old"} < result["metrics"].keys()
 
 
-def test_a_number_is_learnt_in_its_own_unit() -> None:
-    """From all other columns of numbers; a loss of 1 is that of always answering the mean."""
+def test_regression_predicts_in_the_unit_of_the_target() -> None:
+    """The inputs are all numeric columns. Always predicting the mean would give a loss of 1."""
     table = make_table()
     assert run("run", *PRICE, "trainer.max_epochs=30")["metrics"]["test/loss"] < 0.02
     with open("rows.csv", "w", newline="") as out:
         csv.writer(out).writerows(table[:5])
     prices = 5000 * (table[:5, 0] - 40) - 3e7 * (table[:5, 1] - 0.002) + 250_000
-    predicted = np.array([row["prediction"] for row in ask(Path("run"), csv="rows.csv")])
-    assert np.abs(predicted - prices).max() < 0.3 * 58_000  # of their standard deviation
-    truths = [row["truth"] for row in ask(Path("run"), split="test", limit=3)]
+    predicted = np.array([row["prediction"] for row in predict_rows(Path("run"), csv="rows.csv")])
+    assert np.abs(predicted - prices).max() < 0.3 * 58_000  # 58,000 is their standard deviation
+    targets = [row["truth"] for row in predict_rows(Path("run"), split="test", limit=3)]
     with open("table.csv", newline="") as lines:
         prices = [float(row["price"]) for row in csv.DictReader(lines)]
-    assert all(min(abs(truth / price - 1) for price in prices) < 1e-5 for truth in truths)
+    assert all(min(abs(truth / price - 1) for price in prices) < 1e-5 for truth in targets)
 
 
-def test_a_line_through_one_column_as_it_is() -> None:
+def test_line_learns_one_column_without_standardization() -> None:
     x = np.linspace(-1, 1, 50)
     Path("table.csv").write_text("x,y\n" + "".join(f"{number},{3 * number + 2}\n" for number in x))
     settings = ("model=line", "data.target=y", "data.standardize=false", "optimizer=sgd", "optimizer.lr=0.2")
@@ -91,7 +94,7 @@ def test_a_line_through_one_column_as_it_is() -> None:
     assert (metrics["w"], metrics["b"]) == pytest.approx((3, 2), abs=0.01)
 
 
-def test_numbers_are_classes_when_asked() -> None:
+def test_classes_true_reads_a_numeric_target_as_classes() -> None:
     Path("table.csv").write_text("x,y\n" + "".join(f"{row},{row % 11}\n" for row in range(44)))
     assert CSVTable("table.csv", "y").class_names == ()
     table = CSVTable("table.csv", "y", classes=True)
@@ -100,36 +103,36 @@ def test_numbers_are_classes_when_asked() -> None:
     assert torch.equal(targets, inputs[:, 0].long() % 11)
 
 
-# --- what goes where ---------------------------------------------------------------------------------------------
+# --- splits and normalization ------------------------------------------------------------------------------------
 
 
-def raw(table: CSVTable, part: str) -> set[tuple[float, ...]]:
+def split_rows(table: CSVTable, part: str) -> set[tuple[float, ...]]:
     train, test = table.load()
     rows = {"train": train[0][table.train_indices], "val": train[0][table.val_indices], "test": test[0]}[part]
     assert len(train[0]) == len(table.train_indices) + len(table.val_indices)
     return set(map(tuple, rows.tolist()))
 
 
-def test_no_row_is_in_two_parts_and_the_seed_does_not_matter() -> None:
+def test_splits_are_disjoint_and_do_not_depend_on_the_seed() -> None:
     make_table()
     table, again = (CSVTable("table.csv", "kind", ["age", "height"], val_size=0.25, seed=seed) for seed in (1, 2))
-    parts = [raw(table, part) for part in ("train", "val", "test")]
+    parts = [split_rows(table, part) for part in ("train", "val", "test")]
     assert list(map(len, parts)) == [120, 40, 40]
     assert len(set.union(*parts)) == 200
-    assert parts == [raw(again, part) for part in ("train", "val", "test")]
+    assert parts == [split_rows(again, part) for part in ("train", "val", "test")]
 
 
-def test_folds_cover_what_is_not_the_test_set() -> None:
+def test_folds_cover_all_rows_but_the_test_set() -> None:
     make_table()
     folds = [CSVTable("table.csv", "kind", ["age", "height"], folds=3, fold=fold) for fold in range(3)]
-    assert len(set.union(*(raw(table, "val") for table in folds))) == 160
+    assert len(set.union(*(split_rows(table, "val") for table in folds))) == 160
     assert len({tuple(table.fitted_state["mean"]) for table in folds}) == 3
 
 
-def test_means_are_those_of_the_training_rows() -> None:
+def test_normalization_uses_the_statistics_of_the_training_rows() -> None:
     make_table()
     table = CSVTable("table.csv", "price", val_size=0.25)
-    assert table.columns == ("age", "height")  # the texts are left out
+    assert table.columns == ("age", "height")  # text columns are left out
     (inputs, targets), (others, _) = table.load()
     seen = table.normalize(inputs[table.train_indices])
     torch.testing.assert_close(seen.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
@@ -138,19 +141,19 @@ def test_means_are_those_of_the_training_rows() -> None:
     assert table.normalize(others).mean(0).abs().max() > 1e-3
 
 
-def test_means_do_not_look_at_other_rows() -> None:
-    """Whatever stands in the rows held out, the training sees the same."""
+def test_held_out_rows_do_not_affect_the_statistics() -> None:
+    """The values of the held-out rows do not change what the training sees."""
     rows = [f"{row},{row % 2}" for row in range(40)]
     Path("table.csv").write_text("\n".join(["x,y", *rows]))
     table = CSVTable("table.csv", "y", val_size=0.25)
-    held_out = {int(row[0]) for part in ("val", "test") for row in raw(table, part)}
+    held_out = {int(row[0]) for part in ("val", "test") for row in split_rows(table, part)}
     assert len(held_out) == 16
     Path("other.csv").write_text("\n".join(["x,y", *("1e6,9" if row in held_out else rows[row] for row in range(40))]))
     known = CSVTable("other.csv", "y", val_size=0.25).fitted_state
     assert {**known, "md5": ""} == {**table.fitted_state, "md5": ""}
 
 
-def test_a_file_for_the_test_and_a_column_that_never_changes() -> None:
+def test_test_path_and_a_constant_column() -> None:
     Path("table.csv").write_text("\ufeffone;x; y\n0.1;1;a\n0.1;2;b\n\n0.1;3;a\n;;\n", encoding="utf-8")
     Path("test.csv").write_text("y,x,one,more\nb,5,0.1,text\n")
     table = CSVTable("table.csv", "y", test_path="test.csv", val_size=0)
@@ -160,11 +163,11 @@ def test_a_file_for_the_test_and_a_column_that_never_changes() -> None:
     assert table.normalize(inputs)[:, 0].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
 
 
-# --- what a run knows --------------------------------------------------------------------------------------------
+# --- finished runs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [KIND, PRICE])
-def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(settings: Sequence[str]) -> None:
+def test_resume_in_mid_epoch_is_exact(settings: Sequence[str]) -> None:
     make_table()
     settings = (*settings, "trainer.max_epochs=2", "checkpoint.every_n_steps=1")
     run("whole", *settings)
@@ -172,10 +175,10 @@ def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(settings: Sequence[st
         kill_at(patch, 13)  # in the second epoch of nine steps
         run("parts", *settings)
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
-def test_a_run_answers_about_raw_rows_without_its_table() -> None:
+def test_predict_takes_raw_rows_after_the_table_is_deleted() -> None:
     table = make_table()
     run("run", *KIND, "trainer.max_epochs=3")
     stored = torch.load("run/checkpoints/last.ckpt", weights_only=True)["config"]["data"]
@@ -191,58 +194,62 @@ def test_a_run_answers_about_raw_rows_without_its_table() -> None:
     net = trained_net(Path("run"), load_run("run", "last")[2].net)
     standardized = (rows - np.float32(stored["fitted_state"]["mean"])) / np.float32(stored["fitted_state"]["std"])
     with torch.inference_mode():
-        shares = net(torch.from_numpy(standardized)).softmax(1)
+        probs = net(torch.from_numpy(standardized)).softmax(1)
     for name in ("bare", "named"):
-        answers = ask(Path("run"), csv=f"{name}.csv")
-        assert [row["label"] for row in answers] == [stored["fitted_state"]["class_names"][k] for k in shares.argmax(1)]
-        assert [row["probability"] for row in answers] == pytest.approx(shares.amax(1).tolist(), abs=2e-6)
-    assert answers[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
+        predictions = predict_rows(Path("run"), csv=f"{name}.csv")
+        assert [row["label"] for row in predictions] == [
+            stored["fitted_state"]["class_names"][k] for k in probs.argmax(1)
+        ]
+        assert [row["probability"] for row in predictions] == pytest.approx(probs.amax(1).tolist(), abs=2e-6)
+    assert predictions[0]["input"] == ",".join(["?", str(rows[0, 1]), str(rows[0, 0])])
 
 
-def test_a_folder_whose_name_a_config_would_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path in a run is absolute: what the folder is called stands in it."""
+def test_path_with_an_interpolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run stores the absolute path, which contains the name of the directory."""
     Path("${oc.env:HOME}").mkdir()
     monkeypatch.chdir("${oc.env:HOME}")
     make_table()
-    assert "/${oc.env:HOME}/table.csv' cannot be used as a name: a config would evaluate it" in line_about(*KIND)
+    assert "/${oc.env:HOME}/table.csv' cannot be used as a name: a config would evaluate it" in error_line(*KIND)
 
 
-def test_line_breaks_in_a_name_are_blanks() -> None:
-    """Spreadsheets have them in long headers."""
+def test_line_breaks_in_names_become_spaces() -> None:
+    """Spreadsheets write line breaks in long headers."""
     lines = "".join(f'{row},"cl{row % 2}\n a"\n' for row in range(40))
     Path("table.csv").write_text(f'"height\r\n(cm)","y\t"\n{lines}')
     run("run", *RUN, "data.target=y", "model=mlp", "trainer.max_epochs=1")
     assert load_run("run", "last")[1].columns == ("height (cm)",)
     Path("rows.csv").write_text('"height\n(cm)"\n1\n')
-    assert ask(Path("run"), csv="rows.csv")[0]["label"] in ("cl0 a", "cl1 a")
+    assert predict_rows(Path("run"), csv="rows.csv")[0]["label"] in ("cl0 a", "cl1 a")
 
 
-def test_an_evaluation_gives_the_figures_of_the_run() -> None:
+def test_evaluation_repeats_the_metrics_and_refuses_a_changed_table() -> None:
     make_table()
     metrics = run("run", *PRICE, "trainer.max_epochs=2")["metrics"]
-    assert score("run")["metrics"] == {"test/loss": metrics["test/loss"]}
-    assert score("run", split="val")["metrics"] == {"val/loss": metrics["val/loss"]}
+    tested = {name: metrics[name] for name in ("test/loss", "test/rmse", "test/r2")}
+    assert evaluate_run("run")["metrics"] == tested
+    held_out = {name: metrics[name] for name in ("val/loss", "val/rmse", "val/r2")}
+    assert evaluate_run("run", split="val")["metrics"] == held_out
     with open("table.csv", "a") as out:
         out.write("1,n,1,small,1\n")
     with pytest.raises(ValueError, match="has changed since the run began"):
-        score("run")
+        evaluate_run("run")
     Path("table.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"table\.csv: there is no such file"):
-        score("run")
+        evaluate_run("run")
 
 
-def test_an_export_takes_raw_rows_and_answers_in_the_unit_of_the_target() -> None:
+def test_exported_program_maps_raw_rows_to_the_unit_of_the_target() -> None:
     table = make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
-    program = torch.export.load(write(Path("run"), "model.pt2")).module()
-    answers = ask(Path("run"), split="test", limit=4)
+    program = torch.export.load(export_run(Path("run"), "model.pt2")).module()
+    predictions = predict_rows(Path("run"), split="test", limit=4)
     inputs = CSVTable("table.csv", "price").load()[1][0][:4]
     assert inputs.shape[1] == table.shape[1]
-    assert program(inputs)[:, 0].tolist() == pytest.approx([row["prediction"] for row in answers])
-    assert min(abs(row["prediction"]) for row in answers) > 10_000
+    assert program(inputs)[:, 0].tolist() == pytest.approx([row["prediction"] for row in predictions])
+    assert min(abs(row["prediction"]) for row in predictions) > 10_000
 
 
-def test_what_is_learnt_cannot_change_in_the_middle() -> None:
+def test_resume_refuses_another_target() -> None:
     make_table()
     run("run", *PRICE, "trainer.max_epochs=1")
     with pytest.raises(ValueError, match=r"resume: data\.target is fixed by the checkpoint"):
@@ -252,7 +259,7 @@ def test_what_is_learnt_cannot_change_in_the_middle() -> None:
         merge_resume_config(patched, Path("run/checkpoints/last.ckpt"))
 
 
-# --- what is wrong, in one line ----------------------------------------------------------------------------------
+# --- errors in one line ------------------------------------------------------------------------------------------
 
 SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
 
@@ -311,11 +318,11 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         (SMALL.replace("7,a", "7,c"), "model=logistic", "two classes, not 3; model=mlp learns more classes"),
     ],
 )
-def test_one_line_of_what_is_wrong(content: str | None, settings: str, line: str) -> None:
+def test_bad_table_or_settings_give_one_line(content: str | None, settings: str, line: str) -> None:
     if content is not None:
         Path("table.csv").write_text(content)
     Path("test.csv").write_text("x,z,y\n1,2,c\n")
-    assert line in line_about("model=mlp", "data.target=y", *settings.split())
+    assert line in error_line("model=mlp", "data.target=y", *settings.split())
 
 
 @pytest.mark.parametrize(
@@ -327,42 +334,42 @@ def test_one_line_of_what_is_wrong(content: str | None, settings: str, line: str
         ("", "rows.csv is empty"),
     ],
 )
-def test_one_line_of_rows_that_are_no_examples(content: str, line: str) -> None:
+def test_predict_refuses_bad_rows_with_one_line(content: str, line: str) -> None:
     make_table()
     run("run", *KIND, "trainer.max_epochs=1")
     Path("rows.csv").write_text(content)
     with pytest.raises(ValueError) as error:
-        ask(Path("run"), csv="rows.csv")
+        predict_rows(Path("run"), csv="rows.csv")
     assert format_error(error.value) == line
     assert not Path("answers").exists()
 
 
-def test_a_table_that_has_no_end_is_not_read() -> None:
+def test_path_that_is_not_a_regular_file_is_refused() -> None:
     os.mkfifo("pipe")
     for path in ("pipe", "/dev/zero"):
-        assert line_about(f"data.path={path}", "data.target=price", "model=mlp") == f"{path} is not a regular file"
+        assert error_line(f"data.path={path}", "data.target=price", "model=mlp") == f"{path} is not a regular file"
 
 
 @pytest.mark.parametrize("output", ["{here}", "../answers"])
-def test_predictions_do_not_replace_what_is_read(output: str, tmp_path: Path) -> None:
+def test_predictions_do_not_overwrite_their_input(output: str, tmp_path: Path) -> None:
     make_table()
     run("run", *KIND, "trainer.max_epochs=1")
     Path("answers").mkdir()
     rows = Path("answers/predictions.csv")
     rows.write_text("40,0.002\n")
     with pytest.raises(ValueError, match=r"would overwrite .* which is to be read"):
-        ask(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
+        predict_rows(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
     assert rows.read_text() == "40,0.002\n"
 
 
-# --- as typed ----------------------------------------------------------------------------------------------------
+# --- command line ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_as_typed(shell, tmp_path: Path) -> None:
+def test_command_line_trains_and_reports_mistakes(shell, tmp_path: Path) -> None:
     make_table()
-    typed = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")
-    answer = shell(*typed, "trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none")
+    overrides = ("data=csv", "data.path=table.csv", "data.target=price", "model=mlp_regression", "trainer.max_epochs=2")
+    answer = shell(*overrides, "trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "not used as inputs, because they hold no numbers: name, kind" in answer.stdout
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "finished"

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: its pictures, and TensorBoard as a browser shows it."""
+"""The plots of a run, its event files, and TensorBoard in a browser."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def run(*overrides: str) -> dict:
     return train.train(compose(*overrides), Path("run"))
 
 
-def drawn() -> set[str]:
+def plot_names() -> set[str]:
     return {path.stem for path in Path("run/pictures").glob("*.png")}
 
 
@@ -40,7 +40,7 @@ def pixels(name: str) -> np.ndarray:
 
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images that a net can tell apart: the brighter, the higher the class."""
+    """Replace the image data sets by images that a net can classify: the brighter, the higher the class."""
 
     def load(self):
         generator = torch.Generator().manual_seed(0)
@@ -51,60 +51,60 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datamodules.images.ImageDataModule, "load", load)
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
+# --- plots --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data, model", [("mnist", "cnn"), ("cifar10", "lenet"), ("fashion_mnist", "mlp")])
-def test_pictures_of_images(data: str, model: str, few_images: None) -> None:
+def test_image_classifiers_get_all_their_plots(data: str, model: str, few_images: None) -> None:
     run(f"data={data}", f"model={model}", "data.val_size=20", "trainer.max_epochs=2", "logger=none")
     expected = {"loss", "accuracy", "confusion", "classes", "samples", "predictions", "mistakes"}
-    assert drawn() == expected | ({"filters"} if model != "mlp" else set())
-    for name in drawn():
+    assert plot_names() == expected | ({"filters"} if model != "mlp" else set())
+    for name in plot_names():
         assert pixels(name).std() > 0.02, f"{name} is empty"
         assert 300 < pixels(name).shape[1] < 1300
 
 
-def test_samples_are_the_first_test_images(few_images: None) -> None:
+def test_samples_plot_shows_the_first_test_images(few_images: None) -> None:
     run("data=mnist", "model=mlp", "data.val_size=20", "trainer.max_epochs=1", "logger=none")
-    # Class k is drawn as bright as it is stored, so the six samples get brighter from left to right.
+    # Higher classes are brighter, so the six samples get brighter from left to right.
     image = pixels("samples").mean(-1)
-    centre = image[int(0.5 * len(image)) : int(0.75 * len(image))]  # below the titles
-    middles = [np.median(centre[:, int((number + 0.5) / 6 * image.shape[1])]) for number in range(6)]
+    center = image[int(0.5 * len(image)) : int(0.75 * len(image))]  # below the titles
+    middles = [np.median(center[:, int((number + 0.5) / 6 * image.shape[1])]) for number in range(6)]
     assert middles == sorted(middles)
     assert middles[0] < 0.1 < 0.4 < middles[-1]
 
 
-def test_a_boundary_separates_the_classes() -> None:
+def test_decision_boundary_plot_separates_the_classes() -> None:
     run("experiment=blobs_logits", "trainer.accelerator=cpu", "logger=none")
-    assert drawn() == {"loss", "accuracy", "confusion", "classes", "boundary", "boundaries"}
+    assert plot_names() == {"loss", "accuracy", "confusion", "classes", "boundary", "boundaries"}
     image = pixels("boundary")
     height, width, _ = image.shape
-    # Class 0 is at (2, 2), to the top right, and its half is blue; class 1 to the bottom left is orange.
+    # Class 0 is at (2, 2), in the blue half at the top right. Class 1 is in the orange half at the bottom left.
     corner = {"blue": image[int(0.15 * height), int(0.9 * width)], "orange": image[int(0.8 * height), int(0.2 * width)]}
     assert corner["blue"][2] > corner["blue"][0] + 0.1
     assert corner["orange"][0] > corner["orange"][2] + 0.1
 
 
-def test_a_line_passes_near_its_points() -> None:
+def test_line_plot_passes_near_its_points() -> None:
     run("experiment=line_rescaled", "model.steps_per_batch=1000", "trainer.max_epochs=3", "logger=none")
-    assert drawn() == {"loss", "line", "surface"}
+    assert plot_names() == {"loss", "line", "surface"}
     image = pixels("line")
     points, fitted = (
-        np.argwhere(np.abs(image - np.array(matplotlib.colors.to_rgb(colour))).max(-1) < 0.02)
-        for colour in (figure.TRAIN, figure.VAL)
+        np.argwhere(np.abs(image - np.array(matplotlib.colors.to_rgb(color))).max(-1) < 0.02)
+        for color in (figure.TRAIN, figure.VAL)
     )
     assert len(points) > 100
     distances = np.abs(points[:, None] - fitted[None]).sum(-1).min(1)
-    assert np.quantile(distances, 0.9) < 40  # pixels of some four hundred; before the training it is 150
+    assert np.quantile(distances, 0.9) < 40  # of about 400 pixels; 150 before training
 
 
-def test_a_diverging_line_is_drawn_too() -> None:
+def test_diverged_run_gets_its_plots() -> None:
     run("experiment=line_diverging", "logger=none")
-    assert drawn() == {"loss", "line", "surface"}
+    assert plot_names() == {"loss", "line", "surface"}
 
 
 class Bars(datamodules.InMemoryDataModule):
-    """Images of one's own that say nothing of how they look."""
+    """A data set of images that does not override ``to_uint8``."""
 
     shape, num_classes, class_names = (1, 12, 12), 2, ("upright", "flat")
 
@@ -116,7 +116,7 @@ class Bars(datamodules.InMemoryDataModule):
         return (images[:40], targets[:40]), (images[40:], targets[40:])
 
 
-def test_images_of_a_data_set_of_one_s_own_are_drawn(tmp_path: Path) -> None:
+def test_custom_image_data_set_is_plotted(tmp_path: Path) -> None:
     cfg = compose("model=mlp", "data=blobs", "trainer.max_epochs=1", "logger=none")
     cfg.data = {"_target_": f"{__name__}.Bars", "batch_size": 8, "val_size": 8}
     assert train.train(cfg, tmp_path)["status"] == "finished"
@@ -127,7 +127,7 @@ def test_images_of_a_data_set_of_one_s_own_are_drawn(tmp_path: Path) -> None:
     assert len(Bars().to_uint8(torch.zeros(0, 1, 12, 12))) == 0
 
 
-def test_pictures_in_between_and_over_a_resume() -> None:
+def test_weight_history_continues_after_resume() -> None:
     settings = (*BLOBS, "model.steps_per_batch=20", "logger=none")
     run(*settings, "trainer.max_epochs=2")
     whole = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["weight_history"]
@@ -138,13 +138,13 @@ def test_pictures_in_between_and_over_a_resume() -> None:
     assert all(torch.equal(history[0][name], whole[0][name]) for name in history[0])
 
 
-def test_the_weight_history_of_a_long_training_is_thinned() -> None:
+def test_weight_history_of_a_long_training_is_thinned() -> None:
     run("experiment=line_slow", "trainer.max_epochs=250", "logger=none")
     history = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["weight_history"]
     assert list(history) == list(range(0, 251, 4))
 
 
-def test_pictures_can_be_left_out_and_drawn_often() -> None:
+def test_plots_can_be_turned_off_or_drawn_every_n_epochs() -> None:
     run(*BLOBS, "model.steps_per_batch=20", "logger=none", "callbacks.pictures=null")
     assert not Path("run/pictures").exists()
     result = run(*BLOBS, "model.steps_per_batch=20", "callbacks.pictures.every_n_epochs=2")
@@ -156,20 +156,19 @@ def test_pictures_can_be_left_out_and_drawn_often() -> None:
 # --- event files --------------------------------------------------------------------------------------------------
 
 
-def test_a_dashboard_has_everything(few_images: None) -> None:
+def test_event_files_hold_curves_plots_graph_config_and_hparams(few_images: None) -> None:
     settings = ("data=mnist", "model=cnn", "data.val_size=20", "trainer.max_epochs=2", "optimizer.lr=0.01", "seed=3")
     result = run(*settings)
-    # The title is made of what is typed; compose() is not the command line.
     folder = Path(Path("run/dashboard.txt").read_text().strip())
     events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()
     scalars = {f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")}
     assert scalars | {"speed/examples per second"} <= set(tags["scalars"])
     assert "hp_metric" not in tags["scalars"]
-    assert {f"pictures/{name}" for name in drawn()} == set(tags["images"])
+    assert {f"pictures/{name}" for name in plot_names()} == set(tags["images"])
     assert "config/text_summary" in tags["tensors"]
     assert tags["graph"]
-    (point,) = events.Scalars("test/acc")  # the table of hyperparameters adds none
+    (point,) = events.Scalars("test/acc")  # HPARAMS adds no second point
     assert point.value == pytest.approx(result["metrics"]["test/acc"])
     row = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
     assert row.session_start_info.hparams["optimizer.lr"].number_value == pytest.approx(0.01)
@@ -178,7 +177,7 @@ def test_a_dashboard_has_everything(few_images: None) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
 
 
-def test_details_when_asked(few_images: None) -> None:
+def test_tensorboard_extras_write_pr_curves_and_embeddings(few_images: None) -> None:
     run("data=mnist", "model=cnn", "data.val_size=20", "trainer.max_epochs=1", "callbacks=tensorboard_extras")
     folder = Path(Path("run/dashboard.txt").read_text().strip())
     tensors = EventAccumulator(str(folder)).Reload().Tags()["tensors"]
@@ -190,7 +189,7 @@ def test_details_when_asked(few_images: None) -> None:
     assert labels.read_text().split()[:11] == [*"0123456789", "0"]
 
 
-def test_details_of_a_line_there_are_none() -> None:
+def test_tensorboard_extras_refuse_a_regression() -> None:
     with pytest.raises(ValueError, match="callbacks=tensorboard_extras is for classifiers"):
         run("experiment=line_slow", "callbacks=tensorboard_extras", "logger=none")
 
@@ -205,7 +204,7 @@ def test_details_of_a_line_there_are_none() -> None:
         (["data.root=/a/b", "+model.weights=../x/y.pt"], "mnist_cnn/weights=.._x_y.pt seed=1"),
     ],
 )
-def test_a_run_is_named_by_what_sets_it_apart(overrides: list[str], title: str) -> None:
+def test_run_title_lists_the_overrides_and_the_seed(overrides: list[str], title: str) -> None:
     assert run_title("mnist_cnn", overrides, 1) == title
 
 
@@ -214,7 +213,7 @@ def test_a_run_is_named_by_what_sets_it_apart(overrides: list[str], title: str) 
 
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Two runs, and TensorBoard's address."""
+    """Train two runs and start TensorBoard. Return its address and the working directory."""
     folder = tmp_path_factory.mktemp("dashboard")
     for settings in (["seed=1"], ["optimizer.lr=0.1", "seed=2"]):
         command = [sys.executable, str(PROJECT / "train.py"), *BLOBS, *settings]
@@ -231,7 +230,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, P
 
 @pytest.fixture
 def browser(request: pytest.FixtureRequest) -> Iterator:
-    """Debian's Chromium, without a window. What it shows at the end of a failing test is kept."""
+    """Start Debian's Chromium without a window. Save a screenshot if the test fails."""
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
@@ -253,8 +252,8 @@ def browser(request: pytest.FixtureRequest) -> Iterator:
         window.quit()
 
 
-# All text that is shown, also inside of TensorBoard's own elements, which hide their parts from querySelector.
-SHOWN = """
+# Returns all visible text. TensorBoard's custom elements keep theirs in shadow roots, which querySelector skips.
+VISIBLE_TEXT = """
 const parts = [], pictures = [];
 (function walk(node) {
   if (node.nodeType === Node.TEXT_NODE) {
@@ -273,15 +272,15 @@ return [parts.join(' '), pictures];
 def wait_for(browser, *words: str, pictures: int = 0) -> str:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def there(window) -> str | bool:
-        text, images = window.execute_script(SHOWN)
+    def text_if_complete(window) -> str | bool:
+        text, images = window.execute_script(VISIBLE_TEXT)
         return text if all(word in text for word in words) and len(images) >= pictures else False
 
-    return WebDriverWait(browser, 60, ignored_exceptions=()).until(there, f"{words} are not all shown")
+    return WebDriverWait(browser, 60, ignored_exceptions=()).until(text_if_complete, f"{words} are not all shown")
 
 
 @pytest.mark.browser
-def test_a_person_sees_the_runs_the_charts_and_a_picture(dashboard: tuple[str, Path], browser) -> None:
+def test_browser_shows_runs_charts_and_a_plot(dashboard: tuple[str, Path], browser) -> None:
     address, _ = dashboard
     browser.get(f"{address}#timeseries")
     runs = ("blobs_blobs_mlp/max_epochs=4 seed=1", "blobs_blobs_mlp/max_epochs=4 lr=0.1 seed=2")
@@ -289,7 +288,7 @@ def test_a_person_sees_the_runs_the_charts_and_a_picture(dashboard: tuple[str, P
 
 
 @pytest.mark.browser
-def test_a_chart_has_points(dashboard: tuple[str, Path], browser) -> None:
+def test_browser_draws_a_curve(dashboard: tuple[str, Path], browser) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -300,7 +299,7 @@ def test_a_chart_has_points(dashboard: tuple[str, Path], browser) -> None:
 
     def has_lines(_) -> bool:
         image = matplotlib.image.imread(io.BytesIO(card.screenshot_as_png))[..., :3]
-        return int((image.max(-1) - image.min(-1) > 0.3).sum()) > 100  # coloured pixels
+        return int((image.max(-1) - image.min(-1) > 0.3).sum()) > 100  # colored pixels
 
     wait.until(has_lines)
     for file in folder.glob("outputs/blobs_blobs_mlp/*/metrics.csv"):
@@ -309,7 +308,7 @@ def test_a_chart_has_points(dashboard: tuple[str, Path], browser) -> None:
 
 
 @pytest.mark.browser
-def test_the_table_of_settings_has_the_test_accuracy(dashboard: tuple[str, Path], browser) -> None:
+def test_browser_shows_hparams_with_the_test_accuracy(dashboard: tuple[str, Path], browser) -> None:
     address, folder = dashboard
     browser.get(f"{address}#hparams")
     results = [json.loads(path.read_text()) for path in folder.glob("outputs/blobs_blobs_mlp/*/result.json")]

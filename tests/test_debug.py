@@ -1,4 +1,4 @@
-"""debug=: quick looks at an experiment before it is trained for long."""
+"""debug=: quick checks of an experiment before a long training."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ IMAGES = ("trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
 
 
 @pytest.fixture
-def noise(random_images: Callable[[int, int], None]) -> None:
+def random_dataset(random_images: Callable[[int, int], None]) -> None:
     random_images(600, 50)
 
 
@@ -25,73 +25,73 @@ def run(*overrides: str) -> dict:
     return train.train(compose("data.val_size=100", *IMAGES, *overrides), Path("run"))
 
 
-def test_fast_is_one_batch_of_everything(noise: None) -> None:
+def test_debug_fast_runs_one_batch_of_each_stage(random_dataset: None) -> None:
     result = run("experiment=mnist_dropout_cnn", "debug=fast", "data.validate_on=val")
     assert (result["epochs"], result["steps"], result["status"]) == (1, 1, "finished")
     assert {"train/loss", "val/acc", "test/acc"} <= set(result["metrics"])
     assert Path("run/checkpoints/last.ckpt").exists()
 
 
-def test_the_last_run_is_not_one_of_these(noise: None) -> None:
+def test_short_debug_runs_do_not_become_outputs_last(random_dataset: None) -> None:
     short = ("model=mlp", "data.val_size=100", *IMAGES, "trainer.limit_train_batches=1", "trainer.max_epochs=1")
     for folder, more, last in (
         ("first", (), "first"),
         ("second", ("debug=fast",), "first"),
         ("third", ("debug=profile",), "first"),
-        ("fourth", ("debug=traceback",), "fourth"),  # a whole run
+        ("fourth", ("debug=traceback",), "fourth"),  # this one trains to the end
         ("fifth", (), "fifth"),
     ):
         train.train(compose(*short, *more), Path(folder))
         assert Path("outputs/last").resolve().name == last
 
 
-def test_few_steps_are_said(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     hint = "that is 8 gradient steps in all: a smaller data.batch_size"
-    for settings, said in (
+    for settings, is_warned in (
         (["trainer.max_epochs=2"], True),
         (["trainer.max_epochs=20"], False),
         (["debug=fast"], False),
     ):
         caplog.clear()
         run("model=mlp", "data.batch_size=128", *settings)
-        assert (hint in caplog.text) == said
-        assert ("gradient steps in all" in caplog.text) == said
+        assert (hint in caplog.text) == is_warned
+        assert ("gradient steps in all" in caplog.text) == is_warned
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn", "dropout_cnn", "lenet", "quick_cnn"])
-def test_one_batch_can_be_learnt_by_heart(model: str, noise: None) -> None:
+def test_debug_overfit_memorizes_one_batch(model: str, random_dataset: None) -> None:
     result = run(f"model={model}", "debug=overfit", "data.batch_size=32")
     assert result["steps"] == 200
     assert result["as_expected"]
     assert result["metrics"]["val/acc"] >= 0.99
 
 
-def test_a_model_that_learns_nothing_is_found_out(noise: None) -> None:
+def test_debug_overfit_fails_if_nothing_is_learned(random_dataset: None) -> None:
     with pytest.raises(Exception, match="did not reach the expected val/acc"):
         run("model=mlp", "debug=overfit", "data.batch_size=32", "optimizer.lr=0")
 
 
-def test_limit_is_a_tenth(noise: None) -> None:
+def test_debug_limit_uses_a_tenth_of_the_batches(random_dataset: None) -> None:
     assert run("debug=limit", "data.batch_size=10")["steps"] == 5
 
 
-def test_profile_says_where_the_time_goes(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_profile_prints_the_slowest_actions(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run("debug=profile", "data.batch_size=100")
     (table,) = [record.message for record in caplog.records if "share" in record.message]
     assert "run_training_batch" in table
     assert len(table.strip().splitlines()) == 16
-    load_run("run", "last")  # its config names the profiler, and is not refused
+    load_run("run", "last")  # the stored config names the profiler and is accepted
 
 
-def test_fast_in_another_precision(noise: None) -> None:
+def test_debug_fast_works_in_float64(random_dataset: None) -> None:
     assert run("debug=fast", "trainer.precision=64-true")["status"] == "finished"
 
 
-class Mixed(nn.Module):
-    """A view that takes numbers of one image for those of another."""
+class MixesExamples(nn.Module):
+    """A net whose reshape mixes the pixels of different images of a batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,8 +101,12 @@ class Mixed(nn.Module):
         return self.linear(images.transpose(0, 3).reshape(len(images), -1))
 
 
-@pytest.mark.parametrize(("net", "warnings"), [(Mixed(), 1), (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0)])
-def test_a_batch_that_mixes(net: nn.Module, warnings: int, noise: None, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("net", "warnings"), [(MixesExamples(), 1), (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0)]
+)
+def test_net_that_mixes_examples_of_a_batch_is_warned_about(
+    net: nn.Module, warnings: int, random_dataset: None, caplog: pytest.LogCaptureFixture
+) -> None:
     datamodule, model = build(compose("data.val_size=100"))
     model.net = net
     datamodule.setup()
@@ -117,19 +121,19 @@ def test_a_batch_that_mixes(net: nn.Module, warnings: int, noise: None, caplog: 
     assert net.training
 
 
-def test_what_is_trained_is_said_first(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_first_log_line_describes_net_data_and_device(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run("trainer.max_epochs=1", "data.batch_size=100")
     line = "CNN, 8,490 parameters; MNIST, 500 examples in 5 batches; validated on 100 held out; cpu"
     assert line in [record.message for record in caplog.records]
 
 
-def test_a_part_of_the_data_is_called_one(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_first_log_line_names_a_limited_training_set(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run("trainer.max_epochs=1", "data.batch_size=100", "trainer.limit_train_batches=2")
     assert any("; MNIST, 200 of 500 examples in 2 batches; " in record.message for record in caplog.records)
 
 
-def test_a_first_loss_that_is_too_high(noise: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_first_loss_above_guessing_is_warned_about(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     run("trainer.max_epochs=1", "data.batch_size=100", "data.std=[0.001]")
     assert any("to guess among 10 classes gives ln(10) = 2.30" in record.message for record in caplog.records)

@@ -1,4 +1,4 @@
-"""Wrong input: one clear line, a non-zero exit code, nothing left behind."""
+"""Wrong input gives one clear line and a non-zero exit code, and leaves nothing behind."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from cli.compose import compose
 from cli.errors import format_error
 from tests.conftest import PROJECT
 
-# What is typed, and what its line says. All of these are answered before torch is loaded.
+# Command line: part of its error line. All of these fail before torch is loaded.
 QUICK = {
     # names
     "model=lenett": "there is no model=lenett (did you mean lenet?); there are autoencoder, blobs_mlp, cnn, ",
@@ -47,7 +47,7 @@ QUICK = {
     "hydra/sweeper=optunna": "there is no hydra/sweeper=optunna (did you mean optuna?)",
     "hydra/launcher=jobblib": "there is no hydra/launcher=jobblib (did you mean joblib?)",
     "hydra/launcher=ray": "hydra/launcher=ray needs a package: pip install hydra-ray-launcher",
-    # what is no setting
+    # malformed overrides
     "model": "'model' is not NAME=VALUE or GROUP=OPTION, which --help lists (did you mean model=…?)",
     "lenet": "'lenet' is not NAME=VALUE or GROUP=OPTION, which --help lists (did you mean model=lenet?)",
     "train.py model=mlp": "'train.py' is not NAME=VALUE",
@@ -128,11 +128,11 @@ QUICK = {
     "export.py run=run output=model.txt": "output=model.txt must end in one of .onnx, .pt2, .safetensors, .pt",
     "export.py run=run output=nowhere/model.pt": "there is no directory nowhere",
     "export.py run=run": "output=… is required",
-    # places
+    # directories
     "hydra.run.dir=notes/mine.txt": "File exists: 'notes/mine.txt'",
 }
-# These need torch, Lightning or the data.
-SLOWER = {
+# These fail after torch, Lightning or the data are loaded.
+SLOW = {
     "data=blobs model=cnn": "a convolutional net takes images (channels, height, width), not inputs of shape (2,)",
     "data=readings model=mlp": "this model learns classes (its loss is CrossEntropyLoss), and the targets of the",
     "data=mnist model=line": "a line goes from one number to one number, not from shape (1, 28, 28) to 10",
@@ -155,8 +155,8 @@ SLOWER = {
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, one that never came to a checkpoint, files that are none, and somebody's notes."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a finished run, a run without a checkpoint, invalid checkpoints, and a user's notes."""
     folder = tmp_path_factory.mktemp("shop")
     for name in ("run", "unfinished", "notes"):
         (folder / name).mkdir()
@@ -171,41 +171,41 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.ckpt").touch()
     (folder / "truncated.ckpt").write_bytes((folder / "run/checkpoints/last.ckpt").read_bytes()[:3000])
     torch.save({"a": 1}, folder / "foreign.ckpt")
-    torch.save({"config": Hostile()}, folder / "hostile.ckpt")
+    torch.save({"config": MaliciousPickle()}, folder / "hostile.ckpt")
     return folder
 
 
-class Hostile:
+class MaliciousPickle:
     def __reduce__(self):
         return os.system, ("touch owned",)
 
 
-def everything(folder: Path) -> dict[str, int]:
+def modification_times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns if path.is_file() else 0 for path in folder.rglob("*")}
 
 
-def assert_one_line(command: str, hint: str, shop: Path, shell: Callable) -> None:
+def assert_one_error_line(command: str, hint: str, workspace: Path, shell: Callable) -> None:
     words = command.split()
     script = words.pop(0) if words[0].endswith(".py") and words[0] != "train.py" else "train.py"
-    before = everything(shop)
-    answer = shell(*words, script=script, cwd=shop)
+    before = modification_times(workspace)
+    answer = shell(*words, script=script, cwd=workspace)
     assert answer.returncode == 1
     assert answer.stdout == ""
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ")
     assert hint in line
-    assert everything(shop) == before
+    assert modification_times(workspace) == before
 
 
 @pytest.mark.parametrize("command", QUICK)
-def test_one_line(command: str, shop: Path, shell: Callable) -> None:
-    assert_one_line(command, QUICK[command], shop, shell)
+def test_wrong_command_line_gives_one_line(command: str, workspace: Path, shell: Callable) -> None:
+    assert_one_error_line(command, QUICK[command], workspace, shell)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", SLOWER)
-def test_one_line_after_a_moment(command: str, shop: Path, shell: Callable) -> None:
-    assert_one_line(command, SLOWER[command], shop, shell)
+@pytest.mark.parametrize("command", SLOW)
+def test_error_after_loading_torch_gives_one_line(command: str, workspace: Path, shell: Callable) -> None:
+    assert_one_error_line(command, SLOW[command], workspace, shell)
 
 
 @pytest.mark.parametrize(
@@ -218,14 +218,14 @@ def test_one_line_after_a_moment(command: str, shop: Path, shell: Callable) -> N
         ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
     ],
 )
-def test_one_line_of_what_the_parts_refuse(arguments: str, hint: str, tmp_path) -> None:
+def test_refusals_of_nets_and_datamodules_give_one_line(arguments: str, hint: str, tmp_path) -> None:
     with pytest.raises(Exception) as error:
         train.train(compose(*arguments.split(), "logger=none"), tmp_path)
     assert hint in format_error(error.value)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_download_that_breaks_off_is_no_lost_process() -> None:
+def test_failed_download_is_not_reported_as_a_lost_process() -> None:
     error = RuntimeError("mnist: https://… [Errno 104] Connection reset by peer; put the files into data/")
     assert format_error(error).startswith("mnist: https://…")
     lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:3121")
@@ -233,13 +233,13 @@ def test_a_download_that_breaks_off_is_no_lost_process() -> None:
 
 
 @pytest.mark.slow
-def test_a_line_may_fall(shell) -> None:
+def test_negative_values_are_accepted_where_they_make_sense(shell) -> None:
     line = ("experiment=line_slow", "model.net.weight=-1", "model.net.bias=-0.5", "data.scale=-1", "logger=none")
     answer = shell(*line)
     assert answer.returncode == 0, answer.stderr
 
 
-def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
+def test_error_in_a_net_names_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
         train.train(compose("model=mlp", "model.net.hidden_sizes=[[5]]", "logger=none"), tmp_path)
     line = format_error(error.value)
@@ -248,7 +248,7 @@ def test_an_error_in_a_net_has_its_place(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_said_on_purpose_needs_no_place(tmp_path: Path) -> None:
+def test_deliberate_error_names_no_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
         train.train(compose("model=lenet", "data=blobs", "logger=none"), tmp_path)
     assert "LeNet takes images" in (line := format_error(error.value))
@@ -256,8 +256,8 @@ def test_what_is_said_on_purpose_needs_no_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nobody_reads(tmp_path: Path) -> None:
-    """``python train.py … | head -1``: the run goes on, and says nothing about it."""
+def test_training_continues_when_stdout_is_closed(tmp_path: Path) -> None:
+    """As in ``python train.py … | head -1``: nothing is printed about it either."""
     settings = "model=blobs_mlp data=blobs logger=none trainer.max_epochs=5 model.steps_per_batch=100"
     command = f"{sys.executable} -u {PROJECT / 'train.py'} {settings} | head -1"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
@@ -266,14 +266,14 @@ def test_nobody_reads(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "outputs/last/result.json").read_text())["status"] == "finished"
 
 
-def test_wrong_values_are_answered_before_torch_is_loaded(shell, tmp_path: Path) -> None:
+def test_wrong_values_are_reported_before_torch_is_loaded(shell, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')\n")
     answer = shell("trainer.max_epochs=abc", PYTHONPATH=str(tmp_path))
     assert answer.stderr == "error: trainer.max_epochs=abc must be a whole number of at least 0, such as 5\n"
 
 
 @pytest.mark.slow
-def test_no_gpu(shell, tmp_path: Path) -> None:
+def test_missing_gpu_gives_one_line(shell, tmp_path: Path) -> None:
     answer = shell("data=blobs", "model=blobs_mlp", "trainer.accelerator=gpu", CUDA_VISIBLE_DEVICES="")
     assert answer.returncode == 1
     assert answer.stderr.startswith("error: there is no GPU here that torch can use")
@@ -282,11 +282,11 @@ def test_no_gpu(shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_traceback_when_asked(shell) -> None:
+def test_debug_traceback_shows_the_traceback(shell) -> None:
     assert "Traceback (most recent call last)" in shell("model=lenet", "data=blobs", "debug=traceback").stderr
 
 
-def test_an_option_that_does_not_exist(shell, tmp_path) -> None:
+def test_unknown_option_has_exit_code_2(shell, tmp_path) -> None:
     answer = shell("--hepl")
     assert answer.returncode == 2
     assert "unrecognized arguments: --hepl" in answer.stderr
@@ -294,8 +294,8 @@ def test_an_option_that_does_not_exist(shell, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_no_network_and_no_data(shell, tmp_path) -> None:
-    """Nothing can be reached: every attempt is named, and what needs no download; the root stays clean."""
+def test_unreachable_data_gives_one_line_that_names_all_sources(shell, tmp_path) -> None:
+    """The error names every attempt and a data set that needs no download. The data root stays clean."""
     nowhere = "http://127.0.0.1:9"
     answer = shell(
         DATA_ROOT=str(tmp_path / "data"), http_proxy=nowhere, https_proxy=nowhere, npm_config_registry=nowhere
@@ -310,7 +310,7 @@ def test_no_network_and_no_data(shell, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_root_that_cannot_be_written(shell, tmp_path) -> None:
+def test_data_root_that_cannot_be_made_gives_one_line(shell, tmp_path) -> None:
     (tmp_path / "file").touch()
     answer = shell(f"data.root={tmp_path / 'file' / 'data'}")
     assert answer.returncode == 1
@@ -318,7 +318,7 @@ def test_a_root_that_cannot_be_written(shell, tmp_path) -> None:
     assert "MNIST is not in" in answer.stderr
 
 
-def test_a_folder_for_runs_that_cannot_be_written(shell, tmp_path) -> None:
+def test_outputs_that_is_a_file_gives_one_line(shell, tmp_path) -> None:
     (tmp_path / "outputs").touch()
     answer = shell("model=blobs_mlp", "data=blobs")
     assert answer.returncode == 1
@@ -327,7 +327,7 @@ def test_a_folder_for_runs_that_cannot_be_written(shell, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_failing_job_of_a_sweep_does_not_stop_the_others(shell, tmp_path) -> None:
+def test_failing_job_does_not_stop_the_sweep(shell, tmp_path) -> None:
     tiny = ("data=blobs", "model.steps_per_batch=2", "trainer.max_epochs=1", "logger=none")
     answer = shell("-m", "model=blobs_mlp", "data.batch_size=0,null,7", *tiny)
     assert answer.returncode == 1

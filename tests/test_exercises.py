@@ -1,4 +1,4 @@
-"""The exercises give what their tutorials published."""
+"""The exercises reproduce the published figures of their tutorials."""
 
 import csv
 import itertools
@@ -25,7 +25,7 @@ LINE_MODELS = ["line_by_hand", "line_autograd", "line"]
 
 
 def run(folder: str, *overrides: str) -> tuple[dict, list[dict[str, str]], dict[str, torch.Tensor]]:
-    """Result, rows of metrics.csv and final weights of a run in this process."""
+    """Train in this process. Return the result, the rows of metrics.csv and the final weights."""
     path = Path(folder)
     path.mkdir()
     result = train.train(compose(*overrides, "trainer.accelerator=cpu", "logger=none"), path)
@@ -35,7 +35,7 @@ def run(folder: str, *overrides: str) -> tuple[dict, list[dict[str, str]], dict[
 
 
 @pytest.mark.parametrize(("experiment", "model"), [*itertools.product(LINES, LINE_MODELS)])
-def test_the_published_losses_and_the_published_line(experiment: str, model: str) -> None:
+def test_lines_reproduce_the_published_losses_and_coefficients(experiment: str, model: str) -> None:
     expect = compose(f"experiment={experiment}").expect
     assert len(expect["train/loss"].published) == 10
     result, rows, _ = run("run", f"experiment={experiment}", f"model={model}")
@@ -46,7 +46,7 @@ def test_the_published_losses_and_the_published_line(experiment: str, model: str
     assert result["status"] == ("diverged" if experiment == "line_diverging" else "finished")
 
 
-def test_the_first_gradient() -> None:
+def test_first_gradient_of_a_line_is_the_published_one() -> None:
     weights = {
         model: run(model, "experiment=line_diverging", f"model={model}", "trainer.max_epochs=1")[2]
         for model in LINE_MODELS
@@ -56,10 +56,10 @@ def test_the_first_gradient() -> None:
         assert [number / 0.01 for number in step] == pytest.approx([-989.5273, -82.6000], rel=1e-5)
 
 
-def test_by_hand_is_without_autograd() -> None:
-    """The net's numbers never see a backward pass: it is refused, and the run does not need it."""
+def test_line_by_hand_does_not_use_autograd() -> None:
+    """A backward pass through the net raises. The run of line_by_hand ends nevertheless."""
 
-    class Refused(torch.autograd.Function):
+    class RefusesBackward(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             return x.clone()
@@ -70,7 +70,7 @@ def test_by_hand_is_without_autograd() -> None:
 
     forward = nets.RawLine.forward
     try:
-        nets.RawLine.forward = lambda self, x: Refused.apply(forward(self, x))
+        nets.RawLine.forward = lambda self, x: RefusesBackward.apply(forward(self, x))
         assert run("by_hand", "experiment=line_slow", "model=line_by_hand")[0]["status"] == "finished"
         with pytest.raises(AssertionError, match="autograd was used"):
             run("autograd", "experiment=line_slow", "model=line_autograd")
@@ -79,7 +79,7 @@ def test_by_hand_is_without_autograd() -> None:
 
 
 @pytest.mark.parametrize("model", LINE_MODELS)
-def test_a_long_run_reaches_the_closed_form(model: str) -> None:
+def test_line_converges_to_the_least_squares_solution(model: str) -> None:
     (inputs, targets), _ = datamodules.Table(
         **{k: compose("data=readings").data[k] for k in ("inputs", "targets")}
     ).load()
@@ -90,16 +90,16 @@ def test_a_long_run_reaches_the_closed_form(model: str) -> None:
     assert [result["metrics"][name] for name in "wb"] == pytest.approx(closed, rel=1e-4)
 
 
-def test_written_out_descent_is_sgd() -> None:
+def test_gradient_descent_by_hand_equals_sgd() -> None:
     by_hand = run("by_hand", "experiment=lenet_one_step")[2]
     by_sgd = run("by_sgd", "experiment=lenet_one_step", "optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0")[2]
     assert len(by_hand) == 10
-    for name, weight in by_hand.items():  # SGD rounds once for multiply and add together, the written-out step twice
+    for name, weight in by_hand.items():  # SGD fuses multiply and add, so it rounds once; the code by hand rounds twice
         torch.testing.assert_close(weight, by_sgd[name], rtol=2e-7, atol=1e-9)
 
 
-def test_lenet_one_step_is_the_step_of_the_tutorial() -> None:
-    """Again in plain torch: the same image, target and initial weights."""
+def test_lenet_one_step_equals_plain_torch() -> None:
+    """Compare with the step in plain torch, from the same image, target and initial weights."""
     weights = run("run", "experiment=lenet_one_step")[2]
     (image, target), _ = datamodules.OneRandom(image=[1, 32, 32], outputs=10).load()
     torch.manual_seed(1)
@@ -109,7 +109,7 @@ def test_lenet_one_step_is_the_step_of_the_tutorial() -> None:
         torch.testing.assert_close(weights[f"net.{name}"], parameter.data - 0.01 * parameter.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_resnet18_one_step_starts_from_a_file_of_weights_and_says_what_it_cannot_use() -> None:
+def test_resnet18_one_step_loads_a_weights_file_or_gives_one_line() -> None:
     assert run("null", "experiment=resnet18_one_step")[0]["params"] == 11_689_512
     torch.manual_seed(5)
     reference = torchvision.models.resnet18()
@@ -129,7 +129,7 @@ def test_resnet18_one_step_starts_from_a_file_of_weights_and_says_what_it_cannot
 
 
 @pytest.mark.slow
-def test_imagenet_weights_that_cannot_be_fetched(shell, tmp_path: Path) -> None:
+def test_unreachable_imagenet_weights_give_one_line(shell, tmp_path: Path) -> None:
     offline = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path)}
     answer = shell("experiment=resnet18_one_step", "model.weights=DEFAULT", **offline)
     assert answer.returncode == 1
@@ -138,7 +138,7 @@ def test_imagenet_weights_that_cannot_be_fetched(shell, tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
-def test_another_number_of_classes_gets_a_new_head_and_frozen_trains_it_alone() -> None:
+def test_finetuning_replaces_the_head_and_frozen_trains_only_the_head() -> None:
     torch.manual_seed(0)
     pretrained = torchvision.models.resnet18()
     torch.save(pretrained.state_dict(), "weights.pt")
@@ -152,20 +152,20 @@ def test_another_number_of_classes_gets_a_new_head_and_frozen_trains_it_alone() 
     ]
 
 
-def test_the_floor_of_a_softmax_too_many() -> None:
-    sure, classes = torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.tensor([0, 1])
-    assert losses.DoubleSoftmaxCrossEntropy()(sure, classes).item() == pytest.approx(0.3133, abs=5e-5)
-    assert nn.functional.cross_entropy(sure, classes).item() == 0
+def test_double_softmax_cross_entropy_does_not_reach_zero() -> None:
+    logits, classes = torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.tensor([0, 1])
+    assert losses.DoubleSoftmaxCrossEntropy()(logits, classes).item() == pytest.approx(0.3133, abs=5e-5)
+    assert nn.functional.cross_entropy(logits, classes).item() == 0
 
 
-def test_binary_cross_entropy_is_that_of_the_sigmoid() -> None:
+def test_binary_cross_entropy_takes_log_odds() -> None:
     log_odds, classes = torch.randn(5, 1), torch.tensor([0, 1, 1, 0, 1])
     expected = nn.functional.binary_cross_entropy(log_odds.sigmoid().flatten(), classes.float())
     torch.testing.assert_close(losses.BinaryCrossEntropy()(log_odds, classes), expected)
 
 
 @pytest.mark.parametrize("experiment", ["blobs", "blobs_logits", "logistic"])
-def test_the_quick_ones_in_full(experiment: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_quick_experiments_reach_their_expected_figures(experiment: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         result, *_ = run("run", f"experiment={experiment}", "check=true")
     assert result["as_expected"] is True
@@ -173,8 +173,8 @@ def test_the_quick_ones_in_full(experiment: str, caplog: pytest.LogCaptureFixtur
     assert ("predicted labels" in caplog.text) == experiment.startswith("blobs")
 
 
-def test_blobs_walks_as_a_bare_loop_does() -> None:
-    """The thousand steps in one call are a thousand steps of the plain loop, bit for bit."""
+def test_blobs_equals_a_bare_loop_to_the_bit() -> None:
+    """The steps within one call of ``training_step`` equal the steps of a plain loop, to the bit."""
     _, rows, weights = run("run", "experiment=blobs", "trainer.max_epochs=2", "model.steps_per_batch=100")
     (points, labels), _ = datamodules.Blobs(size=200, data_seed=2).load()
     torch.manual_seed(1)
@@ -193,7 +193,7 @@ def test_blobs_walks_as_a_bare_loop_does() -> None:
 
 
 @pytest.mark.slow
-def test_line_scan_is_a_sweep_that_names_two(shell, tmp_path: Path) -> None:
+def test_line_scan_sweep_finds_w_2(shell, tmp_path: Path) -> None:
     answer = shell("experiment=line_scan")
     assert answer.returncode == 0, answer.stderr
     (folder,) = tmp_path.glob("outputs/sweep/*")
@@ -211,7 +211,7 @@ def test_line_scan_is_a_sweep_that_names_two(shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "line_scan"])
-def test_every_experiment_says_what_it_is_and_trains_two_batches(
+def test_experiments_have_a_header_and_train_two_batches(
     experiment: str, random_images: Callable[[int, int], None]
 ) -> None:
     header = (PROJECT / "conf/experiment" / f"{experiment}.yaml").read_text().splitlines()[:6]
@@ -228,8 +228,10 @@ def test_every_experiment_says_what_it_is_and_trains_two_batches(
     assert result["steps"] >= 1
 
 
-def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Mean losses every 10 batches, an evaluation before any training, one after each epoch."""
+def test_mnist_dropout_cnn_logs_and_validates_as_often_as_its_tutorial(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tutorial logs a mean loss every 10 batches, and validates before training and after each epoch."""
 
     def load(self):
         images = torch.zeros(64 * 25, 1, 28, 28, dtype=torch.uint8)
@@ -250,12 +252,12 @@ def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 
 
 @pytest.mark.parametrize(
-    ("expect", "met"),
+    ("expect", "passed"),
     [
         ({"test/acc": {"at_least": 0.9}}, True),
         ({"test/acc": {"at_least": 0.96}}, False),
         ({"test/acc": {"at_most": 0.9}}, False),
-        ({"test/loss": {"at_least": 0}}, False),  # was not measured
+        ({"test/loss": {"at_least": 0}}, False),  # the run has no such metric
         ({"test/acc": {"published": 0.951, "rtol": 0.01}}, True),
         ({"test/acc": {"published": 0.951, "atol": 0.0001}}, False),
         ({"train/loss": {"published": [2.0, 1.0], "rtol": 1e-6}}, True),
@@ -263,14 +265,14 @@ def test_the_rhythm_of_the_tutorial(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         ({"train/loss": {"published": [2.0], "rtol": 1e-6}}, False),
     ],
 )
-def test_compare(expect: dict, met: bool) -> None:
+def test_check_expected_compares_metrics_and_curves(expect: dict, passed: bool) -> None:
     (comparison,) = check_expected(
         expect, {"test/acc": 0.95}, [{"train/loss": 2.0}, {"train/loss_step": 3.0}, {"train/loss": 1.0}]
     )
-    assert comparison.passed is met
+    assert comparison.passed is passed
 
 
-def test_has_diverged() -> None:
+def test_has_diverged_if_the_training_loss_grew() -> None:
     rows = [{"train/loss": 1.0}, {"val/loss": 9.0}]
     assert not has_diverged([])
     assert not has_diverged([*rows, {"train/loss": 1.5}])
@@ -279,7 +281,7 @@ def test_has_diverged() -> None:
 
 
 @pytest.mark.slow
-def test_a_missed_expectation_has_its_own_exit_code(shell) -> None:
+def test_missed_expectation_has_exit_code_3(shell) -> None:
     missed = shell("experiment=line_slow", "check=true", "expect.w.published=5", "logger=none")
     assert missed.returncode == 3
     assert "NOT as expected" in missed.stdout
@@ -287,7 +289,7 @@ def test_a_missed_expectation_has_its_own_exit_code(shell) -> None:
 
 
 @pytest.mark.slow
-def test_changed_settings_are_said_and_not_failed(shell) -> None:
+def test_expectations_are_not_compared_after_overrides(shell) -> None:
     answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
     assert answer.returncode == 0
     assert "not compared" in answer.stdout

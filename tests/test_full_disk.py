@@ -1,4 +1,4 @@
-"""What cannot be written: the run goes on where it can, says so in one line, and does not end with exit code 0."""
+"""Failed writes: a run continues where it can, prints one error line, and its exit code is not 0."""
 
 import json
 import os
@@ -17,15 +17,15 @@ import train
 from cli.compose import compose
 from loggers.tensorboard import _ignore_failed_writer_threads
 from tests.conftest import PROJECT
-from tests.test_resume import fill, small_disk  # noqa: F401  # a fixture
+from tests.test_resume import fill_disk, small_disk  # noqa: F401  # a fixture
 
 BLOBS = (
     *("model=blobs_mlp", "data=blobs", "model.steps_per_batch=20", "trainer.max_epochs=2", "trainer.accelerator=cpu"),
 )
 
 
-class Block(pl.Callback):
-    """Puts a directory where a file of the run would be, or a file where a directory would be."""
+class BlockPath(pl.Callback):
+    """Put a directory in the place of a file of the run, or a file in the place of a directory."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -38,10 +38,12 @@ class Block(pl.Callback):
 
 
 @pytest.mark.parametrize("name", ["result.json", "pictures"])
-def test_a_run_that_could_not_write_all_goes_on_and_fails(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_ends_and_fails_if_result_or_plots_cannot_be_written(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     cfg = compose(*BLOBS, "logger=none")
-    cfg.callbacks.block = {"_target_": f"{__name__}.Block", "path": f"run/{name}"}
+    cfg.callbacks.block = {"_target_": f"{__name__}.BlockPath", "path": f"run/{name}"}
     with pytest.raises(OSError, match=rf"^the training has ended, but not everything could be written: .*{name}"):
         train.train(cfg, Path("run"))
     assert "test accuracy" in caplog.text  # the table
@@ -50,16 +52,16 @@ def test_a_run_that_could_not_write_all_goes_on_and_fails(name: str, caplog: pyt
         assert (result["status"], result["epochs"]) == ("failed", 2)
 
 
-def test_a_run_that_could_not_write_its_event_files_goes_on_and_fails(
+def test_training_ends_and_fails_if_event_files_cannot_be_written(
     small_disk: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     Path("outputs").symlink_to(small_disk)
-    fill(small_disk, 4096)  # the directory
+    fill_disk(small_disk, 4096)  # enough for the directory only
     uncaught: list[object] = []
     monkeypatch.setattr(threading, "excepthook", uncaught.append)
-    _ignore_failed_writer_threads.cache_clear()  # a thread of TensorBoard's finds out
+    _ignore_failed_writer_threads.cache_clear()  # the error arises in a thread of TensorBoard
     with pytest.raises(OSError, match=r"not everything could be written: .*No space left"):
         train.train(compose(*BLOBS), Path("run"))
     assert not uncaught
@@ -68,38 +70,38 @@ def test_a_run_that_could_not_write_its_event_files_goes_on_and_fails(
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "checkpoints"])
-def test_a_run_that_cannot_be_kept_stops(name: str) -> None:
+def test_training_stops_if_metrics_or_checkpoints_cannot_be_written(name: str) -> None:
     cfg = compose(*BLOBS, "logger=none")
-    cfg.callbacks.block = {"_target_": f"{__name__}.Block", "path": f"run/{name}"}
+    cfg.callbacks.block = {"_target_": f"{__name__}.BlockPath", "path": f"run/{name}"}
     with pytest.raises(OSError, match=name):
         train.train(cfg, Path("run"))
     assert json.loads(Path("run/result.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "dashboard.txt"])
-def test_what_is_written_at_the_start_ends_a_run_at_once(name: str) -> None:
+def test_run_does_not_start_if_its_first_files_cannot_be_written(name: str) -> None:
     Path("run", name).mkdir(parents=True)
     with pytest.raises(OSError, match=name):
         train.train(compose(*BLOBS), Path("run"))
     assert not Path("run/metrics.csv").exists()
 
 
-def test_an_evaluation_that_cannot_be_kept_is_printed(caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluation_prints_metrics_that_cannot_be_written(caplog: pytest.LogCaptureFixture) -> None:
     train.train(compose(*BLOBS, "logger=none"), Path("run"))
     Path("run/evaluations").write_text("in the way")
     caplog.clear()
     caplog.set_level("INFO")
-    asked = compose()
-    asked.update({"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}})
+    cfg = compose()
+    cfg.update({"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}})
     with pytest.raises(OSError, match="evaluations"):
-        evaluate.evaluate(asked, Path("run"))
+        evaluate.evaluate(cfg, Path("run"))
     assert "test/acc" in caplog.text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [30_000, 48_000, 70_000, 100_000, 150_000, 250_000])
-def test_any_full_disk_is_one_line_and_exit_code_1(leave: int, small_disk: Path) -> None:  # noqa: F811
-    fill(small_disk, leave)
+def test_full_disk_gives_one_line_and_exit_code_1(leave: int, small_disk: Path) -> None:  # noqa: F811
+    fill_disk(small_disk, leave)
     command = [sys.executable, str(PROJECT / "train.py"), *BLOBS]
     answer = subprocess.run(command, cwd=small_disk, capture_output=True, text=True)
     assert answer.returncode == 1, answer
@@ -112,7 +114,7 @@ def test_any_full_disk_is_one_line_and_exit_code_1(leave: int, small_disk: Path)
 
 
 @pytest.mark.slow
-def test_a_terminal_without_the_characters(shell, tmp_path: Path) -> None:
+def test_class_names_are_escaped_on_an_ascii_terminal(shell, tmp_path: Path) -> None:
     for name in ("图片", "b"):
         for number in range(10):
             path = tmp_path / "images" / name / f"{number}.png"
@@ -128,7 +130,7 @@ def test_a_terminal_without_the_characters(shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_expected_figures_on_a_terminal_without_the_characters(shell) -> None:
+def test_expected_figures_are_printed_on_an_ascii_terminal(shell) -> None:
     answer = shell("experiment=line_slow", "logger=none", "callbacks.pictures=null", PYTHONIOENCODING="ascii")
     assert answer.returncode == 0, answer.stderr
     assert "as expected" in answer.stdout
@@ -136,7 +138,7 @@ def test_expected_figures_on_a_terminal_without_the_characters(shell) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
-def test_lost_output_is_noticed(tmp_path: Path) -> None:
+def test_incomplete_stdout_and_log_give_exit_code_1(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "train.log").symlink_to("/dev/full")
@@ -153,7 +155,7 @@ def test_lost_output_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
-def test_lost_help_is_noticed() -> None:
+def test_incomplete_help_gives_exit_code_1() -> None:
     command = [sys.executable, str(PROJECT / "train.py"), "--help"]
     with open("/dev/full", "w") as full:
         answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)

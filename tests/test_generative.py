@@ -29,7 +29,7 @@ from datamodules.images import ImageDataModule
 from lit_models import GAN, VAE, Autoencoder, nets
 from lit_models.exact import _derive_seed
 from plots.generative import GAP, code_plane, mosaic, project_codes
-from tests.kill_and_resume import differences, end, kill_and_resume
+from tests.kill_and_resume import differences, final_state, kill_and_resume
 
 GRAY, COLOR = (1, 28, 28), (3, 32, 32)
 MODELS = ("autoencoder", "vae", "gan", "dcgan")
@@ -210,7 +210,7 @@ def test_a_killed_run_goes_on_to_the_same_end(model: str, batches: int, tiny: No
     steps = batches * (2 if "gan" in model else 1)
     assert steps - 2 < torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] <= steps
     run("parts", "resume=parts", "logger=none")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
     whole, parts = (json.loads(Path(folder, "result.json").read_text())["metrics"] for folder in ("whole", "parts"))
     assert whole == parts
 
@@ -257,7 +257,7 @@ def test_a_resumed_gan_keeps_its_schedules(tiny: None) -> None:
             killed_after(patch, 13, "gan")
             run(f"parts_{scheduler}", *overrides)
         run(f"parts_{scheduler}", f"resume=parts_{scheduler}", "logger=none")
-        whole, parts = (end(Path(f"{name}_{scheduler}")) for name in ("whole", "parts"))
+        whole, parts = (final_state(Path(f"{name}_{scheduler}")) for name in ("whole", "parts"))
         assert differences(whole, parts) == []
         assert len(whole[0]["lr_schedulers"]) == 2
     first, second = (state["_last_lr"][0] for state in whole[0]["lr_schedulers"])

@@ -1,4 +1,4 @@
-"""What only a GPU can show; without one all of it is skipped."""
+"""Tests that need a GPU. They are skipped without one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +21,8 @@ def run(folder: str, *overrides: str) -> dict[str, Any]:
     return train.train(compose(*overrides), Path(folder))
 
 
-class NoWaiting(pl.Callback):
-    """Lets torch raise where the program would wait for the card, from the third step of an epoch to its end."""
+class ForbidSync(pl.Callback):
+    """Let torch raise if the program waits for the GPU, from the third step of an epoch to the last but one."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         inputs = trainer.train_dataloader.inputs
@@ -36,9 +36,11 @@ class NoWaiting(pl.Callback):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("model", ["cnn", "dropout_cnn", "lenet", "resnet18", "speedrun"])
-def test_no_step_waits_for_the_card(model: str, precision: str, random_images: Callable[[int, int], None]) -> None:
+def test_training_steps_do_not_synchronize_with_the_gpu(
+    model: str, precision: str, random_images: Callable[[int, int], None]
+) -> None:
     random_images(400, 100)
-    watched = "+callbacks.watch._target_=tests.test_gpu.NoWaiting"
+    watched = "+callbacks.watch._target_=tests.test_gpu.ForbidSync"
     settings = ("trainer=gpu", f"trainer.precision={precision}", "trainer.log_every_n_steps=1000", watched)
     parts = ("optimizer=muon", "scheduler=linear", "data.augment=alternate") if model == "speedrun" else ()
     result = run("run", f"model={model}", *IMAGES, *settings, *parts, "trainer.max_epochs=2")
@@ -46,7 +48,7 @@ def test_no_step_waits_for_the_card(model: str, precision: str, random_images: C
     assert result["device"] == torch.cuda.get_device_name()
 
 
-def test_a_run_goes_on_where_it_was(random_images: Callable[[int, int], None]) -> None:
+def test_resume_on_the_gpu_is_exact(random_images: Callable[[int, int], None]) -> None:
     random_images(400, 100)
     settings = ("model=dropout_cnn", *IMAGES, "trainer.accelerator=gpu", "trainer.deterministic=true", "scheduler=none")
     run("whole", *settings, "trainer.max_epochs=3")
@@ -58,7 +60,7 @@ def test_a_run_goes_on_where_it_was(random_images: Callable[[int, int], None]) -
 
 
 @pytest.mark.real
-def test_the_same_command_on_cpu_and_gpu(real_root: Path) -> None:
+def test_cpu_and_gpu_reach_the_same_accuracy(real_root: Path) -> None:
     settings = ("experiment=mnist_99", f"data.root={real_root}", "logger=none", "callbacks.pictures=null")
     accuracies = [
         [run(f"{trainer} {seed}", *settings, trainer, f"seed={seed}")["metrics"]["test/acc"] for seed in (1, 2)]

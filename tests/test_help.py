@@ -1,4 +1,4 @@
-"""--help, --cfg and completion: quick, and they say what a value is for."""
+"""--help, --cfg and shell completion: they are quick, and print the comments of conf/."""
 
 import os
 import pty
@@ -14,33 +14,33 @@ from cli.help import GROUPS, annotate_config, default_settings, list_options
 from tests.conftest import PROJECT
 
 
-def test_cfg_has_the_comments_of_conf(shell) -> None:
+def test_cfg_prints_the_comments_of_conf(shell) -> None:
     answer = shell("experiment=mnist_99", "optimizer.lr=0.5", "--cfg", "job")
     assert answer.returncode == 0
     lines = answer.stdout.splitlines()
     assert "  lr: 0.5" in lines
     assert "  crop: 4 # pixels that are cut off at each side" in [line[2:] for line in lines]
     assert "  accelerator: auto # cpu, gpu, mps …" in lines
-    assert "  val_size: 0 # one epoch, one test" in lines  # the experiment's own words
+    assert "  val_size: 0 # one epoch, one test" in lines  # the comment of the experiment file
     above = lines[lines.index("seed: 1") - 2 : lines.index("seed: 1")]
     assert any("Seed of everything random" in line for line in above)
 
 
-def test_cfg_has_the_comments_of_the_files_that_a_choice_builds_on(shell) -> None:
+def test_cfg_prints_the_comments_of_base_files(shell) -> None:
     lines = shell("data=blobs", "--cfg", "job").stdout.splitlines()
-    assert "  fold: 0 # number of the part, from 0" in lines  # of conf/data/base/default.yaml
-    assert "  batch_size: null # all at once" in lines  # of base/generated.yaml, which has its own words
-    assert "  data_seed: 2 # with this seed no point lies in the other cloud" in lines  # of blobs.yaml
+    assert "  fold: 0 # number of the part, from 0" in lines  # from conf/data/base/default.yaml
+    assert "  batch_size: null # all at once" in lines  # from base/generated.yaml, which overrides the comment
+    assert "  data_seed: 2 # with this seed no point lies in the other cloud" in lines  # from blobs.yaml
     assert "  validate_on: val # or test, or train" in lines
     assert not any("Gaussian clouds" in line for line in lines)
 
 
-def test_bases_are_no_choices(shell) -> None:
+def test_base_files_are_not_listed_as_options(shell) -> None:
     assert "base" not in shell("data=mnits").stderr
     assert "base" not in shell("--help").stdout
 
 
-def test_cfg_is_the_config_still(shell) -> None:
+def test_cfg_prints_valid_yaml_and_refuses_wrong_overrides(shell) -> None:
     import yaml
 
     command = ("experiment=mnist_cnn", "data.batch_size=7", "--cfg", "job")
@@ -54,7 +54,7 @@ def test_cfg_is_the_config_still(shell) -> None:
 
 @pytest.mark.parametrize("script", ["evaluate.py", "predict.py", "export.py"])
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--cfg", "job")])
-def test_a_command_prints_the_comments_of_its_config(script: str, arguments: tuple[str, ...], shell) -> None:
+def test_help_and_cfg_print_the_comments_of_a_command_config(script: str, arguments: tuple[str, ...], shell) -> None:
     answer = shell(*arguments, script=script)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "run: last # or the directory of a run, or a checkpoint file\n" in answer.stdout
@@ -63,9 +63,7 @@ def test_a_command_prints_the_comments_of_its_config(script: str, arguments: tup
     assert ("python evaluate.py run=last\n" in answer.stdout) == (script == "evaluate.py" and "--cfg" not in arguments)
 
 
-def test_comments_of_a_base_are_printed_where_the_option_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_comment_of_a_base_file_is_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in {
         "config.yaml": "# All.\ndefaults:\n  - data: mine\n",
         "data/mine.yaml": "# Mine.\ndefaults:\n  - base/images@_here_\n  - _self_\nmean: 1 # mine\n",
@@ -91,7 +89,9 @@ def test_comments_of_a_base_are_printed_where_the_option_has_none(
         (("--info", "x"), "argument --info/-i: invalid choice: 'x'"),
     ],
 )
-def test_a_wrong_option_of_hydra_is_said_in_a_line(script: str, arguments: tuple[str, ...], words: str, shell) -> None:
+def test_wrong_hydra_option_gives_one_line_and_exit_code_2(
+    script: str, arguments: tuple[str, ...], words: str, shell
+) -> None:
     answer = shell(*arguments, script=script)
     assert (answer.returncode, answer.stdout) == (2, "")
     (line,) = answer.stderr.splitlines()
@@ -99,7 +99,7 @@ def test_a_wrong_option_of_hydra_is_said_in_a_line(script: str, arguments: tuple
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("-sc", "query=bash")])
-def test_nothing_heavy_is_loaded(arguments: tuple[str, ...], shell, tmp_path: Path) -> None:
+def test_help_cfg_and_completion_do_not_import_torch(arguments: tuple[str, ...], shell, tmp_path: Path) -> None:
     for name in ("torch", "lightning", "numpy", "matplotlib"):
         (tmp_path / f"{name}.py").write_text(f"raise AssertionError('{name} was imported')\n")
     answer = shell(*arguments, PYTHONPATH=str(tmp_path), COMP_LINE="python train.py model=le", COMP_POINT="24")
@@ -115,7 +115,7 @@ def test_nothing_heavy_is_loaded(arguments: tuple[str, ...], shell, tmp_path: Pa
         ("optimizer=sgd optimizer.nest", "optimizer.nesterov="),
     ],
 )
-def test_tab_in_bash(typed: str, completed: str) -> None:
+def test_bash_completes_overrides(typed: str, completed: str) -> None:
     terminal, inside = pty.openpty()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     bash = subprocess.Popen(
@@ -142,7 +142,7 @@ def test_tab_in_bash(typed: str, completed: str) -> None:
     assert completed.strip() in seen.split("install=bash")[-1]
 
 
-def test_help_names_every_option(shell) -> None:
+def test_help_lists_every_option(shell) -> None:
     answer = shell("--help")
     for group in GROUPS:
         assert f"  {group}=\n" in answer.stdout

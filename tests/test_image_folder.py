@@ -1,4 +1,4 @@
-"""Your own images: splits, files that are none, and runs that resume exactly, with workers and without."""
+"""data=image_folder: splits, broken files, worker processes, and exact resume with and without workers."""
 
 import json
 import os
@@ -22,13 +22,13 @@ from datamodules import CIFAR10, ImageFolder
 from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
 from tests.conftest import PROJECT
-from tests.kill_and_resume import differences, end
+from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
-from tests.test_scripts import ask, score
+from tests.test_scripts import evaluate_run, predict_rows
 
 
-def make_pictures(root: Path, per_class: int = 30) -> None:
-    """Red and green pictures of several sizes with some noise in them."""
+def make_images(root: Path, per_class: int = 30) -> None:
+    """Write noisy red and green images of several sizes, ``per_class`` of each."""
     generator = torch.Generator().manual_seed(0)
     for channel, name in enumerate(("red", "green")):
         (root / name).mkdir(parents=True)
@@ -48,89 +48,89 @@ def run(folder: str, *overrides: str) -> dict:
     return train.train(compose(*overrides), Path(folder))
 
 
-def parts(folder: ImageFolder) -> dict[str, set[str]]:
-    """The files of each split."""
+def split_files(folder: ImageFolder) -> dict[str, set[str]]:
+    """Return the files of each split, relative to the root."""
     folder.setup()
     files = {"train": [folder._parts[0][0][index] for index in folder.train_indices]}
     files |= {"val": [folder._parts[0][0][index] for index in folder.val_indices], "test": folder._parts[1][0]}
     return {split: {str(file.relative_to(folder.root)) for file in found} for split, found in files.items()}
 
 
-def test_one_folder_is_split_and_nothing_is_in_two_parts() -> None:
-    make_pictures(Path("pictures"), 200)
-    split = parts(ImageFolder("pictures", val_size=0.25, test_size=0.2, **SETTINGS))
+def test_one_directory_is_split_into_disjoint_splits() -> None:
+    make_images(Path("pictures"), 200)
+    split = split_files(ImageFolder("pictures", val_size=0.25, test_size=0.2, **SETTINGS))
     assert [len(split[name]) for name in ("train", "val", "test")] == pytest.approx([240, 80, 80], abs=25)
     assert sum(map(len, split.values())) == len(set.union(*split.values())) == 400
-    assert parts(ImageFolder("pictures", val_size=0.25, test_size=0.2, seed=7, **SETTINGS)) == split
-    assert parts(ImageFolder("pictures", val_size=0.5, test_size=0.2, **SETTINGS))["test"] == split["test"]
+    assert split_files(ImageFolder("pictures", val_size=0.25, test_size=0.2, seed=7, **SETTINGS)) == split
+    assert split_files(ImageFolder("pictures", val_size=0.5, test_size=0.2, **SETTINGS))["test"] == split["test"]
 
 
-def test_no_file_moves_to_another_split_when_others_come_and_go() -> None:
-    make_pictures(Path("pictures"), 100)
-    before = parts(ImageFolder("pictures", **SETTINGS))
+def test_files_stay_in_their_split_when_others_are_added_or_removed() -> None:
+    make_images(Path("pictures"), 100)
+    before = split_files(ImageFolder("pictures", **SETTINGS))
     Path("pictures/green/5.png").unlink()
     Path("pictures/green/0.png").rename("pictures/green/a.png")
     for number in range(20):
         (Path("pictures/green") / f"new_{number}.png").write_bytes(Path("pictures/red/1.png").read_bytes())
-    Path("pictures/amber").mkdir()  # the first of the classes
+    Path("pictures/amber").mkdir()  # a new class, before the others in the order of the classes
     Path("pictures/red/3.png").rename("pictures/amber/3.png")
-    after = parts(ImageFolder("pictures", **SETTINGS))
+    after = split_files(ImageFolder("pictures", **SETTINGS))
     gone = {"green/5.png", "green/0.png", "red/3.png"}
     for split, files in before.items():
         assert files - gone <= after[split]
-    was, now = (next(name for name in split if file in split[name]) for split, file in
+    split_before, split_after = (next(name for name in split if file in split[name]) for split, file in
                 ((before, "red/3.png"), (after, "amber/3.png")))  # fmt: skip
-    assert was == now
+    assert split_before == split_after
 
 
-def test_every_file_is_in_one_fold() -> None:
-    make_pictures(Path("pictures"), 50)
-    splits = [parts(ImageFolder("pictures", folds=3, fold=fold, **SETTINGS)) for fold in range(3)]
-    learnt_from = splits[0]["train"] | splits[0]["val"]
-    assert sorted(file for split in splits for file in split["val"]) == sorted(learnt_from)
+def test_each_file_is_validated_in_exactly_one_fold() -> None:
+    make_images(Path("pictures"), 50)
+    splits = [split_files(ImageFolder("pictures", folds=3, fold=fold, **SETTINGS)) for fold in range(3)]
+    not_test = splits[0]["train"] | splits[0]["val"]
+    assert sorted(file for split in splits for file in split["val"]) == sorted(not_test)
     for split in splits:
-        assert split["train"] == learnt_from - split["val"]
-        assert len(split["val"]) == pytest.approx(len(learnt_from) / 3, abs=12)
+        assert split["train"] == not_test - split["val"]
+        assert len(split["val"]) == pytest.approx(len(not_test) / 3, abs=12)
 
 
-def test_a_small_folder_holds_out_something() -> None:
-    """Also one of whose files none is in the share by chance."""
+def test_each_split_of_a_small_directory_has_a_file() -> None:
+    """Even if the hash of no file falls into the held-out fraction."""
     for size in range(3, 12):
-        make_pictures(Path(f"pictures{size}"), size)
-        split = parts(ImageFolder(f"pictures{size}", val_size=0.2, test_size=0.2, **SETTINGS))
+        make_images(Path(f"pictures{size}"), size)
+        split = split_files(ImageFolder(f"pictures{size}", val_size=0.2, test_size=0.2, **SETTINGS))
         assert all(split.values()), size
 
 
-def test_a_run_of_the_time_of_the_permutation_tests_on_what_it_held_out() -> None:
-    make_pictures(Path("pictures"), 5)
+def test_old_run_keeps_its_split_by_permutation() -> None:
+    make_images(Path("pictures"), 5)
     old = ImageFolder(
         "pictures", val_size=0.25, test_size=0.2, fitted_state={"class_names": ["green", "red"]}, **SETTINGS
     )
-    assert parts(old)["test"] == {"green/2.png", "red/0.png"}
-    assert parts(old)["val"] == {"green/3.png", "green/4.png"}
+    assert split_files(old)["test"] == {"green/2.png", "red/0.png"}
+    assert split_files(old)["val"] == {"green/3.png", "green/4.png"}
     assert old.fitted_config() == {
         "fitted_state": {"class_names": ["green", "red"]}
-    }  # nor does a resumed run forget it
+    }  # a resumed run keeps this kind of split
 
 
-NOISE = (*RUN, "data.num_workers=0", "data.test_size=0.3", "data.val_size=0.2", "data.augment=none")
+NOISY_RUN = (*RUN, "data.num_workers=0", "data.test_size=0.3", "data.val_size=0.2", "data.augment=none")
 
 
-def held_out() -> ImageFolder:
+def make_datamodule() -> ImageFolder:
     return ImageFolder("pictures", val_size=0.2, test_size=0.3, **SETTINGS)
 
 
 def rename_into(split: str, file: Path) -> Path:
-    """Gives a file a name with which it is in another split."""
+    """Rename a file until its name puts it into ``split``."""
     for number in range(1000):
         file = file.rename(file.with_name(f"renamed_{number}.png"))
-        if str(file.relative_to("pictures")) in parts(held_out())[split]:
+        if str(file.relative_to("pictures")) in split_files(make_datamodule())[split]:
             return file
     raise AssertionError
 
 
-def change(kind: str) -> None:
-    test, train = (Path("pictures", min(parts(held_out())[split])) for split in ("test", "train"))
+def change_test_images(kind: str) -> None:
+    test, train = (Path("pictures", min(split_files(make_datamodule())[split])) for split in ("test", "train"))
     if kind == "removed":
         test.unlink()
     elif kind == "overwritten":
@@ -140,26 +140,26 @@ def change(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["renamed", "overwritten", "removed"])
-def test_other_test_images_are_said(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    make_pictures(Path("pictures"))
-    run("run", *NOISE, "trainer.max_epochs=1")
+def test_changed_test_images_are_warned_about(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    make_images(Path("pictures"))
+    run("run", *NOISY_RUN, "trainer.max_epochs=1")
     line = (
         "the test images in pictures are not those of the run: some were added, removed, renamed or overwritten since"
     )
-    score("run")
-    ask(Path("run"), split="test", limit=5)
+    evaluate_run("run")
+    predict_rows(Path("run"), split="test", limit=5)
     assert line not in caplog.text
-    change(kind)
-    for asks in (lambda: score("run"), lambda: ask(Path("run"), split="test", limit=5)):
+    change_test_images(kind)
+    for command in (lambda: evaluate_run("run"), lambda: predict_rows(Path("run"), split="test", limit=5)):
         caplog.clear()
-        asks()
+        command()
         assert [record.getMessage() for record in caplog.records].count(line) == 1
 
 
-def test_a_run_does_not_go_on_to_learn_from_what_it_held_out() -> None:
-    make_pictures(Path("pictures"))
-    run("run", *NOISE, "trainer.max_epochs=1")
-    test = Path("pictures", min(parts(held_out())["test"]))
+def test_resume_refuses_changed_training_images() -> None:
+    make_images(Path("pictures"))
+    run("run", *NOISY_RUN, "trainer.max_epochs=1")
+    test = Path("pictures", min(split_files(make_datamodule())["test"]))
     renamed = rename_into("train", test)
     with pytest.raises(ValueError, match=r"^resume: images in pictures \(train\) were added, removed, renamed or"):
         run("run", "resume=run", "trainer.max_epochs=2")
@@ -167,9 +167,9 @@ def test_a_run_does_not_go_on_to_learn_from_what_it_held_out() -> None:
     assert run("run", "resume=run", "trainer.max_epochs=2")["status"] == "finished"
 
 
-def test_folders_for_train_val_and_test_are_taken_as_they_are() -> None:
+def test_directories_train_val_and_test_are_the_splits() -> None:
     for part, size in (("train", 10), ("val", 4), ("test", 3)):
-        make_pictures(Path("pictures", part), size)
+        make_images(Path("pictures", part), size)
     folder = ImageFolder("pictures", **SETTINGS)
     folder.setup()
     counts = [
@@ -180,8 +180,8 @@ def test_folders_for_train_val_and_test_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_cifar10_as_files_is_cifar10_in_memory(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same order: the same weights and figures, to the bit."""
+def test_cifar10_from_files_trains_identically_to_memory(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is the same, so weights and metrics are identical to the bit."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (60, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.arange(60) // 6
@@ -193,19 +193,19 @@ def test_cifar10_as_files_is_cifar10_in_memory(workers: int, monkeypatch: pytest
     monkeypatch.setattr(CIFAR10, "load", lambda _: ((images, labels), (images, labels)))
     settings = ("model=lenet", "data.batch_size=8", "data.val_size=0", "data.augment=flip_crop", "logger=none")
     settings += ("trainer.accelerator=cpu", "threads=1", "trainer.max_epochs=2")
-    normalised = ("data.mean=[0.4,0.5,0.6]", "data.std=[0.2,0.3,0.2]")
+    normalized = ("data.mean=[0.4,0.5,0.6]", "data.std=[0.2,0.3,0.2]")
     files = ("data=image_folder", "data.root=cifar10", f"data.num_workers={workers}")
-    ours = run("files", *settings, *files, *normalised)
-    theirs = run("memory", *settings, "data=cifar10", *normalised)
+    ours = run("files", *settings, *files, *normalized)
+    theirs = run("memory", *settings, "data=cifar10", *normalized)
     for name in ("train/loss", "train/acc", "test/loss", "test/acc"):
         assert ours["metrics"][name] == theirs["metrics"][name]
     ends = [torch.load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("files", "memory")]
     assert differences(*ends) == []
 
 
-def test_a_file_that_is_no_picture_is_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    make_pictures(Path("pictures/train"), 5)
-    make_pictures(Path("pictures/test"), 3)
+def test_broken_image_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    make_images(Path("pictures/train"), 5)
+    make_images(Path("pictures/test"), 3)
     Path("pictures/test/red/broken.png").write_bytes(b"no image")
     folder = ImageFolder("pictures", val_size=0.0, **SETTINGS)
     folder.setup()
@@ -219,9 +219,9 @@ def break_files(*names: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_processes_make_as_many_batches_as_each_other_whatever_is_broken(workers: int) -> None:
-    make_pictures(Path("pictures/train"), 5)
-    break_files("green/0.png", "green/1.png", "green/4.png")  # of green/0 to 4 and red/0 to 4
+def test_all_ranks_get_the_same_number_of_batches_despite_broken_files(workers: int) -> None:
+    make_images(Path("pictures/train"), 5)
+    break_files("green/0.png", "green/1.png", "green/4.png")  # of ten files, five of each class
     files = sorted(Path("pictures/train").rglob("*.png"))
     dataset, device = ImageFileDataset(files, torch.arange(10), (3, 8, 8)), torch.device("cpu")
     shares = []
@@ -234,15 +234,15 @@ def test_processes_make_as_many_batches_as_each_other_whatever_is_broken(workers
     assert shares[1] == [((2, 3, 8, 8), [2, 3]), ((2, 3, 8, 8), [6, 7]), ((1, 3, 8, 8), [9])]
 
 
-def test_a_batch_without_a_picture_changes_no_figure() -> None:
-    """Neither in the training nor at the beginning of the test; a resumed run is where it was."""
-    make_pictures(Path("pictures/train"), 8)
-    make_pictures(Path("pictures/test"), 4)
+def test_batches_without_images_do_not_affect_metrics_or_resume() -> None:
+    """This holds for training and for the start of the test. Resume stays exact."""
+    make_images(Path("pictures/train"), 8)
+    make_images(Path("pictures/test"), 4)
     break_files(*(f"{name}/{number}.png" for name in ("green", "red") for number in range(7)))
     for number in range(4):
         Path(f"pictures/test/green/{number}.png").write_bytes(b"no image")
     settings = (*RUN, "data.num_workers=0", "data.val_size=0", "data.batch_size=2", "data.eval_batch_size=4")
-    result = run("whole", *settings)  # two pictures in eight batches
+    result = run("whole", *settings)  # two images in eight batches
     assert (result["status"], result["steps"]) == ("finished", 16)
     assert 0 < result["metrics"]["train/loss"] < 10
     assert result["metrics"]["test/acc/red"] == result["metrics"]["test/acc"]
@@ -250,13 +250,13 @@ def test_a_batch_without_a_picture_changes_no_figure() -> None:
         kill_at(patch, 13)
         run("parts", *settings)
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers as Linux lists them")
-def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
-    make_pictures(Path("pictures"))
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of child processes")
+def test_killed_worker_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    make_images(Path("pictures"))
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *RUN, "trainer.max_epochs=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not process.stdout.readline().startswith("epoch 2/"):
@@ -264,38 +264,40 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path: Path) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         workers = [pid for pid in children if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(int(workers[0]), signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
-    assert len(workers) == 4  # two for the training and two for the validation stay
+        _, errors = process.communicate(timeout=60)
+    assert len(workers) == 4  # two persistent workers for training and two for validation
     assert process.returncode == 1
-    assert said.startswith("error: a worker process has died")
-    assert len(said.splitlines()) == 1
+    assert errors.startswith("error: a worker process has died")
+    assert len(errors.splitlines()) == 1
     assert json.loads(Path("outputs/last/result.json").read_text())["status"] == "failed"
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_all_is_the_run_s_to_answer(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    """As Ctrl-C in a terminal, or the end of a service: those who read images hear nothing of it."""
-    make_pictures(Path("pictures"))
+def test_signal_to_the_process_group_is_handled_by_the_main_process(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """As by Ctrl-C in a terminal, or when a service is stopped. The worker processes ignore the signal."""
+    make_images(Path("pictures"))
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *RUN, "trainer.max_epochs=100000", "data.num_workers=2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, start_new_session=True) as process:
         while not process.stdout.readline().startswith("epoch 2/"):
             assert process.poll() is None
         os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    first, second, third = said.splitlines()
+    first, second, third = errors.splitlines()
     assert first == "stopping after this step; a second signal stops at once"
     assert second.startswith(f"error: interrupted by {number.name}; saved in ")
     assert third.startswith("resume with: python train.py resume=")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process as Linux can")
-def test_readers_end_with_a_run_that_is_killed() -> None:
-    """Also those that are in the middle of a file."""
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux's pidfd_open")
+def test_workers_exit_when_the_main_process_is_killed() -> None:
+    """Even if they are reading a file."""
     script = """
 import os, sys, time
 import torch
@@ -323,9 +325,9 @@ next(iter(image_file_loader.ImageFileLoader(dataset, torch.arange(4), 2, 2, torc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_fifo_among_the_images_is_skipped(workers: int) -> None:
-    make_pictures(Path("pictures/train"), 5)
-    make_pictures(Path("pictures/test"), 3)
+def test_fifo_among_the_images_is_skipped(workers: int) -> None:
+    make_images(Path("pictures/train"), 5)
+    make_images(Path("pictures/test"), 3)
     os.mkfifo("pictures/test/red/fifo.png")
     script = "import sys; from datamodules import ImageFolder\n"
     script += (
@@ -335,16 +337,16 @@ def test_a_fifo_among_the_images_is_skipped(workers: int) -> None:
     command = [sys.executable, "-c", script, str(Path("pictures").resolve()), str(workers)]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
-            said, _ = process.communicate(timeout=200)
+            printed, _ = process.communicate(timeout=200)
         except subprocess.TimeoutExpired:
             process.kill()
-            pytest.fail("it waits for the FIFO")
-    assert said == b"6\n"
+            pytest.fail("the loader waits for the FIFO")
+    assert printed == b"6\n"
 
 
-def test_no_batch_goes_through_shared_memory() -> None:
-    """Of which a container has 64 MB."""
-    make_pictures(Path("pictures"))
+def test_batches_do_not_use_shared_memory() -> None:
+    """A container has only 64 MB of it."""
+    make_images(Path("pictures"))
     folder = ImageFolder("pictures", **SETTINGS | {"num_workers": 2, "augment": "none"})
     folder.setup()
     loader = folder.train_dataloader()
@@ -355,15 +357,15 @@ def test_no_batch_goes_through_shared_memory() -> None:
 SMALL_SHM = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
 
 
-def can_make_shm_small() -> bool:
+def can_shrink_shm() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run([*SMALL_SHM, "true"], capture_output=True).returncode == 0
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not can_make_shm_small(), reason="needs the right to mount")
-def test_a_batch_larger_than_shared_memory() -> None:
-    make_pictures(Path("pictures"))
-    typed = [
+@pytest.mark.skipif(not can_shrink_shm(), reason="needs the permission to mount")
+def test_batch_larger_than_shared_memory_trains() -> None:
+    make_images(Path("pictures"))
+    overrides = [
         *RUN,
         "data.image=[3,128,128]",
         "data.batch_size=30",
@@ -371,14 +373,14 @@ def test_a_batch_larger_than_shared_memory() -> None:
         "trainer.max_epochs=1",
         "model=mlp",
     ]
-    command = [*SMALL_SHM, sys.executable, str(PROJECT / "train.py"), *typed]
+    command = [*SMALL_SHM, sys.executable, str(PROJECT / "train.py"), *overrides]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            _, said = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             process.kill()
-            pytest.fail("it hangs")
-    assert (process.returncode, said) == (0, "")
+            pytest.fail("the training hangs")
+    assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -393,9 +395,9 @@ def test_a_batch_larger_than_shared_memory() -> None:
         (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
     ],
 )
-def test_a_folder_with_such_a_name_is_no_class(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_name_that_could_be_evaluated_is_refused(name: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "swordfish")
-    make_pictures(Path("pictures"))
+    make_images(Path("pictures"))
     Path("pictures/red").rename(Path("pictures") / name)
     with pytest.raises(Exception) as error:
         run("refused", *RUN)
@@ -405,12 +407,12 @@ def test_a_folder_with_such_a_name_is_no_class(name: str, reason: str, monkeypat
     line.encode()
 
 
-def test_names_that_look_like_something_else_stay_names() -> None:
-    make_pictures(Path("pictures"))
+def test_class_names_that_look_like_yaml_stay_strings() -> None:
+    make_images(Path("pictures"))
     for before, after in (("red", "null"), ("green", "{a: [1], $b}")):
         Path("pictures", before).rename(Path("pictures", after))
     run("run", *RUN, "trainer.max_epochs=1", "data.num_workers=0")
-    assert {row["truth"] for row in ask(Path("run"), split="test", limit=20)} == {"null", "{a: [1], $b}"}
+    assert {row["truth"] for row in predict_rows(Path("run"), split="test", limit=20)} == {"null", "{a: [1], $b}"}
     assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["fitted_state"]["class_names"] == [
         "null",
         "{a: [1], $b}",
@@ -418,25 +420,25 @@ def test_names_that_look_like_something_else_stay_names() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_resumes_exactly_from_the_middle_of_an_epoch(workers: int) -> None:
-    make_pictures(Path("pictures"))
+def test_resume_in_mid_epoch_is_exact(workers: int) -> None:
+    make_images(Path("pictures"))
     run("whole", *RUN, f"data.num_workers={workers}")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 8)  # in the second epoch of six steps
         run("parts", *RUN, f"data.num_workers={workers}")
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
-def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
-    make_pictures(Path("pictures"))
+def test_run_learns_and_keeps_its_class_names_without_the_images() -> None:
+    make_images(Path("pictures"))
     settings = [setting for setting in RUN if "max_epochs" not in setting]
     result = run("run", *settings, "data.num_workers=0", "trainer.max_epochs=4")
     assert result["metrics"]["test/acc"] == 1
-    green = sum(name.startswith("green/") for name in parts(ImageFolder("pictures", **SETTINGS))["test"])
-    answers = ask(Path("run"), split="test", limit=green + 1)
-    truths = [row["truth"] for row in answers]
-    assert truths == [row["label"] for row in answers] == ["green"] * green + ["red"]
+    green = sum(name.startswith("green/") for name in split_files(ImageFolder("pictures", **SETTINGS))["test"])
+    predictions = predict_rows(Path("run"), split="test", limit=green + 1)
+    targets = [row["truth"] for row in predictions]
+    assert targets == [row["label"] for row in predictions] == ["green"] * green + ["red"]
     Path("pictures").rename("elsewhere")
     _, datamodule, _ = load_run("run", "last")
     assert datamodule.class_names == ("green", "red")
@@ -450,27 +452,27 @@ def test_it_learns_and_the_run_knows_its_classes_without_the_folders() -> None:
         ({"augment": "flop"}, "must be none, crop"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict, message: str) -> None:
-    make_pictures(Path("pictures"), 2)
+def test_invalid_settings_are_refused(settings: dict, message: str) -> None:
+    make_images(Path("pictures"), 2)
     with pytest.raises(ValueError, match=message):
         ImageFolder("pictures", **SETTINGS | settings)
 
 
-def test_a_root_without_folders_of_images() -> None:
+def test_root_without_class_directories_is_refused() -> None:
     for root, words in (("nowhere", "there is no such directory"), (".", "holds no directories of images")):
         with pytest.raises(FileNotFoundError, match=words):
             ImageFolder(root, **SETTINGS)
 
 
-def test_a_folder_without_images_is_no_class() -> None:
-    make_pictures(Path("pictures"))
+def test_directory_without_images_is_not_a_class() -> None:
+    make_images(Path("pictures"))
     for name in ("blue", ".cache"):
         Path("pictures", name).mkdir()
         Path("pictures", name, "notes.txt").touch()
     assert ImageFolder("pictures", **SETTINGS).class_names == ("green", "red")
 
 
-def test_flip_and_crop_are_windows_of_the_padded_image_or_its_mirror() -> None:
+def test_flip_crop_gives_windows_of_the_padded_or_mirrored_image() -> None:
     images = torch.randint(1, 256, (50, 2, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     changed = flip_crop(images, torch.Generator().manual_seed(1))
     assert torch.equal(changed, flip_crop(images, torch.Generator().manual_seed(1)))

@@ -1,4 +1,4 @@
-"""What the project uses of Lightning and torch beyond their documentation is there, and means what it meant."""
+"""The private attributes of Lightning and torch that runs/internals.py uses exist and work as expected."""
 
 import inspect
 import signal
@@ -18,52 +18,58 @@ def trainer() -> pl.Trainer:
     return pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
 
 
-def lacks(library: str, name: str) -> str:
+def missing_message(library: str, name: str) -> str:
     return f"this version of {library} has no {name} any more: see {Path(internals.__file__).name}"
 
 
-def test_the_hooks_name_is_written_to_the_module() -> None:
+def test_current_fx_name_is_set_on_the_module() -> None:
     source = inspect.getsource(pl.trainer.call._call_lightning_module_hook)
-    assert "pl_module._current_fx_name = " in source, lacks("Lightning", "LightningModule._current_fx_name")
+    assert "pl_module._current_fx_name = " in source, missing_message("Lightning", "LightningModule._current_fx_name")
 
 
-def test_steps_are_counted_once_for_both_ways(trainer: pl.Trainer) -> None:
+def test_automatic_and_manual_optimization_share_the_step_counter(trainer: pl.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop
     for place in ("manual_optimization.optim_step_progress", "automatic_optimization.optim_progress.optimizer.step"):
         node = loop
         for name in place.split("."):
-            assert hasattr(node, name), lacks("Lightning", f"fit_loop.epoch_loop.{place}")
+            assert hasattr(node, name), missing_message("Lightning", f"fit_loop.epoch_loop.{place}")
             node = getattr(node, name)
     internals.share_step_counter(trainer)
     internals.count_steps(trainer, 3)
-    assert loop.automatic_optimization.optim_progress.optimizer_steps == 3, lacks("Lightning", "one counter of steps")
+    assert loop.automatic_optimization.optim_progress.optimizer_steps == 3, missing_message(
+        "Lightning", "one counter of steps"
+    )
     model = pl.LightningModule()
     model.automatic_optimization = False
     trainer.strategy.connect(model)
-    assert trainer.global_step == 3, lacks("Lightning", "global_step of that counter")
+    assert trainer.global_step == 3, missing_message("Lightning", "global_step of that counter")
 
 
-def test_batches_of_the_whole_training_are_counted(trainer: pl.Trainer) -> None:
-    assert internals.total_batch_idx(trainer) == -1, lacks("Lightning", "fit_loop.epoch_loop.total_batch_idx")
+def test_total_batch_idx_is_readable(trainer: pl.Trainer) -> None:
+    assert internals.total_batch_idx(trainer) == -1, missing_message("Lightning", "fit_loop.epoch_loop.total_batch_idx")
 
 
-def test_the_training_loader_can_be_forgotten(trainer: pl.Trainer) -> None:
-    assert hasattr(trainer.fit_loop, "_combined_loader"), lacks("Lightning", "fit_loop._combined_loader")
+def test_training_dataloader_can_be_reset(trainer: pl.Trainer) -> None:
+    assert hasattr(trainer.fit_loop, "_combined_loader"), missing_message("Lightning", "fit_loop._combined_loader")
     source = inspect.getsource(type(trainer.fit_loop).setup_data)
-    assert "self._combined_loader is not None" in source, lacks("Lightning", "test for fit_loop._combined_loader")
+    assert "self._combined_loader is not None" in source, missing_message(
+        "Lightning", "test for fit_loop._combined_loader"
+    )
 
 
-def test_the_next_epoch_can_be_begun(trainer: pl.Trainer) -> None:
+def test_fit_loop_has_the_attributes_to_start_the_next_epoch(trainer: pl.Trainer) -> None:
     for name in ("restarted_on_epoch_end", "reset_restart_stage", "epoch_progress"):
-        assert hasattr(trainer.fit_loop, name), lacks("Lightning", f"fit_loop.{name}")
-    assert hasattr(trainer.fit_loop.epoch_loop, "restarting"), lacks("Lightning", "fit_loop.epoch_loop.restarting")
+        assert hasattr(trainer.fit_loop, name), missing_message("Lightning", f"fit_loop.{name}")
+    assert hasattr(trainer.fit_loop.epoch_loop, "restarting"), missing_message(
+        "Lightning", "fit_loop.epoch_loop.restarting"
+    )
 
 
-def test_an_epoch_can_be_reopened(trainer: pl.Trainer) -> None:
+def test_reopen_epoch_lowers_the_processed_count(trainer: pl.Trainer) -> None:
     progress = trainer.fit_loop.state_dict().get("epoch_progress", {})
     counters = {"ready", "started", "processed", "completed"}
-    assert {name: set(counts) for name, counts in progress.items()} == {"total": counters, "current": counters}, lacks(
-        "Lightning", "epoch_progress in the state of fit_loop"
+    assert {name: set(counts) for name, counts in progress.items()} == {"total": counters, "current": counters}, (
+        missing_message("Lightning", "epoch_progress in the state of fit_loop")
     )
     counts = {"ready": 3, "started": 3, "processed": 3, "completed": 2}
     checkpoint = {"loops": {"fit_loop": {"epoch_progress": {"current": counts}}}}
@@ -71,22 +77,22 @@ def test_an_epoch_can_be_reopened(trainer: pl.Trainer) -> None:
     assert counts == {"ready": 3, "started": 3, "processed": 2, "completed": 2}
 
 
-def test_schedules_keep_their_length_under_these_names() -> None:
+def test_schedule_length_keys_exist_in_scheduler_states() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10, cycle_momentum=False)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     names = {*one_cycle.state_dict(), *cosine.state_dict()}
     for name in internals.SCHEDULE_LENGTH_KEYS:
-        assert name in names, lacks("torch", f"{name} in the state of a scheduler")
+        assert name in names, missing_message("torch", f"{name} in the state of a scheduler")
     other = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20, cycle_momentum=False)
     changed = {key for key, value in one_cycle.state_dict().items() if value != other.state_dict()[key]}
-    assert changed <= {*internals.SCHEDULE_LENGTH_KEYS}, lacks("torch", f"schedule that depends on {changed}")
+    assert changed <= {*internals.SCHEDULE_LENGTH_KEYS}, missing_message("torch", f"schedule that depends on {changed}")
 
 
-def test_lightning_installs_its_signal_handlers_through_this_connector() -> None:
+def test_signal_handlers_of_lightning_can_be_disabled() -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     connector = getattr(trainer, "_signal_connector", None)
-    assert hasattr(connector, "register_signal_handlers"), lacks(
+    assert hasattr(connector, "register_signal_handlers"), missing_message(
         "Lightning", "Trainer._signal_connector.register_signal_handlers"
     )
     before = signal.getsignal(signal.SIGTERM)
@@ -95,9 +101,9 @@ def test_lightning_installs_its_signal_handlers_through_this_connector() -> None
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_lightning_watches_the_processes_in_this_list() -> None:
+def test_child_processes_can_be_taken_from_the_launcher() -> None:
     launcher = subprocess_script._SubprocessScriptLauncher(SimpleNamespace(), num_processes=2, num_nodes=1)
-    assert getattr(launcher, "procs", None) == [], lacks("Lightning", "_SubprocessScriptLauncher.procs")
+    assert getattr(launcher, "procs", None) == [], missing_message("Lightning", "_SubprocessScriptLauncher.procs")
     process = object()
     watched = launcher.procs
     watched.append(process)
@@ -105,5 +111,5 @@ def test_lightning_watches_the_processes_in_this_list() -> None:
     assert watched == []
 
 
-def test_a_run_of_one_process_has_no_launcher() -> None:
+def test_single_process_run_has_no_child_processes() -> None:
     assert internals.take_child_processes(SimpleNamespace(strategy=SimpleNamespace(launcher=None))) == []

@@ -1,4 +1,4 @@
-"""Whole batches from memory: every example once, an order that is a function of (seed, epoch), a place that is kept."""
+"""BatchLoader and in-memory datamodules: every example once, an order that depends on (seed, epoch), exact resume."""
 
 from types import SimpleNamespace
 
@@ -8,68 +8,68 @@ import torch
 from datamodules import CIFAR10, MNIST, BatchLoader, Blobs
 
 
-def loader(size: int = 10, batch_size: int = 4, **settings) -> BatchLoader:
+def make_loader(size: int = 10, batch_size: int = 4, **settings) -> BatchLoader:
     numbers = torch.arange(size)
     return BatchLoader(numbers, numbers * 2, numbers, batch_size, **settings)
 
 
-def order(batches: BatchLoader) -> list[int]:
+def served_order(batches: BatchLoader) -> list[int]:
     return torch.cat([inputs for inputs, _ in batches]).tolist()
 
 
-def test_every_example_once_the_last_batch_smaller() -> None:
-    batches = loader(seed=1)
+def test_each_example_is_served_once_and_the_last_batch_is_smaller() -> None:
+    batches = make_loader(seed=1)
     assert [len(inputs) for inputs, _ in batches] == [4, 4, 2]
     assert len(batches) == 3
-    assert sorted(order(batches)) == list(range(10))
+    assert sorted(served_order(batches)) == list(range(10))
 
 
 def test_inputs_and_targets_stay_together() -> None:
-    for inputs, targets in loader(seed=1):
+    for inputs, targets in make_loader(seed=1):
         assert torch.equal(targets, inputs * 2)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    batches, orders = loader(100, seed=1), {}
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    batches, orders = make_loader(100, seed=1), {}
     for epoch in (0, 1, 2, 1, 0):
         batches.set_epoch(epoch)
-        assert orders.setdefault(epoch, order(batches)) == order(batches)
+        assert orders.setdefault(epoch, served_order(batches)) == served_order(batches)
     assert len({tuple(indices) for indices in orders.values()}) == 3
-    assert order(loader(100, seed=2)) != order(loader(100, seed=1)) == orders[0]
+    assert served_order(make_loader(100, seed=2)) != served_order(make_loader(100, seed=1)) == orders[0]
 
 
-def test_without_a_seed_the_order_stays() -> None:
-    assert order(loader()) == list(range(10))
+def test_without_a_seed_the_order_is_that_of_the_data() -> None:
+    assert served_order(make_loader()) == list(range(10))
 
 
 @pytest.mark.parametrize("served", [0, 1, 2, 3])
-def test_a_new_loader_goes_on_at_the_place_of_the_old_one(served: int) -> None:
-    old, new = loader(seed=3), loader(seed=3)
-    whole = order(loader(seed=3, size=10))
+def test_state_dict_resumes_in_mid_epoch(served: int) -> None:
+    old, new = make_loader(seed=3), make_loader(seed=3)
+    whole = served_order(make_loader(seed=3, size=10))
     iterator = iter(old)
     seen = [number for _ in range(served) for number in next(iterator)[0].tolist()]
     new.load_state_dict(old.state_dict())
-    if served == 3:  # at the end of an epoch the next one begins at its own beginning
+    if served == 3:  # after the end of an epoch, the next one starts from its first batch
         new.set_epoch(1)
-        assert len(order(new)) == 10
+        assert len(served_order(new)) == 10
     else:
-        assert seen + order(new) == whole
+        assert seen + served_order(new) == whole
 
 
 @pytest.mark.parametrize(("size", "world_size"), [(10, 2), (17, 2), (30, 3), (31, 4)])
-def test_processes_share_each_global_batch(size: int, world_size: int) -> None:
-    shares = [list(loader(size, 4, seed=1, rank=rank, world_size=world_size)) for rank in range(world_size)]
+def test_ranks_split_each_global_batch(size: int, world_size: int) -> None:
+    shares = [list(make_loader(size, 4, seed=1, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     everything = torch.cat([inputs for share in shares for inputs, _ in share])
     assert sorted(everything.tolist()) == list(range(size))
-    alone = list(loader(size, 4 * world_size, seed=1))
+    alone = list(make_loader(size, 4 * world_size, seed=1))
     for number, (inputs, _) in enumerate(alone):
         assert torch.equal(torch.cat([share[number][0] for share in shares]), inputs)
 
 
 @pytest.fixture
 def small_mnist(monkeypatch: pytest.MonkeyPatch) -> MNIST:
-    """The real class over a few random images in place of the files."""
+    """MNIST with a few random images in place of its files."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (120, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (120,), generator=generator)
@@ -78,7 +78,7 @@ def small_mnist(monkeypatch: pytest.MonkeyPatch) -> MNIST:
     return MNIST(root="unused", mean=[0.1307], std=[0.3081], batch_size=32, val_size=30, seed=1)
 
 
-def test_the_split_is_fixed_and_the_test_set_untouched(small_mnist: MNIST) -> None:
+def test_validation_split_is_independent_of_the_seed_and_the_test_set_complete(small_mnist: MNIST) -> None:
     small_mnist.setup()
     train, val = set(small_mnist.train_indices.tolist()), set(small_mnist.val_indices.tolist())
     assert len(val) == 30
@@ -97,7 +97,7 @@ def test_validate_on_test_serves_the_test_set(small_mnist: MNIST) -> None:
     assert torch.equal(val, test)
 
 
-def test_normalisation_is_torchvisions_to_the_bit(small_mnist: MNIST) -> None:
+def test_normalization_equals_torchvision_to_the_bit(small_mnist: MNIST) -> None:
     from torchvision.transforms import Compose, Normalize, ToTensor
 
     images = small_mnist.load()[0][0]
@@ -117,27 +117,27 @@ def test_normalisation_is_torchvisions_to_the_bit(small_mnist: MNIST) -> None:
         ({"size": 1}, r"data\.size=1"),
     ],
 )
-def test_sizes_that_cannot_be(settings: dict, message: str) -> None:
+def test_invalid_sizes_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Blobs(**{"size": 200} | settings).setup()
 
 
-def test_mean_and_std_for_each_channel() -> None:
+def test_mean_and_std_need_one_value_per_channel() -> None:
     with pytest.raises(ValueError, match="3 channels"):
         CIFAR10(root="unused", mean=[0.5], std=[0.5])
 
 
-def test_blobs_are_two_clouds_that_do_not_change() -> None:
+def test_blobs_are_two_reproducible_clouds() -> None:
     (train, labels), (test, _) = Blobs(size=200).load()
     assert torch.equal(train, Blobs(size=200).load()[0][0])
     assert not torch.equal(train, test)
-    centres = torch.stack([train[labels == label].mean(0) for label in (0, 1)])
-    torch.testing.assert_close(centres, torch.tensor([[2.0, 2.0], [-2.0, -2.0]]), atol=0.4, rtol=0)
+    centers = torch.stack([train[labels == label].mean(0) for label in (0, 1)])
+    torch.testing.assert_close(centers, torch.tensor([[2.0, 2.0], [-2.0, -2.0]]), atol=0.4, rtol=0)
     assert labels.bincount().tolist() == [100, 100]
 
 
-def test_a_batch_is_never_more_than_there_is() -> None:
-    """A run on all examples at once goes on with any number of processes."""
+def test_full_batch_size_is_the_size_of_the_training_set() -> None:
+    """So a full-batch run may resume with any number of processes."""
     places = []
     for processes in (1, 2):
         blobs = Blobs(size=200, batch_size=None)

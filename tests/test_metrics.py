@@ -1,6 +1,7 @@
 """Metrics of torchmetrics by config: exact, once per epoch, from the runs of anyone without danger."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +157,18 @@ def test_the_number_of_classes_may_be_given() -> None:
     cfg = compose(*POINTS, "metrics=classes", "+metrics.f1.num_classes=7")
     metrics = build_metrics(cfg, build(cfg)[0])
     assert (metrics["f1"].num_classes, metrics["auroc"].num_classes) == (7, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(shell: Callable, tmp_path: Path) -> None:
+    """61 validation examples in batches of 25: the processes have different numbers of them. No step is made."""
+    common = (*POINTS, "data.val_size=61", "data.eval_batch_size=25", "metrics=classes", "logger=none", "threads=1")
+    common += ("trainer.max_epochs=0", "validate_before_training=true", "callbacks.pictures=null")
+    found = []
+    for name, how in (("one", ("trainer.accelerator=cpu",)), ("two", ("trainer=ddp", "trainer.devices=2"))):
+        answer = shell(*common, *how, "trainer.accelerator=cpu", f"hydra.run.dir={name}")
+        assert answer.returncode == 0, answer.stderr
+        found.append(json.loads((tmp_path / name / "result.json").read_text())["metrics"])
+    names = [name for name in found[0] if name.count("/") == 1]
+    assert len(names) == 10  # of a validation and a test: loss, acc, f1, auroc, ece
+    assert {name: found[1][name] for name in names} == pytest.approx({name: found[0][name] for name in names}, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Runs made before names changed, and what users are used to typing, still work.
+"""Runs made before names changed still work, and so do the old names on the command line.
 
 The runs in tests/old_runs were made by commit f5485a6:
 
@@ -28,7 +28,7 @@ CPU = "trainer.accelerator=cpu"
 
 @pytest.fixture
 def old_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of an old run; the names of its files are those of a run that has just been made."""
+    """Return a copy of an old run."""
     return Path(shutil.copytree(PROJECT / "tests" / "old_runs" / request.param, tmp_path / "run"))
 
 
@@ -39,7 +39,7 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("old_run", ["tabular_mlp"], indirect=True)
-def test_an_old_run_resumes_to_the_same_figures(old_run: Path, shell) -> None:
+def test_old_run_resumes_to_the_recorded_metrics(old_run: Path, shell) -> None:
     answer = shell(f"resume={old_run}", CPU, OMP_NUM_THREADS="1")
     assert answer.returncode == 0, answer.stderr
     resumed, undisturbed = rows(old_run / "metrics.csv"), rows(old_run / "undisturbed.csv")
@@ -51,13 +51,13 @@ def test_an_old_run_resumes_to_the_same_figures(old_run: Path, shell) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("old_run", ["tabular_mlp"], indirect=True)
-def test_an_old_run_is_evaluated_predicted_and_exported(old_run: Path, shell) -> None:
+def test_old_run_can_be_evaluated_predicted_and_exported(old_run: Path, shell) -> None:
     evaluated = shell(f"run={old_run}", "split=val", CPU, script="evaluate.py")
     assert evaluated.returncode == 0, evaluated.stderr
     metrics = json.loads((old_run / "evaluations" / "val_last.json").read_text())["metrics"]
     assert metrics["val/loss"] == pytest.approx(rows(old_run / "metrics.csv")[-1]["val/loss"], rel=1e-4)
 
-    predicted = shell(f"run={old_run}", "data=test", "n=3", script="predict.py")  # as it was typed then
+    predicted = shell(f"run={old_run}", "data=test", "n=3", script="predict.py")  # the old names
     assert predicted.returncode == 0, predicted.stderr
     assert "note: data is now split" in predicted.stderr and "note: n is now limit" in predicted.stderr
     assert len((old_run / "predictions" / "predictions.csv").read_text().splitlines()) == 1 + 3
@@ -70,7 +70,7 @@ def test_an_old_run_is_evaluated_predicted_and_exported(old_run: Path, shell) ->
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("old_run", ["mnist_cnn"], indirect=True)
-def test_an_old_run_of_images_gives_the_accuracy_it_gave(old_run: Path, shell, real_root: Path) -> None:
+def test_old_mnist_run_keeps_its_accuracy_and_resumes(old_run: Path, shell, real_root: Path) -> None:
     answer = shell(f"run={old_run}", CPU, script="evaluate.py")
     assert answer.returncode == 0, answer.stderr
     metrics = json.loads((old_run / "evaluations" / "test_last.json").read_text())["metrics"]
@@ -91,29 +91,29 @@ def test_an_old_run_of_images_gives_the_accuracy_it_gave(old_run: Path, shell, r
         ("export", "to=model.onnx", "output=model.onnx"),
     ],
 )
-def test_an_old_name_is_the_new_one_with_a_note(command: str, old: str, new: str) -> None:
+def test_old_override_is_upgraded_with_a_note(command: str, old: str, new: str) -> None:
     overrides, notes = upgrade_overrides([old, "seed=1"], command)
     assert overrides == [new, "seed=1"]
     (note,) = notes
     assert " is now " in note
 
 
-def test_a_stored_state_gets_the_names_of_today() -> None:
+def test_stored_callback_states_are_renamed() -> None:
     checkpoint = {"callbacks": {"Pictures": {"way": {0: {}}, "stride": 2}, "Record": {"rows": []}}}
     upgrade_checkpoint(checkpoint)
     expected = {"Plots": {"weight_history": {0: {}}, "stride": 2}, "MetricsHistory": {"rows": []}}
     assert checkpoint["callbacks"] == expected
 
 
-def test_new_names_are_left_alone() -> None:
-    typed = ["n=3", "data=test", "~callbacks.pictures", "+trainer.min_epochs=2", "-m", "model=mlp,cnn"]
-    assert upgrade_overrides(typed, "train") == (typed, [])
+def test_current_overrides_are_unchanged() -> None:
+    overrides = ["n=3", "data=test", "~callbacks.pictures", "+trainer.min_epochs=2", "-m", "model=mlp,cnn"]
+    assert upgrade_overrides(overrides, "train") == (overrides, [])
     assert not set(RENAMED_KEYS) & set(RENAMED_KEYS.values())
 
 
 @pytest.fixture
-def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that change here only."""
+def extra_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add renamed keys and targets for one test."""
     monkeypatch.setitem(RENAMED_KEYS, "data.amount", "data.size")
     monkeypatch.setitem(RENAMED_KEYS, "callbacks.images", "callbacks.pictures")
     monkeypatch.setitem(RENAMED_TARGETS, "lit_models.old.Net", "lit_models.nets.MLP")
@@ -132,14 +132,14 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("model.net._target_=lit_models.old.Net", "model.net._target_=lit_models.nets.MLP"),
     ],
 )
-def test_a_key_within_a_part_is_renamed(old: str, new: str, renamed: None) -> None:
+def test_renamed_key_is_upgraded_in_every_kind_of_override(old: str, new: str, extra_renames: None) -> None:
     assert upgrade_overrides([old])[0] == [new]
     assert upgrade_overrides([new]) == ([new], [])
     for same in ("data.amounts=5", "xdata.amount=5", "model.data.amount=5", "amount=5", "data=amount"):
         assert upgrade_overrides([same]) == ([same], [])
 
 
-def test_a_run_with_an_old_key_resumes_with_either_name(renamed: None, tmp_path: Path) -> None:
+def test_run_with_an_old_key_resumes_with_either_name(extra_renames: None, tmp_path: Path) -> None:
     Path("run").mkdir()
     train.train(compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", CPU, "logger=none"), Path("run"))
     file = Path("run/checkpoints/last.ckpt")
@@ -150,9 +150,9 @@ def test_a_run_with_an_old_key_resumes_with_either_name(renamed: None, tmp_path:
     config["choices"]["overrides"] = ["data.amount=200"]
     del config["compile"]
     torch.save(checkpoint, file)
-    for typed in ("data.amount=200", "data.size=200"):
-        cfg = compose("data=blobs", "resume=run", "trainer.max_epochs=2", typed)
-        cfg.choices.overrides = upgrade_overrides([typed, "trainer.max_epochs=2"])[0]
+    for override in ("data.amount=200", "data.size=200"):
+        cfg = compose("data=blobs", "resume=run", "trainer.max_epochs=2", override)
+        cfg.choices.overrides = upgrade_overrides([override, "trainer.max_epochs=2"])[0]
         merged = merge_resume_config(cfg, file)
         assert (merged.data.size, merged.compile, merged.model.net._target_) == (200, False, "lit_models.nets.MLP")
         assert "amount" not in merged.data

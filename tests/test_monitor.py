@@ -243,12 +243,12 @@ SWEEP = ("-m", *POINTS, "trainer.max_epochs=2", "monitor=val/f1", F1)
 
 @pytest.mark.slow
 def test_a_sweep_by_an_f1(shell: Callable, tmp_path: Path) -> None:
-    answer = shell(*SWEEP, "optimizer.lr=0.0001,0.05")
+    answer = shell(*SWEEP, "optimizer.lr=0,0.05")
     assert answer.returncode == 0, answer.stderr
     summary = Summary(tmp_path / "outputs/last_sweep")
     assert (summary.monitor, summary.mode) == ("val/f1", "max")
-    assert summary.best().settings["optimizer.lr"] == "0.05"
-    assert summary.best().metrics["val/f1"] == max(job.metrics["val/f1"] for job in summary.jobs)
+    low, high = sorted(job.metrics["val/f1"] for job in summary.jobs)
+    assert low < high == summary.best().metrics["val/f1"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Architectures: sizes as published, shapes, and batches whose examples do not see each other."""
+"""Architectures: published parameter counts, shapes, and independence of the examples of a batch."""
 
 import pytest
 import torch
@@ -6,52 +6,52 @@ from torch import nn
 
 from lit_models import nets
 
-GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+GRAY, COLOR = (1, 28, 28), (3, 32, 32)
 IMAGE_NETS = [nets.MLP, nets.CNN, nets.ResidualCNN, nets.DropoutCNN, nets.QuickCNN, nets.LeNet, nets.CifarNet]
 
 
-def parameters(net: nn.Module) -> int:
+def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(
     ("net", "count"),
     [
-        (nets.MLP(GREY, 10), 575_050),
+        (nets.MLP(GRAY, 10), 575_050),
         (nets.MLP((2,), 2, hidden_sizes=[5, 5], activation="Sigmoid"), 57),
         (nets.BinaryMLP((8,), 2, hidden_sizes=[6, 4]), 87),
         (nets.Line((1,), 1), 2),
-        (nets.CNN(GREY, 10), 8_490),
+        (nets.CNN(GRAY, 10), 8_490),
         (nets.ResNet18((3, 64, 64), 1000), 11_689_512),
-        (nets.ResNet18(COLOUR, 10, cifar_stem=True), 11_173_962),
-        (nets.CifarNet(COLOUR, 10), 1_972_792),
-        (nets.DropoutCNN(GREY, 10), 21_840),
-        (nets.LeNet(GREY, 10), 61_706),
-        (nets.LeNet(COLOUR, 10), 62_006),
-        (nets.QuickCNN(GREY, 10), 400 + 32 + 4_608 + 64 + 36_992 + 1_290),
-        (nets.ResidualCNN(GREY, 10), 416 + 2 * 2_320 + 12_832 + 2 * 9_248 + 5_130),
+        (nets.ResNet18(COLOR, 10, cifar_stem=True), 11_173_962),
+        (nets.CifarNet(COLOR, 10), 1_972_792),
+        (nets.DropoutCNN(GRAY, 10), 21_840),
+        (nets.LeNet(GRAY, 10), 61_706),
+        (nets.LeNet(COLOR, 10), 62_006),
+        (nets.QuickCNN(GRAY, 10), 400 + 32 + 4_608 + 64 + 36_992 + 1_290),
+        (nets.ResidualCNN(GRAY, 10), 416 + 2 * 2_320 + 12_832 + 2 * 9_248 + 5_130),
     ],
 )
-def test_number_of_parameters(net: nn.Module, count: int) -> None:
-    assert parameters(net) == count
+def test_parameter_count_is_the_published_one(net: nn.Module, count: int) -> None:
+    assert count_parameters(net) == count
 
 
-def test_lenet_has_ten_tensors_the_first_of_them_6_1_5_5() -> None:
+def test_lenet_has_ten_parameter_tensors() -> None:
     shapes = [tuple(parameter.shape) for parameter in nets.LeNet((1, 32, 32), 10).parameters()]
     assert len(shapes) == 10
     assert shapes[0] == (6, 1, 5, 5)
 
 
-@pytest.mark.parametrize("shape", [GREY, COLOUR, (1, 32, 32), (3, 28, 28)])
+@pytest.mark.parametrize("shape", [GRAY, COLOR, (1, 32, 32), (3, 28, 28)])
 @pytest.mark.parametrize("net", IMAGE_NETS)
-def test_every_image_net_takes_every_image(net: type[nn.Module], shape: tuple[int, ...]) -> None:
+def test_image_nets_take_gray_and_color_images(net: type[nn.Module], shape: tuple[int, ...]) -> None:
     assert net(shape, 7)(torch.randn(3, *shape)).shape == (3, 7)
 
 
 @pytest.mark.parametrize("net", IMAGE_NETS)
-def test_the_answer_to_one_example_depends_on_it_alone(net: type[nn.Module]) -> None:
+def test_logits_of_an_example_depend_on_that_example_only(net: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model, inputs = net(GREY, 10).eval(), torch.randn(4, *GREY, requires_grad=True)
+    model, inputs = net(GRAY, 10).eval(), torch.randn(4, *GRAY, requires_grad=True)
     model(inputs)[2].sum().backward()
     touched = inputs.grad.abs().sum((1, 2, 3)) > 0
     assert touched.tolist() == [False, False, True, False]
@@ -59,9 +59,9 @@ def test_the_answer_to_one_example_depends_on_it_alone(net: type[nn.Module]) -> 
 
 def test_lenet_pads_28_to_32() -> None:
     torch.manual_seed(0)
-    small, large = nets.LeNet(GREY, 10), nets.LeNet((1, 32, 32), 10)
+    small, large = nets.LeNet(GRAY, 10), nets.LeNet((1, 32, 32), 10)
     large.load_state_dict(small.state_dict())
-    image = torch.randn(2, *GREY)
+    image = torch.randn(2, *GRAY)
     torch.testing.assert_close(small(image), large(nn.functional.pad(image, (2, 2, 2, 2))))
 
 

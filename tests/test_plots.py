@@ -1,4 +1,4 @@
-"""Figures: text from outside is drawn as it stands, and nothing else is needed to draw than numbers."""
+"""Plots are drawn from numbers alone, and names are drawn as they are, not as formulas."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs.files import write_png
 
-# To matplotlib two dollars make a formula. This is none that it can read.
+# matplotlib reads text between two dollar signs as a formula, and fails on this one.
 NAMES = (r"$\frac{$", r"5$ \$ 6$")
 ROWS = [{"epoch": 1.0, "train/loss": 2.0, "val/loss": 1.9, "train/acc": 0.5, "val/acc": 0.6}]
 POINTS, TARGETS = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]]), torch.tensor([0, 1, 1])
@@ -38,35 +38,35 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_names_are_not_taken_for_formulas(name: str) -> None:
+def test_names_with_dollar_signs_are_drawn_literally(name: str) -> None:
     pixels = to_pixels(FIGURES[name](NAMES))
     assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
-    # The dollars are drawn too.
+    # The dollar signs must be drawn too.
     without = to_pixels(FIGURES[name]([text.replace("$", "") for text in NAMES]))
     assert pixels.shape != without.shape or (pixels != without).any()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 30])
-def test_up_to_six_images_in_a_row(size: int) -> None:
+def test_image_grid_has_up_to_six_images_per_row(size: int) -> None:
     figure = image_grid(torch.zeros(size, 1, 8, 8, dtype=torch.uint8), ["a"] * size)
     width, height = figure.get_size_inches()
     assert width == pytest.approx(1.55 * min(size, 6))
     assert height == pytest.approx(1.9 * -(-size // 6))
 
 
-def test_boundaries_are_drawn_at_the_first_and_the_last_epoch() -> None:
-    asked: list[int] = []
+def test_decision_boundaries_include_the_first_and_the_last_epoch() -> None:
+    epochs: list[int] = []
 
     def probs_at(epoch: int, points: torch.Tensor) -> torch.Tensor:
-        asked.append(epoch)
+        epochs.append(epoch)
         return probs_of(points)
 
     figure = decision_boundaries(probs_at, list(range(0, 101, 10)), POINTS, TARGETS, ("a", "b"))
-    assert (len(asked), asked[0], asked[-1]) == (6, 0, 100)
+    assert (len(epochs), epochs[0], epochs[-1]) == (6, 0, 100)
     assert [axes.get_title() for axes in figure.axes][::5] == ["before training", "epoch 100"]
 
 
-def test_lines_of_one_point_and_of_many_are_drawn() -> None:
+def test_line_plots_work_for_one_point_and_for_many() -> None:
     x, y = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.1, 5.9])
     path = np.array([[0.0, 0.0], [1.0, 0.5], [1.9, 0.1]])
     for count in (1, 3):
@@ -74,7 +74,7 @@ def test_lines_of_one_point_and_of_many_are_drawn() -> None:
             assert to_pixels(figure).std() > 5
 
 
-def test_a_png_file_holds_the_pixels() -> None:
+def test_png_file_holds_the_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     write_png(Path("pictures/noise.png"), pixels)
     with Image.open("pictures/noise.png") as image:

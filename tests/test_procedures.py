@@ -3,6 +3,11 @@
 import csv
 import json
 import logging
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,9 @@ from cli.build import build
 from cli.compose import compose
 from lit_models.exact import ExactModule
 from runs import safety
+from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, end
+from tests.test_readme import _not_copied
 from tests.test_resume import Killed
 
 SHORT = ("data.val_size=40", "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=3", "threads=1")
@@ -341,6 +348,7 @@ def built(model: type, *overrides: str, **arguments: Any) -> Any:
 
 def test_a_constructor_gets_what_it_has_parameters_for() -> None:
     got = built(Passing).got
+    assert type(got["input_shape"]) is tuple
     assert (got["input_shape"], got["num_classes"]) == ((1, 28, 28), 10)
     assert got["scheduler"].func is torch.optim.lr_scheduler.OneCycleLR
     got = built(Closed).got
@@ -403,3 +411,83 @@ def test_compile_needs_a_net() -> None:
         ValueError, match="compile=true compiles the net of a model, and LitAutoEncoder has no attribute"
     ):
         run(LitAutoEncoder, "compile=true")
+
+
+# --- the examples of the README, as they stand --------------------------------------------------------------------
+
+DIES = '''"""Kills the process when it begins a step."""
+
+import os
+import signal
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class Dies(pl.Callback):
+    """kill -9 at a gradient step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+EXAMPLES = dict(re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with what the README tells to write."""
+    copy = tmp_path_factory.mktemp("procedures") / "lit-classics"
+    shutil.copytree(PROJECT, copy, ignore=_not_copied)
+    for name, text in EXAMPLES.items():
+        (copy / name).write_text(text)
+    (copy / "callbacks/dies.py").write_text(DIES)
+    return copy
+
+
+@pytest.mark.parametrize(("name", "lines"), [("tiny_autoencoder", 25), ("tiny_gan", 45)])
+def test_the_examples_of_the_readme_are_short(name: str, lines: int) -> None:
+    text = EXAMPLES[f"lit_models/{name}.py"]
+    assert len(text.splitlines()) <= lines
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "step", "saved"), [("tiny_autoencoder", 25, 24), ("tiny_gan", 50, 48)])
+def test_the_examples_of_the_readme_survive_kill_9(name: str, step: int, saved: int, project: Path) -> None:
+    """Ten batches in an epoch: both are killed in the third one, after a checkpoint in its middle."""
+
+    def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(project / script), *arguments]
+        return subprocess.run(command, cwd=project, capture_output=True, text=True)
+
+    points = (f"model={name}", "data=blobs", "data.size=220", "data.val_size=20", "data.batch_size=20")
+    points += ("threads=1", "checkpoint.every_n_steps=4", "trainer.accelerator=cpu", "trainer.max_epochs=4")
+    whole, parts = project / f"{name}_whole", project / f"{name}_parts"
+    answer = call("train.py", *points, f"hydra.run.dir={whole}")
+    assert answer.returncode == 0, answer.stderr
+    dies = (f"+callbacks.dies={{_target_: callbacks.dies.Dies, step: {step}}}",)
+    assert call("train.py", *points, f"hydra.run.dir={parts}", *dies).returncode == -signal.SIGKILL
+    assert torch.load(parts / "checkpoints/last.ckpt")["global_step"] == saved
+    answer = call("train.py", f"resume={parts}")
+    assert answer.returncode == 0, answer.stderr
+    ours, theirs = end(whole), end(parts)
+    for part in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert differences(ours[0][part], theirs[0][part]) == []
+    if name == "tiny_gan":
+        assert differences(ours, theirs) == []
+    else:
+        assert "resumed after batch 4 of 10 of epoch 3" in answer.stdout
+        assert [row["val/loss"] for row in ours[1]] == [row["val/loss"] for row in theirs[1]]
+    results = [json.loads((folder / "result.json").read_text())["metrics"] for folder in (whole, parts)]
+    assert results[0] == results[1]
+    answer = call("evaluate.py", f"run={parts}")
+    assert answer.returncode == 0, answer.stderr
+    written = json.loads((parts / "evaluations/test_last.json").read_text())["metrics"]
+    tested = {metric: value for metric, value in results[0].items() if metric.startswith("test/")}
+    assert set(written) == set(tested) and tested
+    if name == "tiny_autoencoder":  # the GAN draws new noise
+        assert written == pytest.approx(tested, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Ranks in the environment that nobody stands behind: one line and a non-zero exit code instead of silence."""
+"""Stale rank variables in the environment give one line and a non-zero exit code instead of silence."""
 
 import os
 
@@ -11,17 +11,17 @@ BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=non
 
 
 @pytest.fixture(autouse=True)
-def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def clear_rank_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*SIZES, *SIZES.values()):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_rank_that_was_left_over(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_rank_without_a_matching_world_size_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
     with pytest.raises(ValueError, match=f"{name}=1 in the environment: this command runs as one process"):
         check_rank_variables(alone=True)
-    if name != "NODE_RANK":  # of several machines without a launcher
+    if name != "NODE_RANK":  # set by hand for several machines without a launcher
         with pytest.raises(ValueError, match=f"{name}=1 in the environment, and no {SIZES[name]}"):
             check_rank_variables(alone=False)
     monkeypatch.setenv(SIZES[name], "1")
@@ -36,7 +36,7 @@ def test_a_rank_that_was_left_over(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("text", ["abc", "-1", "1.5", "0x1", "²", "1 2", "\x1b[2J"])
 @pytest.mark.parametrize("name", [*SIZES, *SIZES.values()])
-def test_a_rank_that_is_no_number(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_variable_that_is_not_a_number_is_refused(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, text)
     with pytest.raises(ValueError, match=f"{name}=.* in the environment must be a whole number"):
         check_rank_variables(alone=False)
@@ -44,24 +44,26 @@ def test_a_rank_that_is_no_number(name: str, text: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", [*SIZES, *SIZES.values()])
-def test_an_empty_variable_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blank_rank_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, " ")
     check_rank_variables(alone=True)
     assert global_rank() == 0
 
 
-def test_a_trainer_that_disagrees() -> None:
+def test_rank_of_the_trainer_without_variables_is_refused() -> None:
     with pytest.raises(ValueError, match="no rank in the environment, and this run has 4 processes, of which this one"):
         check_group(rank=2, size=4)
     check_group(rank=0, size=4)
 
 
-def test_who_waits_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    class AtOnce:
-        def __init__(self, seconds, say):
-            self.start = say
+def test_waiting_rank_prints_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ImmediateTimer:
+        def __init__(self, seconds, function):
+            self.start = function
 
-    monkeypatch.setattr(rank.threading, "Timer", AtOnce)
+    monkeypatch.setattr(rank.threading, "Timer", ImmediateTimer)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     warn_when_waiting(1)
@@ -85,7 +87,9 @@ def test_who_waits_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ("export.py", ("output=x.pt",), {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}),
     ],
 )
-def test_nothing_ends_in_silence(script: str, arguments: tuple[str, ...], environment: dict[str, str], shell, tmp_path):
+def test_stale_rank_variables_give_one_line_for_every_command(
+    script: str, arguments: tuple[str, ...], environment: dict[str, str], shell, tmp_path
+):
     answer = shell(*arguments, script=script, **environment)
     assert answer.returncode == 1
     (line,) = answer.stderr.splitlines()

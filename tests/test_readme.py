@@ -1,4 +1,4 @@
-"""The commands of the README run, in a copy of the project and in their order. The Chinese one holds the same ones."""
+"""The commands of README.md run in order in a copy of the project. README.zh-CN.md has the same commands."""
 
 import csv
 import os
@@ -17,11 +17,11 @@ from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text()
 LINES = re.findall(r"^    ((?:python|torchrun|tensorboard) .*)$", README, re.MULTILINE)
-BRIEF = ["trainer.max_epochs=1", *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))]
+LIMITS = ["trainer.max_epochs=1", *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))]
 
 
-def _not_of_the_project(folder: str, names: list[str]) -> list[str]:
-    """What is beside the project's files: runs, data, and whatever begins with a dot or is a virtual environment."""
+def _not_copied(folder: str, names: list[str]) -> list[str]:
+    """Return the names that are not copied: runs, data, hidden files and virtual environments."""
     top = Path(folder) == PROJECT
     return [
         name for name in names
@@ -31,9 +31,9 @@ def _not_of_the_project(folder: str, names: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, real_root: Path) -> Path:
-    """A copy of the project with the files that the README tells to write, some digits and a table."""
+    """Copy the project, and add the files that README.md tells to write, some digits and a table."""
     copy = tmp_path_factory.mktemp("readme") / "lit-classics"
-    shutil.copytree(PROJECT, copy, ignore=_not_of_the_project)
+    shutil.copytree(PROJECT, copy, ignore=_not_copied)
     for name, text in re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", README, re.DOTALL):
         (copy / name).write_text(text)
     for number in range(20):
@@ -46,31 +46,31 @@ def project(tmp_path_factory: pytest.TempPathFactory, real_root: Path) -> Path:
     return copy
 
 
-def shortened(command: str) -> list[str]:
-    """A command as the test runs it: two batches of everything."""
+def limited_command(command: str) -> list[str]:
+    """Return a command limited to two batches of each stage."""
     words = shlex.split(command)
     trains = "train.py" in words and not {"--help", "--cfg", "debug=overfit"} & set(words)
-    brief = [word for word in BRIEF if "debug=fast" not in words] if trains else []
+    limits = [word for word in LIMITS if "debug=fast" not in words] if trains else []
     if "resume=last" in words:
-        brief[0] = "trainer.max_epochs=2"
+        limits[0] = "trainer.max_epochs=2"
     if "trainer=ddp" in words:
-        brief.append("trainer.accelerator=cpu")
+        limits.append("trainer.accelerator=cpu")
     if {"sweep=mnist_lr", "hydra/sweeper=optuna"} & set(words):
-        brief.append("hydra.sweeper.n_trials=2")
+        limits.append("hydra.sweeper.n_trials=2")
     program = {"python": [sys.executable]}.get(words[0], [str(Path(sys.executable).with_name(words[0]))])
-    return [*program, *words[1:], *brief]
+    return [*program, *words[1:], *limits]
 
 
-def test_there_are_commands() -> None:
+def test_readme_has_commands() -> None:
     assert len(LINES) > 25
 
 
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [line for line in LINES if not line.startswith("tensorboard")])
-def test_it_runs(command: str, project: Path) -> None:
+def test_readme_command_runs(command: str, project: Path) -> None:
     environment = {**os.environ, "DATA_ROOT": os.environ.get("DATA_ROOT") or str(PROJECT / "data")}
-    answer = subprocess.run(shortened(command), cwd=project, env=environment, capture_output=True, text=True)
+    answer = subprocess.run(limited_command(command), cwd=project, env=environment, capture_output=True, text=True)
     if "gpu" in command and not torch.cuda.is_available():
         assert answer.stderr.startswith("error: there is no GPU here that torch can use")
         return
@@ -83,7 +83,7 @@ def test_it_runs(command: str, project: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_tensorboard_starts(project: Path) -> None:
+def test_readme_tensorboard_command_starts(project: Path) -> None:
     (line,) = (line for line in LINES if line.startswith("tensorboard"))
     (project / "outputs").mkdir(exist_ok=True)
     command = [str(Path(sys.executable).with_name("tensorboard")), *shlex.split(line)[1:], "--port=0"]
@@ -96,17 +96,17 @@ def test_tensorboard_starts(project: Path) -> None:
 
 
 @pytest.mark.parametrize("file", re.findall(r"\]\((?!https?:)(.*?)\)", README))
-def test_links_lead_somewhere(file: str) -> None:
+def test_readme_links_exist(file: str) -> None:
     assert (PROJECT / file).exists()
 
 
 def code_and_figures(text: str) -> tuple[list[str], list[str]]:
-    """The indented and fenced code, and the numbers in the tables."""
+    """Return the indented and fenced code, and the numbers in the tables."""
     code = re.findall(r"^    .*$", text, re.MULTILINE) + re.findall(r"```.*?```", text, re.DOTALL)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     return code, [number for row in rows for number in re.findall(r"\d[\d.,]*", row)]
 
 
-def test_the_chinese_readme_holds_the_same() -> None:
+def test_chinese_readme_has_the_same_commands_and_figures() -> None:
     ours, theirs = (code_and_figures(text) for text in (README, (PROJECT / "README.zh-CN.md").read_text()))
     assert ours == theirs

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that was never interrupted, to the bit."""
+"""A resumed run is identical, to the bit, to the run that was never interrupted."""
 
 import contextlib
 import csv
@@ -32,11 +32,11 @@ from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import load_checkpoint
 from tests.conftest import DATA_ROOT, PROJECT
-from tests.kill_and_resume import differences, end, kill_and_resume
+from tests.kill_and_resume import differences, final_state, kill_and_resume
 
 
 @pytest.fixture
-def tiny(random_images: Callable[[int, int], None]) -> None:
+def tiny_images(random_images: Callable[[int, int], None]) -> None:
     random_images(200, 50)
 
 
@@ -49,44 +49,44 @@ def run(folder: str, *overrides: str) -> dict:
     return train.train(compose(*overrides), path)
 
 
-def at_step(patch: pytest.MonkeyPatch, step: int, happens: Callable[[], None]) -> None:
-    """Something happens when the run is about to make the step after this one."""
+def call_at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Call ``action`` when ``step`` steps have been taken and the next one is about to begin."""
     from lit_models import Supervised
 
     training_step = Supervised.training_step
 
     def patched(self, batch, batch_idx):
         if self.global_step == step:
-            happens()
+            action()
         return training_step(self, batch, batch_idx)
 
     patch.setattr(Supervised, "training_step", patched)
 
 
 class Killed(BaseException):
-    """Ends a run as abruptly as a test in one process can."""
+    """Ends a run in this process as abruptly as possible."""
 
 
 def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    def die() -> None:
+    def kill() -> None:
         raise Killed
 
-    at_step(patch, step, die)
+    call_at_step(patch, step, kill)
 
 
 @pytest.mark.parametrize("scheduler", ["none", "step", "cosine", "onecycle"])
-def test_epochs_then_the_rest_is_all_at_once(scheduler: str, tiny: None) -> None:
+def test_resume_after_a_kill_is_exact(scheduler: str, tiny_images: None) -> None:
     run("whole", *RUN, f"scheduler={scheduler}", "trainer.max_epochs=4", "logger=none")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 25)  # in the third epoch of ten steps
         run("parts", *RUN, f"scheduler={scheduler}", "trainer.max_epochs=4", "logger=none")
     assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 20
     run("parts", "resume=parts", "logger=none")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 @pytest.mark.parametrize("step", [1, 4, 9, 10, 11, 19, 21])
-def test_from_the_middle_of_an_epoch(step: int, tiny: None) -> None:
+def test_resume_in_mid_epoch_is_exact(step: int, tiny_images: None) -> None:
     run("whole", *RUN, "trainer.max_epochs=3", "logger=none")
     settings = (*RUN, "trainer.max_epochs=3", "logger=none", "checkpoint.every_n_steps=1", "record.every_n_batches=3")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -95,35 +95,35 @@ def test_from_the_middle_of_an_epoch(step: int, tiny: None) -> None:
     assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == step
     run("parts", "resume=parts", "logger=none")
     run("rhythm", *settings)
-    assert differences(end(Path("rhythm")), end(Path("parts"))) == []
+    assert differences(final_state(Path("rhythm")), final_state(Path("parts"))) == []
     whole, parts = (torch.load(f"{name}/checkpoints/last.ckpt")["state_dict"] for name in ("whole", "parts"))
     assert differences(whole, parts) == []
 
 
-def test_from_a_signal_in_the_middle_of_an_epoch(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_a_signal_in_mid_epoch_is_exact(tiny_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (*RUN, "trainer.max_epochs=3", "logger=none", "record.every_n_batches=3")
     run("whole", *settings)
-    at_step(monkeypatch, 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    call_at_step(monkeypatch, 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
         run("parts", *settings)
-    assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 15  # the step was finished
+    assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 15  # the step is finished first
     run("parts", "resume=parts", "logger=none")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
-def test_three_epochs_and_five_more_are_eight(tiny: None) -> None:
-    """The tutorial's stop, reload and go on; the one curve has no break and no double point."""
+def test_three_epochs_and_five_more_equal_eight(tiny_images: None) -> None:
+    """The tutorial stops, reloads and continues. The curve has neither a gap nor a repeated point."""
     dropout = ("experiment=mnist_dropout_cnn", "trainer.accelerator=cpu", "threads=1")
     run("eight", *dropout, "trainer.max_epochs=8", "logger=none")
     assert run("parts", *dropout)["epochs"] == 3
     result = run("parts", "resume=parts", "trainer.max_epochs=8")
     assert (result["epochs"], result["status"], result["experiment"]) == (8, "finished", "mnist_dropout_cnn")
-    assert differences(end(Path("eight")), end(Path("parts"))) == []
+    assert differences(final_state(Path("eight")), final_state(Path("parts"))) == []
     events = EventAccumulator(Path("parts/dashboard.txt").read_text().strip()).Reload()
     assert [event.step for event in events.Scalars("val/loss")] == [4 * epoch for epoch in range(9)]
 
 
-def test_points_of_a_killed_epoch_are_drawn_once(tiny: None) -> None:
+def test_event_files_have_no_repeated_points_after_a_kill(tiny_images: None) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 18)
         run("parts", *RUN, "trainer.max_epochs=2", "trainer.log_every_n_steps=2")
@@ -137,7 +137,7 @@ def test_points_of_a_killed_epoch_are_drawn_once(tiny: None) -> None:
     assert steps == list(range(2, 21, 2))
 
 
-def test_a_longer_training_follows_the_schedule_of_its_new_length(tiny: None) -> None:
+def test_longer_training_follows_the_schedule_of_its_new_length(tiny_images: None) -> None:
     run("parts", *RUN, "scheduler=cosine", "trainer.max_epochs=2", "logger=none")
     run("parts", "resume=parts", "trainer.max_epochs=4", "logger=none")
     (state,) = torch.load("parts/checkpoints/last.ckpt")["lr_schedulers"]
@@ -145,7 +145,7 @@ def test_a_longer_training_follows_the_schedule_of_its_new_length(tiny: None) ->
     assert state["_last_lr"] == [pytest.approx(0, abs=1e-9)]
 
 
-def test_what_cannot_go_on(tiny: None) -> None:
+def test_resume_refuses_wrong_runs_and_leaves_them_unchanged(tiny_images: None) -> None:
     run("done", *RUN, "trainer.max_epochs=1", "logger=none")
     before = (Path("done/result.json").read_bytes(), Path("done/checkpoints/last.ckpt").read_bytes())
     (Path("empty")).mkdir()
@@ -182,7 +182,7 @@ def test_what_cannot_go_on(tiny: None) -> None:
     assert os.listdir("other") == []
 
 
-def test_a_run_killed_before_its_test_is_tested(tiny: None) -> None:
+def test_run_killed_before_its_test_is_tested_on_resume(tiny_images: None) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         from lit_models import Supervised
 
@@ -195,7 +195,7 @@ def test_a_run_killed_before_its_test_is_tested(tiny: None) -> None:
 
 
 @pytest.mark.parametrize("model", sorted(path.stem for path in (PROJECT / "conf/model").glob("*.yaml")))
-def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
+def test_checkpoints_of_all_models_load_with_weights_only(model: str, tiny_images: None) -> None:
     data = {"blobs_mlp": "blobs", "logistic": "separable", "deep_logistic": "tabular", "mlp_regression": "readings"}
     data = data.get(model, "readings" if model.startswith("line") else "mnist")
     small = ["data.val_size=8", "data.batch_size=16"] if data == "mnist" else ["data.batch_size=200"]
@@ -209,7 +209,7 @@ def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key_path", "value"),
     [
         ("model._target_", "os.system"),
         ("model._target_", "builtins.eval"),
@@ -234,10 +234,10 @@ def test_every_models_checkpoint_is_plain(model: str, tiny: None) -> None:
         ("model._args_", ["touch owned"]),
     ],
 )
-def test_a_hostile_stored_config_runs_nothing(place: str, value: object, tiny: None) -> None:
+def test_malicious_stored_config_is_refused(key_path: str, value: object, tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     checkpoint = torch.load("run/checkpoints/last.ckpt")
-    *parents, key = place.split(".")
+    *parents, key = key_path.split(".")
     node = checkpoint["config"]
     for parent in parents:
         node = node[parent]
@@ -245,13 +245,13 @@ def test_a_hostile_stored_config_runs_nothing(place: str, value: object, tiny: N
     torch.save(checkpoint, "run/checkpoints/last.ckpt")
     with pytest.raises(ValueError, match=r"last.ckpt is refused: config\.") as error:
         run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
-    assert place in str(error.value)
+    assert key_path in str(error.value)
     with pytest.raises(ValueError, match="is refused"):
         load_run("run", "last")
     assert not Path("owned").exists()
 
 
-def test_stored_callbacks_and_loggers_are_not_built(tiny: None) -> None:
+def test_stored_callbacks_and_loggers_are_not_instantiated(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     checkpoint = torch.load("run/checkpoints/last.ckpt")
     checkpoint["config"]["callbacks"]["evil"] = {"_target_": "os.mkdir", "path": "owned"}
@@ -261,21 +261,21 @@ def test_stored_callbacks_and_loggers_are_not_built(tiny: None) -> None:
     assert not Path("owned").exists()
 
 
-def test_a_hostile_pickle_runs_nothing() -> None:
-    class Evil:
+def test_malicious_pickle_is_refused() -> None:
+    class MaliciousPickle:
         def __reduce__(self):
             return os.mkdir, ("owned",)
 
-    torch.save({"config": Evil()}, "evil.ckpt")
+    torch.save({"config": MaliciousPickle()}, "evil.ckpt")
     with pytest.raises(ValueError, match="which could run code"):
         load_checkpoint(Path("evil.ckpt"))
     assert not Path("owned").exists()
 
 
-# --- signals, full disks, losses that are not finite -------------------------------------------------------------
+# --- signals, full disks, non-finite losses ----------------------------------------------------------------------
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start_training(folder: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -291,9 +291,9 @@ LONG = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_has_its_exit_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    process = start(tmp_path, *LONG, "hydra.run.dir=run", "logger=none")
-    for line in process.stdout:  # wait until it trains
+def test_signal_saves_a_checkpoint_and_has_its_exit_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    process = start_training(tmp_path, *LONG, "hydra.run.dir=run", "logger=none")
+    for line in process.stdout:  # wait for the third epoch
         if line.startswith("epoch 3/"):
             break
     process.send_signal(number)
@@ -311,8 +311,8 @@ def test_a_signal_saves_and_has_its_exit_code(number: signal.Signals, code: int,
 
 
 @pytest.mark.slow
-def test_resume_as_typed(shell, tmp_path: Path) -> None:
-    """With the experiment named again and without; the callbacks and the logger are the run's own."""
+def test_resume_from_the_command_line(shell, tmp_path: Path) -> None:
+    """The experiment may be repeated or left out. Callbacks and logger are those of the run."""
     first = shell("experiment=blobs", "trainer.max_epochs=1", "model.steps_per_batch=10", "logger=none")
     assert first.returncode == 0, first.stderr
     again = shell("experiment=blobs", "resume=last", "trainer.max_epochs=2")
@@ -329,36 +329,41 @@ def test_resume_as_typed(shell, tmp_path: Path) -> None:
     assert "has finished its 3 epochs" in finished.stderr
 
 
-class Finalizer:
-    """A signal comes while this is taken down, where Python drops what a handler raises."""
+class SignalInFinalizer:
+    """Sends SIGTERM while it is finalized: Python drops what a signal handler raises there."""
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_python_drops_ends_the_run_all_the_same(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_dropped_in_a_finalizer_still_ends_the_run(tiny_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
 
     def patched(self: PerClassAccuracy, trainer: Trainer, *_: object) -> None:
-        batches.append(Finalizer() and None)
+        batches.append(SignalInFinalizer() and None)
 
     settings = (*RUN, "trainer.max_epochs=1", "data.eval_batch_size=10", "logger=none")
     monkeypatch.setattr(PerClassAccuracy, "on_test_batch_end", patched)
     with pytest.raises(Interrupted, match="SIGTERM; saved in") as caught:
         run("run", *settings)
     assert caught.value.exit_code == 143
-    assert len(batches) == 1  # of the five of the test
+    assert len(batches) == 1  # of the five test batches
     assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
-    asked = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
+    eval_settings = {
+        "run": "run",
+        "checkpoint": "last",
+        "split": "test",
+        "trainer": {"accelerator": "cpu", "devices": 1},
+    }
     with pytest.raises(Interrupted, match="SIGTERM; there was nothing to save"):
-        evaluate.evaluate(OmegaConf.create(asked), Path("run"))
+        evaluate.evaluate(OmegaConf.create(eval_settings), Path("run"))
     assert len(batches) == 2
 
 
 @pytest.mark.slow
-def test_a_signal_ends_a_sweep(tmp_path: Path) -> None:
-    process = start(tmp_path, "-m", *LONG, "seed=1,2", "logger=none")
+def test_signal_ends_a_sweep_and_prints_the_command_to_resume(tmp_path: Path) -> None:
+    process = start_training(tmp_path, "-m", *LONG, "seed=1,2", "logger=none")
     for line in process.stdout:
         if line.startswith("[0] epoch 3/"):
             break
@@ -369,7 +374,7 @@ def test_a_signal_ends_a_sweep(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(shell, tmp_path: Path) -> None:
+def test_nonfinite_loss_stops_before_the_update(shell, tmp_path: Path) -> None:
     lines = ("experiment=line_diverging", "trainer.max_epochs=100", "model.allow_divergence=false", "logger=none")
     answer = shell(*lines, "hydra.run.dir=run")
     assert answer.returncode == 4
@@ -380,14 +385,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(shell, tmp_path: Path
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
-def test_divergence_that_is_allowed_goes_to_the_end() -> None:
+def test_allowed_divergence_trains_to_the_end() -> None:
     result = run("run", "experiment=line_diverging", "trainer.max_epochs=100", "logger=none")
     assert (result["status"], result["epochs"]) == ("diverged", 100)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of two megabytes."""
+    """Mount a file system of two megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
@@ -397,16 +402,16 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def fill(folder: Path, leave: int) -> None:
-    """Fills a file system up to some bytes."""
+def fill_disk(folder: Path, leave: int) -> None:
+    """Fill a file system except for ``leave`` bytes."""
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     (folder / "filler").write_bytes(b"x" * (free - leave))
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint(small_disk: Path, tiny: None) -> None:
+def test_full_disk_keeps_the_previous_checkpoint(small_disk: Path, tiny_images: None) -> None:
     run(str(small_disk / "run"), *RUN, "trainer.max_epochs=1", "logger=none")
     before = (small_disk / "run/checkpoints/last.ckpt").read_bytes()
-    fill(small_disk, 100_000)  # half a checkpoint
+    fill_disk(small_disk, 100_000)  # half a checkpoint
     with pytest.raises(OSError, match="is the disk full") as error:
         run(str(small_disk / "run"), f"resume={small_disk / 'run'}", "trainer.max_epochs=2", "logger=none")
     assert "last.ckpt could not be written" in str(error.value)
@@ -417,19 +422,19 @@ def test_a_full_disk_keeps_the_previous_checkpoint(small_disk: Path, tiny: None)
     assert (result["status"], result["epochs"]) == ("finished", 2)
 
 
-def test_a_full_temporary_folder_does_not_matter(small_disk: Path, tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(small_disk, 0)
+def test_full_tmpdir_does_not_matter(small_disk: Path, tiny_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_disk(small_disk, 0)
     monkeypatch.setenv("TMPDIR", str(small_disk))
     monkeypatch.setattr(tempfile, "tempdir", None)
     assert run("run", *RUN, "trainer.max_epochs=1", "logger=none")["status"] == "finished"
 
 
-def test_a_full_disk_under_tensorboard_warns_once_and_trains_on(
-    small_disk: Path, tiny: None, caplog: pytest.LogCaptureFixture
+def test_event_files_on_a_full_disk_warn_once(
+    small_disk: Path, tiny_images: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     from loggers.tensorboard import TensorBoard
 
-    fill(small_disk, 0)
+    fill_disk(small_disk, 0)
     Path("outputs").symlink_to(small_disk)
     logger = TensorBoard("run", title="events")
     for step in range(3000):
@@ -442,7 +447,7 @@ def test_a_full_disk_under_tensorboard_warns_once_and_trains_on(
     assert "No space left" in warnings[0]
 
 
-def test_leftovers_of_a_killed_save_are_swept(tiny: None) -> None:
+def test_leftovers_of_a_killed_save_are_removed(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     leftover = Path("run/checkpoints/.last.ckpt.123.tmp")
     leftover.write_bytes(b"half")
@@ -451,44 +456,46 @@ def test_leftovers_of_a_killed_save_are_swept(tiny: None) -> None:
 
 
 @pytest.mark.real
-def test_twenty_kills(real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_twenty_random_kills_is_exact(
+    real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATA_ROOT", str(DATA_ROOT))
     lines = kill_and_resume(20, seed=1, folder=tmp_path)
     assert len(lines) == 20
     assert sum(bool(re.search(r"resumed from step \d", line)) for line in lines) >= 15
 
 
-def test_metrics_csv_of_a_resumed_run_has_every_row_once(tiny: None) -> None:
+def test_metrics_csv_has_each_epoch_once_after_resume(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=2", "logger=none")
     run("run", "resume=run/checkpoints/last.ckpt", "trainer.max_epochs=3", "logger=none")
     with open("run/metrics.csv", newline="") as lines:
         assert [row["epoch"] for row in csv.DictReader(lines)] == ["1", "2", "3"]
 
 
-# --- what a review found ----------------------------------------------------------------------------------------
+# --- settings of a resumed run -----------------------------------------------------------------------------------
 
 
-def test_large_seeds_work(tiny: None) -> None:
+def test_largest_seed_works(tiny_images: None) -> None:
     assert run("run", *RUN, "seed=4294967295", "trainer.max_epochs=1", "logger=none")["status"] == "finished"
 
 
-def test_resume_by_the_path_through_last(tiny: None) -> None:
+def test_resume_through_outputs_last_keeps_the_run_directory(tiny_images: None) -> None:
     Path("outputs").mkdir()
     run("outputs/run", *RUN, "trainer.max_epochs=1", "logger=none")
     run("outputs/run", "resume=outputs/last/checkpoints/last.ckpt", "trainer.max_epochs=2")
     assert Path("outputs/last").resolve() == Path("outputs/run").resolve()
 
 
-def test_a_resumed_run_keeps_its_callbacks_and_its_logger(tiny: None) -> None:
+def test_resume_keeps_callbacks_and_logger(tiny_images: None) -> None:
     run("run", *RUN, "callbacks=early_stopping", "trainer.max_epochs=2", "logger=none")
     result = run("run", "resume=run", "trainer.max_epochs=60")
-    assert result["epochs"] < 60  # there is nothing to learn in random labels
+    assert result["epochs"] < 60  # random labels stop early
     assert not Path("run/dashboard.txt").exists()
 
 
-def test_a_resumed_run_keeps_what_was_typed_of_its_callbacks(tiny: None) -> None:
-    typed = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc", "callbacks.pictures=null")
-    run("run", *RUN, *typed, "+callbacks.early_stopping.mode=max", "trainer.max_epochs=1", "logger=none")
+def test_resume_keeps_the_overrides_of_callbacks(tiny_images: None) -> None:
+    overrides = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc", "callbacks.pictures=null")
+    run("run", *RUN, *overrides, "+callbacks.early_stopping.mode=max", "trainer.max_epochs=1", "logger=none")
     run("run", "resume=run", "trainer.max_epochs=2", "~callbacks.per_class")
     callbacks = yaml.safe_load(Path("run/config.yaml").read_text())["callbacks"]
     assert callbacks["early_stopping"]["monitor"] == "val/acc"
@@ -499,15 +506,15 @@ def test_a_resumed_run_keeps_what_was_typed_of_its_callbacks(tiny: None) -> None
 @pytest.mark.parametrize(
     "key", ["callbacks.pictures._target_", "callbacks.pictures[_target_]", "+callbacks.x._target_"]
 )
-def test_nothing_in_a_checkpoint_names_a_callback(key: str, tiny: None) -> None:
+def test_stored_overrides_cannot_set_the_target_of_a_callback(key: str, tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     checkpoint["config"]["callbacks"] = {"pictures": {"_target_": "os.mkdir"}, "x": {"_target_": "os.mkdir"}}
     checkpoint["config"]["choices"]["overrides"] = [f"{key}=os.mkdir"]
     torch.save(checkpoint, "run/checkpoints/last.ckpt")
-    now = compose("resume=run", "trainer.max_epochs=2")
-    now.choices.overrides = ["resume=run", "trainer.max_epochs=2"]
-    cfg = merge_resume_config(now, Path("run/checkpoints/last.ckpt"))
+    new_cfg = compose("resume=run", "trainer.max_epochs=2")
+    new_cfg.choices.overrides = ["resume=run", "trainer.max_epochs=2"]
+    cfg = merge_resume_config(new_cfg, Path("run/checkpoints/last.ckpt"))
     assert cfg.callbacks.pictures._target_ == "callbacks.plots.Plots"
     assert "x" not in cfg.callbacks
 
@@ -515,25 +522,25 @@ def test_nothing_in_a_checkpoint_names_a_callback(key: str, tiny: None) -> None:
 @pytest.mark.parametrize(
     "override", ["optimizer.lr=0.5", "seed=9", "scheduler.max_lr=1", "model.net._target_=x", "data.val_size=8"]
 )
-def test_what_the_checkpoint_holds_cannot_be_changed(override: str, tiny: None) -> None:
+def test_resume_refuses_to_change_what_the_checkpoint_fixes(override: str, tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     with pytest.raises(ValueError, match="is fixed by the checkpoint"):
         run("run", "resume=run", "trainer.max_epochs=2", override)
 
 
-def test_a_step_keeps_its_examples_in_the_middle(tiny: None) -> None:
+def test_resume_refuses_another_number_of_examples_per_step(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     with pytest.raises(ValueError, match=r"examples in a batch .*: 16 in this run, and now 32,"):
         run("run", "resume=run", "trainer.max_epochs=2", "data.batch_size=32")
     with pytest.raises(ValueError, match=r"batches in a step .*: 1 in this run, and now 2,"):
         run("run", "resume=run", "trainer.max_epochs=2", "trainer.accumulate_grad_batches=2")
-    assert json.loads(Path("run/result.json").read_text())["status"] == "finished"  # as it was
-    # What was not typed before, but had this value.
+    assert json.loads(Path("run/result.json").read_text())["status"] == "finished"  # unchanged
+    # Overrides with the value that a setting already has, and of settings that may change, are accepted.
     result = run("run", "resume=run", "trainer.max_epochs=2", "data.folds=null", "data.eval_batch_size=7")
     assert result["epochs"] == 2
 
 
-def test_the_weights_it_started_from_are_not_needed_again(tiny: None) -> None:
+def test_resume_does_not_need_the_pretrained_weights_file(tiny_images: None) -> None:
     import torchvision
 
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "start.pt")
@@ -544,37 +551,37 @@ def test_the_weights_it_started_from_are_not_needed_again(tiny: None) -> None:
     load_run("run", "best")
 
 
-def test_accumulated_gradients_resume_exactly(tiny: None) -> None:
+def test_resume_with_accumulated_gradients_is_exact(tiny_images: None) -> None:
     settings = (*RUN, "trainer.accumulate_grad_batches=3", "trainer.max_epochs=3", "checkpoint.every_n_steps=1")
     run("whole", *settings, "logger=none")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 6)
         run("parts", *settings, "logger=none")
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
-def test_the_loss_of_a_batch_is_not_divided_by_those_of_a_step(tiny: None) -> None:
+def test_logged_step_loss_is_not_divided_by_accumulation(tiny_images: None) -> None:
     run("run", *RUN, "trainer.accumulate_grad_batches=5", "trainer.max_epochs=1", "record.every_n_batches=10")
     with open("run/metrics.csv", newline="") as lines:
         of_batches, of_epoch = csv.DictReader(lines)
     assert float(of_batches["train/loss_step"]) == pytest.approx(float(of_epoch["train/loss"]), rel=1e-5)
 
 
-def test_another_trainer_keeps_what_the_run_chose(tiny: None) -> None:
-    """Its own epochs and clipping, and of the machine what is typed now."""
+def test_resume_with_another_trainer_option_keeps_training_settings(tiny_images: None) -> None:
+    """Settings of the training come from the run, settings of the machine from the new option."""
     chosen = ("trainer.max_epochs=7", "trainer.gradient_clip_val=0.5", "+trainer.limit_predict_batches=3")
     run("run", *RUN, *chosen, "trainer.limit_train_batches=1", "logger=none")
     file = Path("run/checkpoints/last.ckpt")
-    cfg = compose(*(typed := ("resume=run", "trainer.max_epochs=9", "trainer=gpu")))
-    cfg.choices.overrides = list(typed)
+    cfg = compose(*(overrides := ("resume=run", "trainer.max_epochs=9", "trainer=gpu")))
+    cfg.choices.overrides = list(overrides)
     trainer = merge_resume_config(cfg, file).trainer
     assert (trainer.max_epochs, trainer.gradient_clip_val, trainer.limit_predict_batches) == (9, 0.5, 3)
     assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
 
 
-def test_a_checkpoint_every_few_steps_of_many_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven steps to each of seven batches: a checkpoint where the steps pass another ten."""
+def test_checkpoint_every_n_steps_with_several_steps_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are seven steps on each of seven batches. A checkpoint is due when the steps pass a multiple of ten."""
     saved, save = [], Trainer.save_checkpoint
 
     def patched(self: Trainer, path: Path) -> None:
@@ -587,15 +594,15 @@ def test_a_checkpoint_every_few_steps_of_many_in_a_batch(monkeypatch: pytest.Mon
     assert saved == [*[("last.ckpt", step) for step in (14, 21, 35, 42)], ("best.ckpt", 49)]
 
 
-def test_an_epoch_whose_score_is_nan_is_not_the_best() -> None:
+def test_epoch_with_a_nan_score_is_never_best() -> None:
     run("run", "experiment=line_diverging", "trainer.max_epochs=100", "logger=none")
     best = torch.load("run/checkpoints/best.ckpt")
     assert all(weight.isfinite().all() for weight in best["state_dict"].values())
     assert best["epoch"] == 0
 
 
-def test_a_signal_before_the_first_epoch_says_that_there_is_nothing(
-    tiny: None, monkeypatch: pytest.MonkeyPatch
+def test_signal_before_the_first_epoch_reports_nothing_to_save(
+    tiny_images: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lit_models import Supervised
 
@@ -604,19 +611,19 @@ def test_a_signal_before_the_first_epoch_says_that_there_is_nothing(
         run("run", *RUN, "trainer.max_epochs=1", "logger=none")
 
 
-def test_the_best_epoch_is_one_that_was_validated(tiny: None) -> None:
+def test_best_epoch_is_a_validated_one(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2", "logger=none")
     assert torch.load("run/checkpoints/best.ckpt")["epoch"] in (1, 3)
 
 
-def test_a_schedule_in_epochs_is_one_in_many_steps_too() -> None:
+def test_epoch_schedule_steps_once_per_epoch_with_several_steps_per_batch() -> None:
     settings = ("model=blobs_mlp", "data=blobs", "optimizer=sgd", "optimizer.lr=0.8", "model.steps_per_batch=7")
     run("run", *settings, "scheduler=step", "scheduler.step_size=1", "scheduler.gamma=0.5", "trainer.max_epochs=3")
     (state,) = torch.load("run/checkpoints/last.ckpt")["lr_schedulers"]
     assert state["_last_lr"] == [pytest.approx(0.1)]
 
 
-def test_threads_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_reset_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.process._default_threads", lambda: 2)
     before = torch.get_num_threads()
     seed_and_set_threads(1, threads=1)
@@ -626,7 +633,7 @@ def test_threads_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(before)
 
 
-def test_ctrl_c_before_there_is_anything_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keyboard_interrupt_has_exit_code_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         exit_with_error(KeyboardInterrupt(), show_traceback=False)
@@ -635,7 +642,7 @@ def test_ctrl_c_before_there_is_anything_to_save(tmp_path: Path, monkeypatch: py
 
 
 class DropsInterrupt(Callback):
-    """Receives Ctrl-C while it is made, and drops it as a library that is being imported may do."""
+    """Receives Ctrl-C in its constructor and drops it, as a library may do while it is imported."""
 
     def __init__(self) -> None:
         with contextlib.suppress(KeyboardInterrupt):
@@ -643,14 +650,14 @@ class DropsInterrupt(Callback):
 
 
 @pytest.mark.slow
-def test_ctrl_c_that_a_library_drops_ends_the_run_before_it_trains(shell) -> None:
+def test_keyboard_interrupt_dropped_by_a_library_still_ends_the_run(shell) -> None:
     answer = shell(*RUN, "logger=none", "+callbacks.drops._target_=tests.test_resume.DropsInterrupt")
     assert answer.returncode == 130
     assert answer.stderr == "error: interrupted by SIGINT; there was nothing to save yet\n"
     assert "epoch" not in answer.stdout
 
 
-def test_what_made_a_checkpoint_is_said(tiny: None) -> None:
+def test_error_about_a_foreign_checkpoint_names_the_versions_that_made_it(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     checkpoint = torch.load("run/checkpoints/last.ckpt")
     assert f"torch {torch.__version__}" in checkpoint["made_by"]
@@ -660,11 +667,11 @@ def test_what_made_a_checkpoint_is_said(tiny: None) -> None:
         run("run", "resume=run", "trainer.max_epochs=2")
 
 
-# --- training that stops in the middle of an epoch ----------------------------------------------------------------
+# --- training that stops in mid-epoch -----------------------------------------------------------------------------
 
 
-class Stop(Callback):
-    """Sets ``trainer.should_stop`` in a hook of its own, once so many batches have been trained on."""
+class StopAfterBatches(Callback):
+    """Sets ``trainer.should_stop`` in ``hook`` after ``batches`` training batches."""
 
     def __init__(self, batches: int, hook: str = "on_train_batch_end") -> None:
         self.seen, self.batches = 0, batches
@@ -680,7 +687,7 @@ class Stop(Callback):
         trainer.should_stop = self.seen >= self.batches
 
 
-def rows_of(folder: str) -> list[dict[str, str]]:
+def metrics_rows(folder: str) -> list[dict[str, str]]:
     with open(f"{folder}/metrics.csv", newline="") as lines:
         return [row | {"seconds": ""} for row in csv.DictReader(lines)]
 
@@ -689,7 +696,7 @@ def assert_same_run(whole: str, parts: str) -> None:
     one, other = (torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True) for folder in (whole, parts))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "epoch_sums"):
         assert differences(one[part], other[part], part) == []
-    assert rows_of(whole) == rows_of(parts)
+    assert metrics_rows(whole) == metrics_rows(parts)
     one, other = (json.loads(Path(folder, "result.json").read_text()) for folder in (whole, parts))
     assert one["metrics"] == other["metrics"]
     assert (one["epochs"], one["steps"], one["status"]) == (other["epochs"], other["steps"], "finished")
@@ -697,12 +704,12 @@ def assert_same_run(whole: str, parts: str) -> None:
 
 @pytest.mark.parametrize("scheduler", ["none", "step"])
 @pytest.mark.parametrize("steps", [1, 4, 9, 10, 11, 25])
-def test_max_steps_then_the_rest_is_all_at_once(steps: int, scheduler: str, tiny: None) -> None:
+def test_resume_after_max_steps_is_exact(steps: int, scheduler: str, tiny_images: None) -> None:
     settings = (*RUN, f"scheduler={scheduler}", "trainer.max_epochs=3", "logger=none", "record.every_n_batches=3")
     run("whole", *settings)
     result = run("parts", *settings, f"trainer.max_steps={steps}")
     assert (result["epochs"], result["steps"]) == (steps // 10, steps)
-    assert [row["epoch"] for row in rows_of("parts") if row.get("train/loss")] == [
+    assert [row["epoch"] for row in metrics_rows("parts") if row.get("train/loss")] == [
         str(epoch) for epoch in range(1, steps // 10 + 1)
     ]
     run("parts", "resume=parts", f"trainer.max_steps={'-1' if steps % 2 else steps + 40}")
@@ -722,7 +729,7 @@ def test_max_steps_then_the_rest_is_all_at_once(steps: int, scheduler: str, tiny
         ("trainer.limit_val_batches=0",),
     ],
 )
-def test_max_steps_goes_with_other_settings(settings: tuple[str, ...], tiny: None) -> None:
+def test_resume_after_max_steps_is_exact_with_other_settings(settings: tuple[str, ...], tiny_images: None) -> None:
     settings = (*RUN, "scheduler=none", "trainer.max_epochs=4", "logger=none", *settings)
     run("whole", *settings)
     run("parts", *settings, "trainer.max_steps=5")
@@ -731,11 +738,11 @@ def test_max_steps_goes_with_other_settings(settings: tuple[str, ...], tiny: Non
     assert_same_run("whole", "parts")
 
 
-def test_max_steps_and_many_steps_on_a_batch() -> None:
+def test_max_steps_with_several_steps_per_batch() -> None:
     settings = ("model=blobs_mlp", "data=blobs", "data.batch_size=32", "model.steps_per_batch=7", "logger=none")
     run("whole", *settings, "scheduler=none", "trainer.max_epochs=2", "threads=1")
     result = run("parts", *settings, "scheduler=none", "trainer.max_epochs=2", "trainer.max_steps=10", "threads=1")
-    assert (result["epochs"], result["steps"]) == (0, 14)  # the batch is finished
+    assert (result["epochs"], result["steps"]) == (0, 14)  # all steps on a batch are taken
     run("parts", "resume=parts", "trainer.max_steps=-1")
     assert_same_run("whole", "parts")
     run("short", *settings, "scheduler=onecycle", "trainer.max_epochs=9", "trainer.max_steps=16")
@@ -746,21 +753,23 @@ def test_max_steps_and_many_steps_on_a_batch() -> None:
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("batches", [3, 4, 14])
-def test_a_callback_stops_in_the_middle_of_an_epoch(hook: str, accumulate: int, batches: int, tiny: None) -> None:
+def test_resume_after_callback_stops_in_mid_epoch_is_exact(
+    hook: str, accumulate: int, batches: int, tiny_images: None
+) -> None:
     settings = (*RUN, "scheduler=none", "trainer.max_epochs=3", f"trainer.accumulate_grad_batches={accumulate}")
     settings = (*settings, "logger=none", "+trainer.val_check_interval=2")
     run("whole", *settings)
-    stop = ("+callbacks.stop._target_=tests.test_resume.Stop", f"+callbacks.stop.batches={batches}")
+    stop = ("+callbacks.stop._target_=tests.test_resume.StopAfterBatches", f"+callbacks.stop.batches={batches}")
     result = run("parts", *settings, *stop, f"+callbacks.stop.hook={hook}")
     assert result["epochs"] == batches // 10
-    run("parts", "resume=parts")  # its callbacks are those of conf
+    run("parts", "resume=parts")  # the added callback is not part of the resumed run
     assert_same_run("whole", "parts")
 
 
-def test_max_time_then_the_rest_is_all_at_once(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_max_time_is_exact(tiny_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (*RUN, "scheduler=onecycle", "trainer.max_epochs=3", "logger=none")
     run("whole", *settings)
-    clock = itertools.count()  # a second passes whenever somebody looks
+    clock = itertools.count()  # each call advances the time by one second
     with monkeypatch.context() as patch:
         patch.setattr("lightning.pytorch.callbacks.timer.time.monotonic", lambda: float(next(clock)))
         result = run("parts", *settings, "trainer.max_time=00:00:00:30")
@@ -774,11 +783,11 @@ def test_max_time_then_the_rest_is_all_at_once(tiny: None, monkeypatch: pytest.M
     assert_same_run("whole", "parts")
 
 
-def test_max_steps_in_the_first_epoch_leaves_a_run_that_can_be_asked(tiny: None) -> None:
-    """Nothing was measured but the test; last.ckpt is there."""
+def test_max_steps_in_the_first_epoch_leaves_a_usable_run(tiny_images: None) -> None:
+    """There is no row of metrics, but a last.ckpt."""
     result = run("run", *RUN, "trainer.max_steps=3", "logger=none")
     assert (result["status"], result["epochs"], result["steps"]) == ("finished", 0, 3)
-    assert rows_of("run") == []
+    assert metrics_rows("run") == []
     _, _, model = load_run("run", "last")
     assert not model.training
 
@@ -793,8 +802,8 @@ def test_max_steps_in_the_first_epoch_leaves_a_run_that_can_be_asked(tiny: None)
         ((), ("trainer.max_steps=5",), "after step 10; trainer.max_epochs=6 trainer.max_steps=-1 would continue it"),
     ],
 )
-def test_nothing_left_to_train_is_said(
-    limits: tuple[str, ...], then: tuple[str, ...], message: str, tiny: None
+def test_resume_with_nothing_left_to_train_is_refused(
+    limits: tuple[str, ...], then: tuple[str, ...], message: str, tiny_images: None
 ) -> None:
     epochs = ("trainer.max_epochs=2",) if limits else ("trainer.max_epochs=1",)
     run("run", *RUN, *epochs, *limits, "logger=none")
@@ -804,7 +813,7 @@ def test_nothing_left_to_train_is_said(
     assert Path("run/result.json").read_bytes() == before
 
 
-def test_a_limit_below_what_a_killed_run_has_done_is_said(tiny: None) -> None:
+def test_max_steps_below_the_steps_taken_is_refused(tiny_images: None) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_at(patch, 15)
         run("run", *RUN, "trainer.max_epochs=3", "logger=none")
@@ -813,7 +822,7 @@ def test_a_limit_below_what_a_killed_run_has_done_is_said(tiny: None) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 10, 14, 20])
-def test_a_killed_run_with_max_steps_goes_on(step: int, tiny: None) -> None:
+def test_killed_run_with_max_steps_resumes_exactly(step: int, tiny_images: None) -> None:
     settings = (*RUN, "trainer.max_epochs=9", "trainer.max_steps=25", "logger=none", "checkpoint.every_n_steps=1")
     run("whole", *settings)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -827,7 +836,7 @@ def test_a_killed_run_with_max_steps_goes_on(step: int, tiny: None) -> None:
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize("model", ["dropout_cnn", "quick_cnn"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_other_precisions_resume_exactly(precision: str, model: str, optimizer: str, tiny: None) -> None:
+def test_other_precisions_resume_exactly(precision: str, model: str, optimizer: str, tiny_images: None) -> None:
     settings = (*RUN, f"model={model}", f"optimizer={optimizer}", f"trainer.precision={precision}", "logger=none")
     settings = (*settings, "trainer.max_epochs=3", "checkpoint.every_n_steps=1")
     run("whole", *settings)
@@ -835,4 +844,4 @@ def test_other_precisions_resume_exactly(precision: str, model: str, optimizer: 
         kill_at(patch, 14)
         run("parts", *settings)
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []

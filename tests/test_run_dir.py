@@ -1,4 +1,4 @@
-"""Directories of runs: only what a process has made is removed by it, and only one process trains in each."""
+"""Run directories: a process removes only what it has made, and only one process trains in each."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ from tests.conftest import PROJECT
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
-WRONG = (*BLOBS, "trainer.max_epochs=abc")
-# Is noticed after torch is loaded and the directory locked.
-LATE = (*BLOBS, "data.val_size=70000")
+EARLY_ERROR = (*BLOBS, "trainer.max_epochs=abc")
+# This error arises after torch is loaded and the directory is locked.
+LATE_ERROR = (*BLOBS, "data.val_size=70000")
 ENDLESS = (*BLOBS, "model.steps_per_batch=1", "trainer.max_epochs=100000")
 
 
@@ -29,20 +29,22 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def make(folder: Path, *names: str) -> None:
-    """Make directories, which end in a slash, and files."""
+def make_paths(folder: Path, *names: str) -> None:
+    """Make files, and directories for names that end in a slash."""
     for name in names:
         path = folder / name
         if name.endswith("/"):
             path.mkdir(parents=True, exist_ok=True)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{name} of somebody\n")
+            path.write_text(f"{name} of the user\n")
 
 
-@pytest.mark.parametrize("overrides", [WRONG, pytest.param(LATE, marks=pytest.mark.slow)], ids=["early", "late"])
 @pytest.mark.parametrize(
-    ("there", "where"),
+    "overrides", [EARLY_ERROR, pytest.param(LATE_ERROR, marks=pytest.mark.slow)], ids=["early", "late"]
+)
+@pytest.mark.parametrize(
+    ("existing", "dir_overrides"),
     [
         (["a/b/c/"], ["hydra.run.dir=run"]),
         (["a/b/c/run/"], ["hydra.run.dir=run"]),
@@ -58,37 +60,37 @@ def make(folder: Path, *names: str) -> None:
         (["a/b/c/"], ["--cfg", "hydra", "--resolve"]),
     ],
 )
-def test_a_mistake_leaves_everything_as_it_was(
-    overrides: tuple[str, ...], there: list[str], where: list[str], shell: Shell, tmp_path: Path
+def test_failed_command_leaves_all_files_unchanged(
+    overrides: tuple[str, ...], existing: list[str], dir_overrides: list[str], shell: Shell, tmp_path: Path
 ) -> None:
-    make(tmp_path, *there)
+    make_paths(tmp_path, *existing)
     before = tree(tmp_path)
-    answer = shell(*overrides, *where, cwd=tmp_path / "a/b/c")
+    answer = shell(*overrides, *dir_overrides, cwd=tmp_path / "a/b/c")
     assert answer.returncode == 1
     assert tree(tmp_path) == before
 
 
 @pytest.mark.slow
-def test_an_empty_log_of_somebody_stays(shell: Shell, tmp_path: Path) -> None:
-    make(tmp_path, "logs/")
+def test_empty_log_of_the_user_is_kept(shell: Shell, tmp_path: Path) -> None:
+    make_paths(tmp_path, "logs/")
     (tmp_path / "logs/train.log").touch()
-    for overrides in (WRONG, LATE):
+    for overrides in (EARLY_ERROR, LATE_ERROR):
         assert shell(*overrides, "hydra.run.dir=logs").returncode == 1
         assert tree(tmp_path) == {"logs": None, "logs/train.log": b""}
 
 
 @pytest.mark.slow
-def test_a_link_to_a_directory_stays(shell: Shell, tmp_path: Path) -> None:
-    make(tmp_path, "target/")
+def test_link_to_a_directory_is_kept(shell: Shell, tmp_path: Path) -> None:
+    make_paths(tmp_path, "target/")
     (tmp_path / "link").symlink_to("target")
-    for overrides in (WRONG, LATE):
+    for overrides in (EARLY_ERROR, LATE_ERROR):
         assert shell(*overrides, "hydra.run.dir=link").returncode == 1
         assert sorted(tree(tmp_path)) == ["link", "target"]
 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "predict.py", "export.py"])
-def test_a_mistake_about_a_run_leaves_the_run(script: str, shell: Shell, tmp_path: Path) -> None:
-    make(tmp_path, "run/config.yaml", "run/checkpoints/last.ckpt", "run/.lock", "run/evaluate.log")
+def test_failed_command_leaves_its_run_unchanged(script: str, shell: Shell, tmp_path: Path) -> None:
+    make_paths(tmp_path, "run/config.yaml", "run/checkpoints/last.ckpt", "run/.lock", "run/evaluate.log")
     before = tree(tmp_path)
     answer = shell("run=run", *(["output=x.pt"] if script == "export.py" else []), script=script)
     assert answer.returncode == 1
@@ -98,7 +100,7 @@ def test_a_mistake_about_a_run_leaves_the_run(script: str, shell: Shell, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("there", "where"),
+    ("existing", "dir_overrides"),
     [
         (["a/b/c/"], ["hydra.sweep.dir=sweep"]),
         (["a/b/c/"], ["hydra.sweep.dir=."]),
@@ -111,19 +113,21 @@ def test_a_mistake_about_a_run_leaves_the_run(script: str, shell: Shell, tmp_pat
     ],
 )
 @pytest.mark.parametrize("wrong", [["optimizer.lr=interval(1,2)"], ["model=mlp,lenett"]])
-def test_a_mistake_in_a_sweep_leaves_everything_as_it_was(
-    there: list[str], where: list[str], wrong: list[str], shell: Shell, tmp_path: Path
+def test_failed_sweep_leaves_all_files_unchanged(
+    existing: list[str], dir_overrides: list[str], wrong: list[str], shell: Shell, tmp_path: Path
 ) -> None:
-    make(tmp_path, *there)
+    make_paths(tmp_path, *existing)
     before = tree(tmp_path)
-    answer = shell("-m", *wrong, *where, cwd=tmp_path / "a/b/c")
+    answer = shell("-m", *wrong, *dir_overrides, cwd=tmp_path / "a/b/c")
     assert answer.returncode == 1, answer.stderr
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("there", ["config.yaml", "result.json", "metrics.csv", "checkpoints/last.ckpt", "pictures/"])
-def test_what_lies_in_a_run_directory_is_not_overwritten(there: str, shell: Shell, tmp_path: Path) -> None:
-    make(tmp_path, f"r/{there}", "r/other")
+@pytest.mark.parametrize(
+    "existing", ["config.yaml", "result.json", "metrics.csv", "checkpoints/last.ckpt", "pictures/"]
+)
+def test_run_refuses_a_directory_with_files_of_a_run(existing: str, shell: Shell, tmp_path: Path) -> None:
+    make_paths(tmp_path, f"r/{existing}", "r/other")
     before = tree(tmp_path)
     answer = shell(*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
     assert answer.returncode == 1
@@ -132,7 +136,7 @@ def test_what_lies_in_a_run_directory_is_not_overwritten(there: str, shell: Shel
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_in_its_own_directory_or_in_a_new_one(shell: Shell, tmp_path: Path) -> None:
+def test_resume_writes_into_its_own_or_a_new_directory_only(shell: Shell, tmp_path: Path) -> None:
     for name in ("r", "s"):
         assert shell(*BLOBS, "trainer.max_epochs=1", f"hydra.run.dir={name}").returncode == 0
     before = tree(tmp_path / "s")
@@ -143,16 +147,16 @@ def test_a_run_is_resumed_in_its_own_directory_or_in_a_new_one(shell: Shell, tmp
 
 
 @pytest.mark.slow
-def test_a_run_that_ended_before_its_first_checkpoint_may_begin_anew(shell: Shell, tmp_path: Path) -> None:
+def test_run_without_a_checkpoint_may_start_again_in_its_directory(shell: Shell, tmp_path: Path) -> None:
     command = (*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
-    assert shell(*command, "optimizer.lr=1e30").returncode == 4  # its loss is not finite
+    assert shell(*command, "optimizer.lr=1e30").returncode == 4  # the loss is not finite
     assert not list((tmp_path / "r" / "checkpoints").glob("*.ckpt"))
     assert shell(*command).returncode == 0
     assert shell(*command).returncode == 1
 
 
-def test_what_lies_in_a_sweep_directory_is_not_overwritten(shell: Shell, tmp_path: Path) -> None:
-    make(tmp_path, "s/summary.csv", "s/other")
+def test_sweep_refuses_a_directory_with_files_of_a_sweep(shell: Shell, tmp_path: Path) -> None:
+    make_paths(tmp_path, "s/summary.csv", "s/other")
     before = tree(tmp_path)
     for search in ([], ["hydra/sweeper=optuna", "optimizer.lr=interval(0.1,0.2)"]):
         answer = shell("-m", *BLOBS, "trainer.max_epochs=1", *search, "hydra.sweep.dir=s")
@@ -162,22 +166,22 @@ def test_what_lies_in_a_sweep_directory_is_not_overwritten(shell: Shell, tmp_pat
 
 
 @pytest.mark.slow
-def test_jobs_of_a_sweep_in_one_directory_are_refused(shell: Shell, tmp_path: Path) -> None:
+def test_sweep_refuses_two_jobs_in_one_directory(shell: Shell, tmp_path: Path) -> None:
     answer = shell("-m", *BLOBS, "trainer.max_epochs=1", "seed=1,2", "hydra.sweep.dir=s", "hydra.sweep.subdir=same")
     assert answer.returncode == 1
     assert "has the result of another job, python train.py model=blobs_mlp" in answer.stderr
     assert json.loads((tmp_path / "s/same/result.json").read_text())["status"] == "finished"
 
 
-def test_temporary_files_of_somebody_stay(tmp_path: Path) -> None:
-    make(tmp_path, ".x.tmp", ".result.json.x.tmp", ".x.1.tmp", ".result.json.1.tmp", ".result.json.2.tmp/")
+def test_remove_leftovers_keeps_files_of_the_user(tmp_path: Path) -> None:
+    make_paths(tmp_path, ".x.tmp", ".result.json.x.tmp", ".x.1.tmp", ".result.json.1.tmp", ".result.json.2.tmp/")
     before = tree(tmp_path)
     remove_leftovers(tmp_path, "result.json")
     assert before.keys() - tree(tmp_path).keys() == {".result.json.1.tmp"}
 
 
-def test_a_file_in_the_place_of_the_link_to_the_last_run_stays(tmp_path: Path) -> None:
-    make(tmp_path, "outputs/last", "run/")
+def test_update_symlink_refuses_to_replace_a_file(tmp_path: Path) -> None:
+    make_paths(tmp_path, "outputs/last", "run/")
     with pytest.raises(FileExistsError):
         update_symlink(tmp_path / "outputs/last", tmp_path / "run")
     assert sorted(tree(tmp_path)) == ["outputs", "outputs/last", "run"]
@@ -185,9 +189,9 @@ def test_a_file_in_the_place_of_the_link_to_the_last_run_stays(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["outputs/last", "outputs/last/kept"])
-def test_a_run_does_not_need_the_link_to_the_last_run(shell: Shell, tmp_path: Path, kind: str) -> None:
-    """A file or a directory of the user's stands in the place of the link, as where a file system has no links."""
-    make(tmp_path, kind)
+def test_run_finishes_if_outputs_last_cannot_be_a_link(shell: Shell, tmp_path: Path, kind: str) -> None:
+    """A file or directory of the user's is in the place of the link. So it is if a file system has no links."""
+    make_paths(tmp_path, kind)
     before = tree(tmp_path)
     answer = shell(*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
     assert answer.returncode == 0, answer.stderr
@@ -196,7 +200,7 @@ def test_a_run_does_not_need_the_link_to_the_last_run(shell: Shell, tmp_path: Pa
     assert before.items() <= tree(tmp_path).items()
 
 
-def test_what_is_logged_at_exit_does_not_open_the_log_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logging_at_exit_does_not_recreate_a_removed_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: SimpleNamespace(job=SimpleNamespace(name="train")))
     monkeypatch.setattr(run_dir.HydraConfig, "initialized", lambda: False)
     (folder := tmp_path / "r").mkdir()
@@ -218,7 +222,7 @@ def test_what_is_logged_at_exit_does_not_open_the_log_again(tmp_path: Path, monk
 
 @contextlib.contextmanager
 def training(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
-    """A run that has trained for an epoch and goes on until the end of the block."""
+    """Start a run, wait for its second epoch, and kill it at the end of the block."""
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -233,29 +237,29 @@ def training(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("there", [[], ["r/.lock"]])
-def test_who_is_refused_takes_nothing_from_who_trains(there: list[str], shell: Shell, tmp_path: Path) -> None:
-    make(tmp_path, *there)
+@pytest.mark.parametrize("existing", [[], ["r/.lock"]])
+def test_refused_process_leaves_the_running_one_undisturbed(existing: list[str], shell: Shell, tmp_path: Path) -> None:
+    make_paths(tmp_path, *existing)
     with training(tmp_path, *ENDLESS, "hydra.run.dir=r"):
         lock, log = (os.stat(tmp_path / "r" / name) for name in (".lock", "train.log"))
-        assert shell(*WRONG, "hydra.run.dir=r").returncode == 1
+        assert shell(*EARLY_ERROR, "hydra.run.dir=r").returncode == 1
         for _ in range(2):
             refused = shell(*ENDLESS, "hydra.run.dir=r")
             assert (refused.returncode, refused.stdout) == (1, "")
             assert refused.stderr == f"error: another process is training in {tmp_path / 'r'}\n"
         assert os.stat(tmp_path / "r/.lock").st_ino == lock.st_ino
         assert os.stat(tmp_path / "r/train.log").st_ino == log.st_ino
-        # Nor while it trains can it be resumed; it can be asked.
+        # A running run cannot be resumed, but it can be evaluated.
         assert "another process is training" in shell("resume=r").stderr
         assert shell("run=r", "trainer.accelerator=cpu", script="evaluate.py").returncode == 0
         log_lines = (tmp_path / "r/train.log").read_text()
         assert "error" not in log_lines and "another process" not in log_lines
     with filelock.FileLock(tmp_path / "r/.lock", timeout=0):
-        pass  # who was killed holds nothing any more
+        pass  # the killed process does not hold the lock any more
 
 
-def test_a_lock_file_that_cannot_be_written_is_a_lock_all_the_same(shell: Shell, tmp_path: Path) -> None:
-    make(tmp_path, "r/.lock")
+def test_read_only_lock_file_still_locks(shell: Shell, tmp_path: Path) -> None:
+    make_paths(tmp_path, "r/.lock")
     (tmp_path / "r/.lock").chmod(0o444)
     before = (tmp_path / "r/.lock").read_bytes()
     with filelock.FileLock(tmp_path / "r/.lock"):
@@ -264,8 +268,8 @@ def test_a_lock_file_that_cannot_be_written_is_a_lock_all_the_same(shell: Shell,
 
 
 @pytest.mark.slow
-def test_the_jobs_of_a_running_sweep_are_not_trained_twice(tmp_path: Path) -> None:
-    """The second process waits for the job of the first, which ends, and takes its result."""
+def test_running_sweep_job_is_not_trained_twice(tmp_path: Path) -> None:
+    """The second process waits until the first has finished its job, and takes the result."""
     grid = ("-m", *BLOBS, "model.steps_per_batch=300", "trainer.max_epochs=5", "seed=1,2")
     with training(tmp_path, *grid) as first:
         command = [sys.executable, str(PROJECT / "train.py"), *grid, "sweep_resume=last"]
@@ -277,10 +281,10 @@ def test_the_jobs_of_a_running_sweep_are_not_trained_twice(tmp_path: Path) -> No
     assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 2
 
 
-# --- functions ---------------------------------------------------------------------------------------------------
+# --- runs/files.py -----------------------------------------------------------------------------------------------
 
 
-def test_a_directory_is_made_by_one_process_only(tmp_path: Path) -> None:
+def test_make_dirs_returns_only_the_directories_it_made(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert make_dirs(tmp_path / "a/b/c") == [tmp_path / "a/b/c", tmp_path / "a/b"]
     assert make_dirs(tmp_path / "a/b/c") == []
@@ -288,7 +292,7 @@ def test_a_directory_is_made_by_one_process_only(tmp_path: Path) -> None:
     assert make_unique_dir(f"{tmp_path}/x/run") == [tmp_path / "x/run-2"]
 
 
-def test_what_lies_within(tmp_path: Path) -> None:
+def test_is_within_resolves_links_and_parents(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/")
     assert is_within(tmp_path / "a", tmp_path)
     for path in (tmp_path, tmp_path / "../x", tmp_path / "link/x", Path("/")):

@@ -1,4 +1,4 @@
-"""A run as its user finds it: the folder, the figures, and the same again."""
+"""A finished run: its directory, its metrics, and that the same command gives the same bits."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=50", "trainer.max_epochs=3", "trainer.accelerator=cpu")
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
+def read_rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv", newline="") as lines:
         return list(csv.DictReader(lines))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory):
-    """The same command twice, side by side."""
+def two_runs(tmp_path_factory: pytest.TempPathFactory):
+    """Run the same command twice at the same time. Return ``outputs/`` and what each run printed."""
     import os
     import subprocess
     import sys
@@ -36,8 +36,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory):
     return folder / "outputs", printed
 
 
-def test_the_folder_holds_what_is_promised(finished) -> None:
-    run = finished[0] / "same_name"
+def test_run_directory_holds_the_documented_files(two_runs) -> None:
+    run = two_runs[0] / "same_name"
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {"config.yaml", "metrics.csv", "result.json", "train.log"} <= names
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= names
@@ -45,28 +45,28 @@ def test_the_folder_holds_what_is_promised(finished) -> None:
     assert {"pictures/boundary.png", "pictures/loss.png"} <= names
 
 
-def test_last_is_one_of_the_two_runs(finished) -> None:
-    assert (finished[0] / "last").resolve().name in ("same_name", "same_name-2")
+def test_outputs_last_points_to_one_of_the_runs(two_runs) -> None:
+    assert (two_runs[0] / "last").resolve().name in ("same_name", "same_name-2")
 
 
-def test_the_same_command_gives_the_same_figures(finished) -> None:
-    ours, theirs = rows(finished[0] / "same_name"), rows(finished[0] / "same_name-2")
+def test_same_command_gives_identical_metrics_and_weights(two_runs) -> None:
+    ours, theirs = read_rows(two_runs[0] / "same_name"), read_rows(two_runs[0] / "same_name-2")
     assert [row | {"seconds": ""} for row in ours] == [row | {"seconds": ""} for row in theirs]
     weights = [
-        torch.load(finished[0] / name / "checkpoints/last.ckpt")["state_dict"] for name in ("same_name", "same_name-2")
+        torch.load(two_runs[0] / name / "checkpoints/last.ckpt")["state_dict"] for name in ("same_name", "same_name-2")
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_metrics_csv_has_one_row_for_each_epoch(finished) -> None:
-    table = rows(finished[0] / "same_name")
+def test_metrics_csv_has_one_row_per_epoch(two_runs) -> None:
+    table = read_rows(two_runs[0] / "same_name")
     assert list(table[0]) == ["epoch", "step", "train/loss", "train/acc", "seconds"]
     assert [(row["epoch"], row["step"]) for row in table] == [("1", "50"), ("2", "100"), ("3", "150")]
     assert float(table[-1]["train/loss"]) < float(table[0]["train/loss"])
 
 
-def test_result_json(finished) -> None:
-    result = json.loads((finished[0] / "same_name" / "result.json").read_text())
+def test_result_json_describes_the_run(two_runs) -> None:
+    result = json.loads((two_runs[0] / "same_name" / "result.json").read_text())
     assert result["experiment"] is None
     assert (result["model"], result["data"], result["seed"]) == ("blobs_mlp", "blobs", 1)
     assert (result["status"], result["params"], result["epochs"], result["steps"]) == ("finished", 57, 3, 150)
@@ -76,42 +76,42 @@ def test_result_json(finished) -> None:
     assert 0.5 < result["metrics"]["test/acc"] <= 1
 
 
-def test_config_yaml_is_resolved(finished) -> None:
-    text = (finished[0] / "same_name" / "config.yaml").read_text()
+def test_config_yaml_is_resolved(two_runs) -> None:
+    text = (two_runs[0] / "same_name" / "config.yaml").read_text()
     assert "${" not in text
     assert yaml.safe_load(text)["model"]["net"]["hidden_sizes"] == [5, 5]
 
 
-def test_checkpoints_hold_plain_values_and_the_config(finished) -> None:
+def test_checkpoints_hold_plain_values_and_the_config(two_runs) -> None:
     for name in ("best", "last"):
-        checkpoint = torch.load(finished[0] / "same_name" / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        checkpoint = torch.load(two_runs[0] / "same_name" / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert checkpoint["config"]["model"]["_target_"] == "lit_models.Classifier"
         assert checkpoint["global_step"] == 150
 
 
-def test_tensorboard_has_the_curves(finished) -> None:
-    titles = [(finished[0] / name / "dashboard.txt").read_text().strip() for name in ("same_name", "same_name-2")]
+def test_event_files_hold_the_curves(two_runs) -> None:
+    titles = [(two_runs[0] / name / "dashboard.txt").read_text().strip() for name in ("same_name", "same_name-2")]
     title = "outputs/blobs_blobs_mlp/steps_per_batch=50 max_epochs=3 seed=1"
     assert sorted(titles) == [title, f"{title} (2)"]
-    events = EventAccumulator(str(finished[0].parent / titles[0])).Reload()
+    events = EventAccumulator(str(two_runs[0].parent / titles[0])).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [50, 100, 150]
     assert [event.step for event in events.Scalars("test/acc")] == [150]
 
 
-def test_the_table_at_the_end(finished) -> None:
-    for printed in finished[1]:
+def test_final_table_is_printed(two_runs) -> None:
+    for printed in two_runs[1]:
         for part in ("test accuracy", "test loss", "57 parameters", "same_name", "tensorboard --logdir outputs"):
             assert part in printed
-        assert printed.count("\n") < 20  # no line per batch where the output goes to a file
+        assert printed.count("\n") < 20  # stdout is a pipe, so there is no progress bar
 
 
-def test_a_run_learns(finished) -> None:
-    result = json.loads((finished[0] / "same_name" / "result.json").read_text())
+def test_run_reaches_its_test_accuracy(two_runs) -> None:
+    result = json.loads((two_runs[0] / "same_name" / "result.json").read_text())
     assert result["metrics"]["test/acc"] >= 0.95
 
 
-def test_images_are_learnt_and_the_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Bright halves: a picture of class k is bright in column band k."""
+def test_cnn_learns_and_best_ckpt_holds_the_best_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An image of class k has a bright column band k."""
     import datamodules
     import train
     from cli.compose import compose
@@ -128,14 +128,14 @@ def test_images_are_learnt_and_the_best_epoch_is_kept(monkeypatch: pytest.Monkey
     cfg = compose("data.val_size=100", "data.batch_size=20", "trainer.accelerator=cpu", "logger=none")
     result = train.train(cfg, tmp_path)
     assert result["metrics"]["test/acc"] >= 0.95
-    table = rows(tmp_path)
+    table = read_rows(tmp_path)
     best = max(range(5), key=lambda epoch: float(table[epoch]["val/acc"]))
     assert torch.load(tmp_path / "checkpoints/best.ckpt")["epoch"] == best
     assert torch.load(tmp_path / "checkpoints/last.ckpt")["epoch"] == 4
 
 
-def test_losses_and_accuracies_are_means_over_the_examples(tmp_path: Path) -> None:
-    """500 points in evaluation batches of 300: a mean of batch means would weigh the last 200 too much."""
+def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
+    """500 points give batches of 300 and 200. A mean of batch means would give the last batch too much weight."""
     import datamodules
     import train
     from cli.compose import compose

@@ -1,4 +1,4 @@
-"""A run may come from anybody: whatever its files hold, nothing is executed, read or written beyond it."""
+"""Runs from untrusted sources: their files cannot run code, and nothing outside of the run is read or written."""
 
 import copy
 import json
@@ -52,40 +52,40 @@ path: {marker}
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch that chose and typed a little of everything."""
+def trained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train one epoch with options and overrides of several kinds. Return the working directory."""
     folder = tmp_path_factory.mktemp("good")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        typed = (
+        overrides = (
             *TINY,
             "trainer.max_epochs=1",
             "callbacks=early_stopping",
             "callbacks.early_stopping.monitor=train/loss",
         )
-        cfg = compose(*typed)
-        patch.setattr(train, "task_overrides", lambda: list(typed))
+        cfg = compose(*overrides)
+        patch.setattr(train, "task_overrides", lambda: list(overrides))
         (folder / "run").mkdir()
         train.train(cfg, folder / "run")
     return folder
 
 
 @pytest.fixture
-def gift(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a copy of the run in ``outputs/gift``, beside it files that must not be used."""
+def untrusted(trained_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working directory with a copy of the run in ``outputs/untrusted`` and files that must not be used."""
     monkeypatch.setenv("SECRET", SECRET)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    shutil.copytree(good / "run", "outputs/gift")
-    shutil.copytree(good / "outputs", "outputs", dirs_exist_ok=True, symlinks=True)
+    shutil.copytree(trained_dir / "run", "outputs/untrusted")
+    shutil.copytree(trained_dir / "outputs", "outputs", dirs_exist_ok=True, symlinks=True)
     evil = EVIL.format(marker=tmp_path / "marker")
-    Path("outputs/gift/evil.yaml").write_text(evil)
+    Path("outputs/untrusted/evil.yaml").write_text(evil)
     Path("evil.yaml").write_text(evil)
     return work
 
 
-def edit(file: Path, *path: Any, value: Any) -> None:
+def edit_checkpoint(file: Path, *path: Any, value: Any) -> None:
     checkpoint = torch.load(file, weights_only=True)
     node = checkpoint
     for key in path[:-1]:
@@ -94,21 +94,21 @@ def edit(file: Path, *path: Any, value: Any) -> None:
     torch.save(checkpoint, file)
 
 
-def strings(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every string in a config."""
+def string_paths(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every string in a config."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if isinstance(value, str):
             yield (*path, key)
         elif isinstance(value, dict | list):
-            yield from strings(value, (*path, key))
+            yield from string_paths(value, (*path, key))
 
 
-def files(folder: Path) -> set[str]:
+def relative_paths(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def use(run: str, *overrides: str) -> str:
-    """Resume a run and ask it; the lines of what was refused."""
+def resume_and_load(run: str, *overrides: str) -> str:
+    """Resume and load a run. Return the error lines of what was refused."""
     lines = []
     for task in (
         lambda: train.train(compose(f"resume={run}", "trainer.max_epochs=2", *overrides), Path(run)),
@@ -123,16 +123,16 @@ def use(run: str, *overrides: str) -> str:
 
 
 def assert_harmless(work: Path, before: set[str]) -> None:
-    """Nothing lies where it should not, and no file holds what the environment does."""
-    assert all(name.startswith("work/outputs/") for name in files(work.parent) - before)
+    """Assert that no file was made outside of ``outputs/``, and that no file holds the environment's secret."""
+    assert all(name.startswith("work/outputs/") for name in relative_paths(work.parent) - before)
     for path in work.parent.rglob("*"):
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes(), path
 
 
 PAYLOADS = {
-    "path": "../../outputs/gift/evil",
-    "list": "[../../outputs/gift/evil,default]",
+    "path": "../../outputs/untrusted/evil",
+    "list": "[../../outputs/untrusted/evil,default]",
     "environment": "${oc.env:SECRET}",
     "directory": "${new_or_resumed_run_dir:null,pwned}",
     "command": "x; touch pwned",
@@ -144,66 +144,66 @@ PAYLOADS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_any_string_of_a_stored_config_may_be_anything(payload: str, gift: Path) -> None:
-    run = Path("outputs/gift")
+def test_malicious_string_anywhere_in_a_stored_config_is_harmless(payload: str, untrusted: Path) -> None:
+    run = Path("outputs/untrusted")
     whole = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    places = list(strings(whole["config"]))
-    assert len(places) > 30
-    for place in places:
-        before = files(gift.parent)
+    key_paths = list(string_paths(whole["config"]))
+    assert len(key_paths) > 30
+    for key_path in key_paths:
+        before = relative_paths(untrusted.parent)
         changed = copy.deepcopy(whole)
         node = changed["config"]
-        for key in place[:-1]:
+        for key in key_path[:-1]:
             node = node[key]
-        node[place[-1]] = PAYLOADS[payload]
+        node[key_path[-1]] = PAYLOADS[payload]
         torch.save(changed, run / "checkpoints/last.ckpt")
-        use(str(run))
-        assert_harmless(gift, before)
+        resume_and_load(str(run))
+        assert_harmless(untrusted, before)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "key", ["_target_", "_args_", "_partial_", "defaults", "evil", "a.b", "_target_ ", "${x}", "a[0]"]
 )
-def test_any_part_of_a_stored_config_may_have_any_key(key: str, gift: Path) -> None:
-    run = Path("outputs/gift")
+def test_malicious_key_anywhere_in_a_stored_config_is_harmless(key: str, untrusted: Path) -> None:
+    run = Path("outputs/untrusted")
     whole = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    value = {"_target_": "os.mkdir", "path": str(gift.parent / "marker")} if key != "_target_" else "os.getcwd"
+    value = {"_target_": "os.mkdir", "path": str(untrusted.parent / "marker")} if key != "_target_" else "os.getcwd"
     parts = [(), *((name,) for name, part in whole["config"].items() if isinstance(part, dict)), ("model", "net")]
-    for place in parts:
-        before = files(gift.parent)
+    for key_path in parts:
+        before = relative_paths(untrusted.parent)
         changed = copy.deepcopy(whole)
         node = changed["config"]
-        for name in place:
+        for name in key_path:
             node = node[name]
         node[key] = value
         torch.save(changed, run / "checkpoints/last.ckpt")
-        use(str(run))
-        assert_harmless(gift, before)
+        resume_and_load(str(run))
+        assert_harmless(untrusted, before)
 
 
 @pytest.mark.parametrize("group", ["callbacks", "logger", "trainer"])
 @pytest.mark.parametrize(
-    "name", ["../../outputs/gift/evil", "[../../outputs/gift/evil,default]", "/evil", "${x}", "a/b", ""]
+    "name", ["../../outputs/untrusted/evil", "[../../outputs/untrusted/evil,default]", "/evil", "${x}", "a/b", ""]
 )
-def test_a_stored_choice_is_the_name_of_a_file_in_conf(group: str, name: str, gift: Path) -> None:
-    edit(Path("outputs/gift/checkpoints/last.ckpt"), "config", "choices", group, value=name)
-    before = files(gift.parent)
-    refused = use("outputs/gift", *(["trainer=gpu"] if group == "trainer" else []))
+def test_stored_choice_must_name_a_file_in_conf(group: str, name: str, untrusted: Path) -> None:
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "choices", group, value=name)
+    before = relative_paths(untrusted.parent)
+    refused = resume_and_load("outputs/untrusted", *(["trainer=gpu"] if group == "trainer" else []))
     assert f"choices.{group}" in refused or "has no such file" in refused
-    assert_harmless(gift, before)
+    assert_harmless(untrusted, before)
     with pytest.raises(ValueError, match="has no such file"):
         compose_group(group, name)
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key_path", "value"),
     [
         (("trainer", "profiler"), {"_target_": "loggers.profiler.NoProfiler", "dirpath": "../pwned", "filename": "x"}),
         (("trainer", "profiler"), {"_target_": "lightning.pytorch.profilers.AdvancedProfiler", "dirpath": "../pwned"}),
         (("trainer", "profiler"), {"_target_": "lightning.pytorch.Trainer", "default_root_dir": "../pwned"}),
         (("trainer", "_target_"), "lit_models.Classifier"),
-        (("trainer", "model_registry"), "somebody/models"),
+        (("trainer", "model_registry"), "user/models"),
         (("trainer", "strategy"), "../../evil"),
         (("data", "more"), {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}),
         (("expect",), {"test/acc": {"_target_": "os.system"}}),
@@ -212,37 +212,41 @@ def test_a_stored_choice_is_the_name_of_a_file_in_conf(group: str, name: str, gi
         (("choices",), "experiment"),
     ],
 )
-def test_a_stored_value_of_the_wrong_kind_is_refused(place: tuple[str, ...], value: Any, gift: Path) -> None:
-    edit(Path("outputs/gift/checkpoints/last.ckpt"), "config", *place, value=value)
-    before = files(gift.parent)
-    lines = use("outputs/gift").splitlines()
+def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], value: Any, untrusted: Path) -> None:
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", *key_path, value=value)
+    before = relative_paths(untrusted.parent)
+    lines = resume_and_load("outputs/untrusted").splitlines()
     assert len(lines) == 2
-    assert all(f"is refused: config.{place[0]}" in line for line in lines)
-    assert_harmless(gift, before)
+    assert all(f"is refused: config.{key_path[0]}" in line for line in lines)
+    assert_harmless(untrusted, before)
 
 
 @pytest.mark.slow
-def test_a_stored_number_of_threads_does_not_end_the_process(gift: Path, shell) -> None:
-    edit(Path("outputs/gift/checkpoints/last.ckpt"), "config", "threads", value=100_000_000)
-    answer = shell("run=outputs/gift", script="evaluate.py", cwd=gift)
+def test_huge_stored_thread_count_gives_one_line(untrusted: Path, shell) -> None:
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "threads", value=100_000_000)
+    answer = shell("run=outputs/untrusted", script="evaluate.py", cwd=untrusted)
     assert (answer.returncode, answer.stderr) == (1, "error: threads=100000000 must be at most 1024\n")
 
 
-def test_a_path_is_no_value_of_a_stored_callback(gift: Path) -> None:
-    """Were it kept, a callback that writes files would write them there."""
-    file = Path("outputs/gift/checkpoints/last.ckpt")
-    edit(file, "config", "callbacks", "early_stopping", value={"monitor": "../../evil", "patience": 7})
-    typed = ["callbacks.early_stopping.monitor=../../evil", "callbacks.early_stopping.patience=7", "callbacks.x=evil"]
-    edit(file, "config", "choices", "overrides", value=typed)
-    now = compose("resume=outputs/gift", "trainer.max_epochs=2")
-    now.choices.overrides = ["trainer.max_epochs=2"]
-    callbacks = merge_resume_config(now, file).callbacks
+def test_path_in_a_stored_callback_override_is_dropped(untrusted: Path) -> None:
+    """A callback that writes files would write them to this path."""
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    edit_checkpoint(file, "config", "callbacks", "early_stopping", value={"monitor": "../../evil", "patience": 7})
+    overrides = [
+        "callbacks.early_stopping.monitor=../../evil",
+        "callbacks.early_stopping.patience=7",
+        "callbacks.x=evil",
+    ]
+    edit_checkpoint(file, "config", "choices", "overrides", value=overrides)
+    new_cfg = compose("resume=outputs/untrusted", "trainer.max_epochs=2")
+    new_cfg.choices.overrides = ["trainer.max_epochs=2"]
+    callbacks = merge_resume_config(new_cfg, file).callbacks
     assert (callbacks.early_stopping.monitor, callbacks.early_stopping.patience) == (None, 7)
     assert not callbacks.get("x")
 
 
-def test_a_trial_that_somebody_left_gives_no_overrides(tmp_path: Path) -> None:
-    """Its settings would be typed as the overrides of a job: those outside of the ranges are not taken up."""
+def test_queued_trial_outside_of_the_ranges_fails(tmp_path: Path) -> None:
+    """The settings of a trial become the overrides of a job. A trial outside of the ranges fails instead."""
     space = {"model": CategoricalDistribution(["mlp", "cnn"]), "optimizer.lr": FloatDistribution(0.1, 1)}
     hostile = {"model": CategoricalDistribution(["../../evil"]), "optimizer.lr": FloatDistribution(0.1, 1)}
     study = open_study(tmp_path, direction="maximize")
@@ -257,12 +261,12 @@ def test_a_trial_that_somebody_left_gives_no_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "note", ["../elsewhere", "/tmp/elsewhere", "outputs", "outputs/../../elsewhere", ".", "", "outputs/link/x"]
 )
-def test_a_note_about_event_files_leads_nowhere_else(note: str, gift: Path) -> None:
+def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -> None:
     Path("../target").mkdir()
     Path("outputs/link").symlink_to("../../target")
-    Path("outputs/gift/dashboard.txt").write_text(f"{note}\n")
-    assert TensorBoard("outputs/gift", title="a/b").log_dir == "outputs/a/b"
-    assert Path("outputs/gift/dashboard.txt").read_text() == "outputs/a/b\n"
+    Path("outputs/untrusted/dashboard.txt").write_text(f"{note}\n")
+    assert TensorBoard("outputs/untrusted", title="a/b").log_dir == "outputs/a/b"
+    assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
 
 
 @pytest.mark.parametrize(
@@ -275,13 +279,13 @@ def test_a_note_about_event_files_leads_nowhere_else(note: str, gift: Path) -> N
         '{"overrides": [], "metrics": {}, "status": 5}', '{"metrics": {}, "status": "finished"}',
     ],
 )  # fmt: skip
-def test_a_result_that_is_none_is_said_in_a_line(text: str, tmp_path: Path) -> None:
+def test_invalid_result_json_gives_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(ValueError, match=r"result.json is damaged or not of this project"):
         read_result(tmp_path)
 
 
-def test_a_command_to_type_again_holds_nothing_but_overrides(tmp_path: Path) -> None:
+def test_command_of_a_result_is_rebuilt_from_quoted_overrides(tmp_path: Path) -> None:
     result = {
         "command": "python train.py; touch pwned",
         "overrides": ["name=x; touch pwned"],
@@ -293,9 +297,9 @@ def test_a_command_to_type_again_holds_nothing_but_overrides(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_what_is_printed_moves_no_cursor(shell, gift: Path) -> None:
-    edit(Path("outputs/gift/checkpoints/last.ckpt"), "config", "seed", value="\x1b[2J")
-    answer = shell("run=outputs/gift", script="evaluate.py", cwd=gift)
+def test_printed_text_has_no_control_characters(shell, untrusted: Path) -> None:
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "seed", value="\x1b[2J")
+    answer = shell("run=outputs/untrusted", script="evaluate.py", cwd=untrusted)
     assert answer.returncode == 1 and "\\x1b[2J" in answer.stderr and "\x1b" not in answer.stderr + answer.stdout
     record = logging.LogRecord("name", logging.INFO, "path", 1, "\x1b[2J%s", ("x\r",), None)
     assert PrintableFormatter("%(message)s").format(record) == "\\x1b[2Jx\\r"
@@ -304,7 +308,7 @@ def test_what_is_printed_moves_no_cursor(shell, gift: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["${oc.env:SECRET}", "${new_or_resumed_run_dir:null,pwned}", "???", "\\${x}"])
-def test_names_from_files_are_never_evaluated(name: str, shell, tmp_path: Path) -> None:
+def test_class_directory_name_is_never_evaluated(name: str, shell, tmp_path: Path) -> None:
     for folder in (name, "other"):
         (tmp_path / "images" / folder).mkdir(parents=True)
         for number in range(6):
@@ -316,14 +320,14 @@ def test_names_from_files_are_never_evaluated(name: str, shell, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
-# --- what the directory of a run holds ---------------------------------------------------------------------------
+# --- links and special files in run and sweep directories --------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["train.log", "evaluate.log", "checkpoints", "evaluations", "predictions", "pictures"])
-def test_a_link_in_a_run_leads_nowhere_else(name: str, gift: Path) -> None:
-    """What a command writes into would be a file of the user's, such as one that a shell reads at its start."""
-    (target := gift.parent / "home").mkdir()
-    link = Path("outputs/gift", name)
+def test_link_out_of_a_run_is_refused(name: str, untrusted: Path) -> None:
+    """A command would write into a file of the user's, such as one that a shell reads when it starts."""
+    (target := untrusted.parent / "home").mkdir()
+    link = Path("outputs/untrusted", name)
     if name == "checkpoints":
         link.rename(target / name)
     elif name.endswith(".log"):
@@ -332,25 +336,25 @@ def test_a_link_in_a_run_leads_nowhere_else(name: str, gift: Path) -> None:
         (target / name).mkdir()
     link.symlink_to(target / name)
     with pytest.raises(ValueError, match=r"is refused: it is a link to .*, outside of "):
-        find_checkpoint("outputs/gift")
-    if name != "checkpoints":  # a file is looked for where it is
+        find_checkpoint("outputs/untrusted")
+    if name != "checkpoints":  # the path of a checkpoint file is used as it is
         with pytest.raises(ValueError, match=r"is refused: it is a link to .*, outside of "):
-            find_checkpoint("outputs/gift/checkpoints/last.ckpt")
+            find_checkpoint("outputs/untrusted/checkpoints/last.ckpt")
 
 
-def test_a_link_within_a_run_is_taken(gift: Path) -> None:
-    Path("outputs/gift/checkpoints").rename("outputs/gift/old")
-    Path("outputs/gift/checkpoints").symlink_to("old")
-    assert find_checkpoint("outputs/gift")[1].is_file()
+def test_link_within_a_run_is_followed(untrusted: Path) -> None:
+    Path("outputs/untrusted/checkpoints").rename("outputs/untrusted/old")
+    Path("outputs/untrusted/checkpoints").symlink_to("old")
+    assert find_checkpoint("outputs/untrusted")[1].is_file()
 
 
-def test_a_log_that_is_a_pipe_is_not_waited_for(gift: Path) -> None:
-    os.mkfifo("outputs/gift/train.log")
+def test_log_that_is_a_fifo_is_refused(untrusted: Path) -> None:
+    os.mkfifo("outputs/untrusted/train.log")
     with pytest.raises(ValueError, match="it is neither a file nor a directory"):
-        find_checkpoint("outputs/gift")
+        find_checkpoint("outputs/untrusted")
 
 
-def test_a_job_of_somebody_s_sweep_is_no_link(tmp_path: Path) -> None:
+def test_job_directory_that_is_a_link_out_of_the_sweep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "sweep").mkdir()
     cfg = OmegaConf.create({"seed": 1})
@@ -363,7 +367,7 @@ def test_a_job_of_somebody_s_sweep_is_no_link(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["study.db", "multirun.yaml"])
-def test_a_link_in_a_sweep_leads_nowhere_else(name: str, shell, tmp_path: Path) -> None:
+def test_link_out_of_a_sweep_is_not_written_through(name: str, shell, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine\n")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / name).symlink_to("../mine")
@@ -373,8 +377,8 @@ def test_a_link_in_a_sweep_leads_nowhere_else(name: str, shell, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["{home}", "../home", "home/../../home", 5, ["x"], ".worker-0123456789ab.lock/../x"])
-def test_who_left_a_trial_is_no_path(name: Any, tmp_path: Path) -> None:
-    """The name of a lock file, which is removed when its process is gone."""
+def test_worker_name_of_a_trial_is_not_used_as_a_path(name: Any, tmp_path: Path) -> None:
+    """A trial stores the name of its worker's lock file, which is removed when the worker is gone."""
     (tmp_path / "sweep").mkdir()
     home = tmp_path / "home"
     home.write_text("mine\n")
@@ -387,7 +391,7 @@ def test_who_left_a_trial_is_no_path(name: Any, tmp_path: Path) -> None:
     assert home.read_text() == "mine\n"
 
 
-def test_a_temporary_name_that_was_there_is_not_written_through(tmp_path: Path) -> None:
+def test_atomic_write_does_not_follow_an_existing_link(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine\n")
     (tmp_path / f".result.json.{os.getpid()}.tmp").symlink_to("mine")
     with atomic_write(tmp_path / "result.json") as temporary:
@@ -397,20 +401,20 @@ def test_a_temporary_name_that_was_there_is_not_written_through(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("where", ["working directory", "run", "link to a run", "data root"])
-def test_the_name_of_a_directory_is_never_evaluated(where: str, shell, gift: Path) -> None:
-    evil = gift / "${oc.env:SECRET}"
+def test_directory_name_is_never_evaluated(where: str, shell, untrusted: Path) -> None:
+    evil = untrusted / "${oc.env:SECRET}"
     environment = {"SECRET": SECRET}
     if where == "working directory":
         evil.mkdir()
         answer = shell(*TINY, "trainer.max_epochs=1", cwd=evil, **environment)
     elif where == "data root":
-        answer = shell(*TINY, "trainer.max_epochs=1", cwd=gift, **environment | {"DATA_ROOT": str(evil)})
+        answer = shell(*TINY, "trainer.max_epochs=1", cwd=untrusted, **environment | {"DATA_ROOT": str(evil)})
     else:
-        Path("outputs/gift").rename(evil)
+        Path("outputs/untrusted").rename(evil)
         Path("link").symlink_to(evil.name)
         name = "link" if where == "link to a run" else r"\${oc.env:SECRET}"
-        answer = shell(f"resume={name}", "trainer.max_epochs=2", cwd=gift, **environment)
+        answer = shell(f"resume={name}", "trainer.max_epochs=2", cwd=untrusted, **environment)
     assert answer.returncode == 1
     assert answer.stderr.startswith("error: ") and len(answer.stderr.splitlines()) == 1
     assert SECRET not in answer.stdout + answer.stderr
-    assert not any(SECRET in str(path) for path in gift.rglob("*"))
+    assert not any(SECRET in str(path) for path in untrusted.rglob("*"))

@@ -1,4 +1,4 @@
-"""What is done with a finished run: scored again, asked, exported."""
+"""evaluate.py, predict.py and export.py on finished runs."""
 
 import csv
 import hashlib
@@ -27,13 +27,13 @@ from cli.build import load_run
 from cli.compose import compose
 from lit_models import nets
 from runs.checkpoint import find_checkpoint
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, read_predictions
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=100", "trainer.max_epochs=5")
 
 
-def load_bands(self: datamodules.MNIST) -> Any:
-    """Class k is a bright column band k, more often the higher k is; one label in eight is wrong."""
+def load_band_images(self: datamodules.MNIST) -> Any:
+    """Images of class k have a bright column band k. Higher classes are more frequent; one label in eight is random."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.multinomial(torch.arange(1.0, 11), 700, replacement=True, generator=generator)
     images = torch.randint(60, (700, 1, 28, 28), dtype=torch.uint8, generator=generator)
@@ -43,54 +43,59 @@ def load_bands(self: datamodules.MNIST) -> Any:
     return (images[:500], labels[:500]), (images[500:], labels[500:])
 
 
-def make(folder: Path, *overrides: str) -> Path:
+def train_run(folder: Path, *overrides: str) -> Path:
     folder.mkdir()
     train.train(compose(*overrides, "trainer.accelerator=cpu", "logger=none", "threads=1"), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on images, ``bands``, one on points, ``blobs``, and a regression, ``line``."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on images (``image_run``), on points (``blobs``) and a regression (``line``)."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodules.MNIST, "load", load_bands)
+        patch.setattr(datamodules.MNIST, "load", load_band_images)
         patch.chdir(folder)
-        make(folder / "bands", "data.val_size=100", "data.batch_size=20", "scheduler=none", "optimizer.lr=0.01")
-        make(folder / "blobs", *BLOBS)
-        make(folder / "line", "model=line", "data=readings", "optimizer=sgd", "optimizer.lr=1e-3", "scheduler=none")
+        train_run(
+            folder / "image_run", "data.val_size=100", "data.batch_size=20", "scheduler=none", "optimizer.lr=0.01"
+        )
+        train_run(folder / "blobs", *BLOBS)
+        train_run(
+            folder / "line", "model=line", "data=readings", "optimizer=sgd", "optimizer.lr=1e-3", "scheduler=none"
+        )
     return folder
 
 
 @pytest.fixture
-def bands(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run on images, the test's own copy."""
-    monkeypatch.setattr(datamodules.MNIST, "load", load_bands)
-    return Path(shutil.copytree(made / "bands", tmp_path / "bands"))
+def image_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the run on images for one test."""
+    monkeypatch.setattr(datamodules.MNIST, "load", load_band_images)
+    return Path(shutil.copytree(trained / "image_run", tmp_path / "image_run"))
 
 
-def score(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
+def evaluate_run(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
     given = {"run": str(run), "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
     return evaluate.evaluate(OmegaConf.create({**given, **settings}), folder or find_checkpoint(str(run))[0])
 
 
-def ask(run: Path, **settings: Any) -> list[dict[str, Any]]:
-    """The rows for what is asked, and the same in ``answers/predictions.csv``."""
+def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
+    """Run predict.py and return the rows of its ``answers/predictions.csv``."""
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "limit": 6}
-    return predict.predict(OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings}), run)
+    cfg = OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings})
+    return read_predictions(predict.predict(cfg, run))
 
 
-def write(run: Path, to: str, checkpoint: str = "last") -> Path:
-    return export.export(OmegaConf.create({"run": str(run), "checkpoint": checkpoint, "output": to}), run)
+def export_run(run: Path, output: str, checkpoint: str = "last") -> Path:
+    return export.export(OmegaConf.create({"run": str(run), "checkpoint": checkpoint, "output": output}), run)
 
 
-def rows(file: Path) -> list[dict[str, str]]:
+def read_rows(file: Path) -> list[dict[str, str]]:
     with open(file, newline="") as lines:
         return list(csv.DictReader(lines))
 
 
 def trained_net(run: Path, net: nn.Module) -> nn.Module:
-    """The weights of ``last.ckpt`` without any help of the scripts."""
+    """Load the weights of ``last.ckpt`` into ``net`` without the code of the commands."""
     weights = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     net.load_state_dict({name.removeprefix("net."): weight for name, weight in weights.items()})
     return net.eval()
@@ -104,39 +109,39 @@ def logits_of(run: Path, images: torch.Tensor) -> torch.Tensor:
 # --- evaluate ----------------------------------------------------------------------------------------------------
 
 
-def test_the_test_figures_are_those_of_the_run(bands: Path) -> None:
-    result = json.loads((bands / "result.json").read_text())["metrics"]
+def test_evaluate_test_gives_the_metrics_of_the_run(image_run: Path) -> None:
+    result = json.loads((image_run / "result.json").read_text())["metrics"]
     test = {name: value for name, value in result.items() if name.startswith("test/")}
     assert len(test) == 12
-    assert 0.5 < test["test/acc"] < 1  # and not a figure that any net would give
-    assert score(bands)["metrics"] == test
+    assert 0.5 < test["test/acc"] < 1  # neither a guess nor perfect
+    assert evaluate_run(image_run)["metrics"] == test
 
 
-def test_the_validation_figures_are_those_of_their_epoch(bands: Path) -> None:
-    table = rows(bands / "metrics.csv")
-    best = torch.load(bands / "checkpoints/best.ckpt", weights_only=True)["epoch"]
+def test_evaluate_val_gives_the_metrics_of_the_epoch(image_run: Path) -> None:
+    table = read_rows(image_run / "metrics.csv")
+    best = torch.load(image_run / "checkpoints/best.ckpt", weights_only=True)["epoch"]
     assert best < len(table) - 1
     for checkpoint, row in (("best", table[best]), ("last", table[-1])):
-        metrics = score(bands, split="val", checkpoint=checkpoint)["metrics"]
+        metrics = evaluate_run(image_run, split="val", checkpoint=checkpoint)["metrics"]
         for name in ("val/loss", "val/acc"):
             assert metrics[name] == float(row[name])
     assert table[best]["val/loss"] != table[-1]["val/loss"]
 
 
-def test_the_training_figures_are_those_of_the_final_weights(bands: Path) -> None:
-    (images, labels), _ = load_bands(None)
-    datamodule = load_run(str(bands), "last")[1]
+def test_evaluate_train_gives_the_metrics_of_the_final_weights(image_run: Path) -> None:
+    (images, labels), _ = load_band_images(None)
+    datamodule = load_run(str(image_run), "last")[1]
     datamodule.setup()
-    logits, labels = logits_of(bands, images[datamodule.train_indices]), labels[datamodule.train_indices]
-    metrics = score(bands, split="train")["metrics"]
+    logits, labels = logits_of(image_run, images[datamodule.train_indices]), labels[datamodule.train_indices]
+    metrics = evaluate_run(image_run, split="train")["metrics"]
     assert len(labels) == 400
     assert metrics["train/acc"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert metrics["train/loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
-def test_the_shares_of_the_classes_make_the_whole(bands: Path) -> None:
-    _, (images, labels) = load_bands(None)
-    metrics, right = score(bands)["metrics"], logits_of(bands, images).argmax(1) == labels
+def test_per_class_accuracies_average_to_the_accuracy(image_run: Path) -> None:
+    _, (images, labels) = load_band_images(None)
+    metrics, right = evaluate_run(image_run)["metrics"], logits_of(image_run, images).argmax(1) == labels
     for label in range(10):
         assert metrics[f"test/acc/{label}"] == pytest.approx(right[labels == label].double().mean().item())
     counts = labels.bincount().tolist()
@@ -145,46 +150,49 @@ def test_the_shares_of_the_classes_make_the_whole(bands: Path) -> None:
     assert metrics["test/acc"] == pytest.approx(whole)
 
 
-def test_an_evaluation_adds_its_file_and_changes_nothing(bands: Path) -> None:
+def test_evaluate_adds_one_file_and_changes_no_other(image_run: Path) -> None:
     def hashes() -> dict[str, str]:
-        files = sorted(path for path in bands.rglob("*") if path.is_file())
-        return {str(path.relative_to(bands)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
+        files = sorted(path for path in image_run.rglob("*") if path.is_file())
+        return {str(path.relative_to(image_run)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
     before = hashes()
     assert {"result.json", "metrics.csv", "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= {*before}
-    result = score(bands, split="val", checkpoint="best")
+    result = evaluate_run(image_run, split="val", checkpoint="best")
     after = hashes()
-    assert json.loads((bands / "evaluations/val_best.json").read_text()) == result
+    assert json.loads((image_run / "evaluations/val_best.json").read_text()) == result
     assert result["split"] == "val"
-    assert result["checkpoint"] == str(bands / "checkpoints/best.ckpt")
+    assert result["checkpoint"] == str(image_run / "checkpoints/best.ckpt")
     assert {*after} - {*before} == {"evaluations/val_best.json"}
     assert before.items() <= after.items()
 
 
-def test_a_run_is_named_by_its_folder_its_file_or_last(bands: Path, tmp_path: Path, monkeypatch) -> None:
+def test_run_is_given_as_directory_checkpoint_or_last(image_run: Path, tmp_path: Path, monkeypatch) -> None:
     Path("outputs").mkdir()
-    Path("outputs/last").symlink_to(bands)
-    results = [score(name) for name in (bands, "bands", bands / "checkpoints/last.ckpt", "last")]
+    Path("outputs/last").symlink_to(image_run)
+    results = [evaluate_run(name) for name in (image_run, "image_run", image_run / "checkpoints/last.ckpt", "last")]
     assert all(result == results[0] | {"checkpoint": result["checkpoint"]} for result in results)
-    assert all(Path(result["checkpoint"]).samefile(bands / "checkpoints/last.ckpt") for result in results)
-    assert score(bands / "checkpoints/best.ckpt")["metrics"] == score(bands, checkpoint="best")["metrics"]
-    assert {path.name for path in (bands / "evaluations").iterdir()} == {"test_last.json", "test_best.json"}
+    assert all(Path(result["checkpoint"]).samefile(image_run / "checkpoints/last.ckpt") for result in results)
+    assert (
+        evaluate_run(image_run / "checkpoints/best.ckpt")["metrics"]
+        == evaluate_run(image_run, checkpoint="best")["metrics"]
+    )
+    assert {path.name for path in (image_run / "evaluations").iterdir()} == {"test_last.json", "test_best.json"}
 
 
-def test_a_regression_has_a_loss_and_no_classes(made: Path) -> None:
-    result = json.loads((made / "line/result.json").read_text())["metrics"]
-    assert score(made / "line")["metrics"] == {"test/loss": result["test/loss"]}
+def test_evaluate_regression_gives_the_loss_only(trained: Path) -> None:
+    result = json.loads((trained / "line/result.json").read_text())["metrics"]
+    assert evaluate_run(trained / "line")["metrics"] == {"test/loss": result["test/loss"]}
 
 
-def test_a_data_root_that_moved(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(datamodules.MNIST, "load", lambda self: torch.load(Path(self.root) / "bands.pt"))
+def test_evaluate_finds_data_that_moved_to_data_root(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(datamodules.MNIST, "load", lambda self: torch.load(Path(self.root) / "images.pt"))
     Path("here").mkdir()
-    torch.save(load_bands(None), "here/bands.pt")
-    run = make(tmp_path / "run", f"data.root={tmp_path / 'here'}", "data.val_size=100", "trainer.max_epochs=1")
+    torch.save(load_band_images(None), "here/images.pt")
+    run = train_run(tmp_path / "run", f"data.root={tmp_path / 'here'}", "data.val_size=100", "trainer.max_epochs=1")
     Path("here").rename("there")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "there"))
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    assert score(run)["metrics"]["test/loss"] == metrics["test/loss"]
+    assert evaluate_run(run)["metrics"]["test/loss"] == metrics["test/loss"]
 
 
 @pytest.mark.parametrize(
@@ -196,42 +204,42 @@ def test_a_data_root_that_moved(tmp_path: Path, monkeypatch) -> None:
         ({"split": "val"}, "split=val: this run has no such examples"),
     ],
 )
-def test_an_evaluation_that_cannot_be(settings: dict[str, str], message: str, made: Path) -> None:
+def test_evaluate_refuses_wrong_settings(settings: dict[str, str], message: str, trained: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        score(**{"run": made / "blobs", "folder": made / "blobs", **settings})
-    assert not (made / "blobs/evaluations").exists()
+        evaluate_run(**{"run": trained / "blobs", "folder": trained / "blobs", **settings})
+    assert not (trained / "blobs/evaluations").exists()
 
 
 # --- predict -----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_of_the_test_set_with_what_they_are(bands: Path) -> None:
-    _, (images, labels) = load_bands(None)
-    answers = ask(bands, split="test")
-    assert [row["input"] for row in answers] == [f"test[{number}]" for number in range(6)]
-    assert [row["truth"] for row in answers] == [str(label) for label in labels[:6].tolist()]
-    assert [row["label"] for row in answers] == [
-        str(label) for label in logits_of(bands, images[:6]).argmax(1).tolist()
+def test_predict_split_test_gives_predicted_and_true_classes(image_run: Path) -> None:
+    _, (images, labels) = load_band_images(None)
+    predictions = predict_rows(image_run, split="test")
+    assert [row["input"] for row in predictions] == [f"test[{number}]" for number in range(6)]
+    assert [row["truth"] for row in predictions] == [str(label) for label in labels[:6].tolist()]
+    assert [row["label"] for row in predictions] == [
+        str(label) for label in logits_of(image_run, images[:6]).argmax(1).tolist()
     ]
-    assert [row["truth"] for row in rows(Path("answers/predictions.csv"))] == [row["truth"] for row in answers]
+    assert [row["truth"] for row in read_rows(Path("answers/predictions.csv"))] == [row["truth"] for row in predictions]
     assert Path("answers/predictions.png").is_file()
-    assert len(ask(bands, split="test", limit=1)) == 1
+    assert len(predict_rows(image_run, split="test", limit=1)) == 1
 
 
-def test_more_than_there_are_is_all_of_them(made: Path) -> None:
-    assert len(ask(made / "blobs", split="test", limit=10**6)) == 200
+def test_predict_limit_above_the_split_size_gives_all_examples(trained: Path) -> None:
+    assert len(predict_rows(trained / "blobs", split="test", limit=10**6)) == 200
 
 
-def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
+def test_predict_reads_csv_with_and_without_a_header(trained: Path) -> None:
     points = "2,2\n-2,-1.5\n\n3,1e0\n"
     Path("bare.csv").write_text(points)
     Path("header.csv").write_text("x,y\n" + points)
     Path("spreadsheet.csv").write_text(points, encoding="utf-8-sig")
     for name in ("bare", "header", "spreadsheet"):
-        answers = ask(made / "blobs", csv=f"{name}.csv")
-        assert [row["input"] for row in answers] == ["2,2", "-2,-1.5", "3,1e0"]
-        assert [row["label"] for row in answers] == ["blob at (2, 2)", "blob at (-2, -2)", "blob at (2, 2)"]
-    assert list(rows(Path("answers/predictions.csv"))[0]) == ["input", "label", "probability", "top 3"]
+        predictions = predict_rows(trained / "blobs", csv=f"{name}.csv")
+        assert [row["input"] for row in predictions] == ["2,2", "-2,-1.5", "3,1e0"]
+        assert [row["label"] for row in predictions] == ["blob at (2, 2)", "blob at (-2, -2)", "blob at (2, 2)"]
+    assert list(read_rows(Path("answers/predictions.csv"))[0]) == ["input", "label", "probability", "top 3"]
     assert not Path("answers/predictions.png").exists()
 
 
@@ -247,26 +255,28 @@ def test_rows_of_a_table_with_and_without_a_header(made: Path) -> None:
         ("", r"points\.csv is empty"),
     ],
 )
-def test_rows_that_are_no_examples(content: str, message: str, made: Path) -> None:
+def test_predict_refuses_bad_csv_rows(content: str, message: str, trained: Path) -> None:
     Path("points.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
-        ask(made / "blobs", csv="points.csv")
+        predict_rows(trained / "blobs", csv="points.csv")
     assert not Path("answers").exists()
 
 
-def test_a_line_answers_with_numbers(made: Path) -> None:
-    coefficients = json.loads((made / "line/result.json").read_text())["metrics"]
+def test_predict_line_gives_numbers(trained: Path) -> None:
+    coefficients = json.loads((trained / "line/result.json").read_text())["metrics"]
     Path("readings.csv").write_text("reading\n-1.5\n0\n20\n")
-    answers = ask(made / "line", csv="readings.csv")
-    assert [row["input"] for row in answers] == ["-1.5", "0", "20"]
-    for row in answers:
+    predictions = predict_rows(trained / "line", csv="readings.csv")
+    assert [row["input"] for row in predictions] == ["-1.5", "0", "20"]
+    for row in predictions:
         expected = coefficients["w"] * float(row["input"]) + coefficients["b"]
         assert row["prediction"] == pytest.approx(expected, rel=1e-5)
-    assert [row["truth"] for row in ask(made / "line", split="test", limit=2)] == pytest.approx([35.7, 55.9])
+    assert [row["truth"] for row in predict_rows(trained / "line", split="test", limit=2)] == pytest.approx(
+        [35.7, 55.9]
+    )
 
 
-def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> None:
-    (row,) = ask(make(tmp_path / "run", "experiment=lenet_one_step"), split="test")
+def test_predict_gives_all_outputs_of_a_regression(tmp_path: Path) -> None:
+    (row,) = predict_rows(train_run(tmp_path / "run", "experiment=lenet_one_step"), split="test")
     assert len(row["prediction"]) == len(row["truth"]) == 10
     assert row["truth"] == pytest.approx(datamodules.OneRandom([1, 32, 32], 10).load()[1][1][0].tolist())
 
@@ -283,31 +293,31 @@ def test_a_net_with_many_numbers_answers_with_all_of_them(tmp_path: Path) -> Non
         ({"csv": "nowhere.csv"}, r"nowhere\.csv"),
     ],
 )
-def test_a_question_that_cannot_be_asked(settings: dict[str, Any], message: str, made: Path) -> None:
+def test_predict_refuses_wrong_settings(settings: dict[str, Any], message: str, trained: Path) -> None:
     Path("point.png").touch()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        ask(made / "blobs", **settings)
+        predict_rows(trained / "blobs", **settings)
     assert not Path("answers").exists()
 
 
 # --- export ------------------------------------------------------------------------------------------------------
 
 
-def test_onnx_is_the_net_from_pixels_to_logits(bands: Path) -> None:
-    write(bands, "model.onnx")
+def test_onnx_maps_stored_pixels_to_logits(image_run: Path) -> None:
+    export_run(image_run, "model.onnx")
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     assert (entry.name, entry.type, entry.shape[1:]) == ("inputs", "tensor(uint8)", [1, 28, 28])
-    _, (images, _) = load_bands(None)
+    _, (images, _) = load_band_images(None)
     for size in (1, 3, 7):
         (logits,) = session.run(["logits"], {"inputs": images[:size].numpy()})
-        torch.testing.assert_close(torch.from_numpy(logits), logits_of(bands, images[:size]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(logits), logits_of(image_run, images[:size]), rtol=1e-5, atol=1e-5)
     properties = {entry.key: entry.value for entry in onnx.load("model.onnx").metadata_props}
     assert json.loads(properties["class_names"]) == list("0123456789")
 
 
-def test_onnx_of_points(made: Path) -> None:
-    write(made / "blobs", "model.onnx", checkpoint="best")
+def test_onnx_of_points_has_class_names(trained: Path) -> None:
+    export_run(trained / "blobs", "model.onnx", checkpoint="best")
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     points = torch.tensor([[2.0, 2.0], [-2.0, -2.0], [3.0, 1.0]])
     (logits,) = session.run(None, {"inputs": points.numpy()})
@@ -316,54 +326,62 @@ def test_onnx_of_points(made: Path) -> None:
     assert json.loads(names) == list(datamodules.Blobs.class_names)
 
 
-def test_the_parameters_fit_the_bare_net(bands: Path) -> None:
-    _, (images, _) = load_bands(None)
+def test_exported_parameters_load_into_the_plain_net(image_run: Path) -> None:
+    _, (images, _) = load_band_images(None)
     pixels = (images[:5] / 255 - 0.1307) / 0.3081
     weights = {
-        ".pt": torch.load(write(bands, "model.pt"), weights_only=True),
-        ".safetensors": safetensors.torch.load_file(write(bands, "model.safetensors")),
+        ".pt": torch.load(export_run(image_run, "model.pt"), weights_only=True),
+        ".safetensors": safetensors.torch.load_file(export_run(image_run, "model.safetensors")),
     }
     for state in weights.values():
         net = nets.CNN((1, 28, 28), 10)
         net.load_state_dict(state)
         with torch.inference_mode():
-            assert torch.equal(net(pixels), logits_of(bands, images[:5]))
+            assert torch.equal(net(pixels), logits_of(image_run, images[:5]))
     with safetensors.safe_open("model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["class_names"]) == list("0123456789")
 
 
 @pytest.mark.parametrize(
-    ("to", "message"),
+    ("output", "message"),
     [
         ("model.txt", r"output=model\.txt must end in one of \.onnx, \.pt2, \.safetensors, \.pt"),
         ("model", "must end in one of"),
         ("nowhere/model.onnx", "there is no directory nowhere"),
     ],
 )
-def test_an_export_to_nowhere(to: str, message: str, made: Path) -> None:
+def test_export_refuses_a_wrong_output(output: str, message: str, trained: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        write(made / "blobs", to)
+        export_run(trained / "blobs", output)
     assert list(Path().iterdir()) == []
 
 
-def test_a_failing_export_leaves_what_was_there(made: Path, monkeypatch) -> None:
-    """The graph of a net that answers at random is not the net, which the check at the end finds."""
+def test_onnx_export_names_all_missing_packages(trained: Path, monkeypatch) -> None:
+    for name in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"needs onnx, onnxruntime: pip install onnx onnxscript onnxruntime"):
+        export_run(trained / "blobs", "model.onnx")
+    assert not Path("model.onnx").exists()
+
+
+def test_failed_export_keeps_the_old_file(trained: Path, monkeypatch) -> None:
+    """A net with random outputs differs from its exported graph, so the final check fails."""
     Path("model.onnx").write_text("of last week")
     forward = nets.MLP.forward
     monkeypatch.setattr(nets.MLP, "forward", lambda self, x: forward(self, x) + torch.rand(1))
     with pytest.raises(AssertionError, match="not close"):
-        write(made / "blobs", "model.onnx")
+        export_run(trained / "blobs", "model.onnx")
     assert Path("model.onnx").read_text() == "of last week"
     assert [path.name for path in Path().iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size there")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".pt"])
-def test_an_export_without_space_is_one_line(suffix: str, made: Path) -> None:
-    """As on a full disk: no file may be longer than a kilobyte."""
+def test_export_to_a_full_disk_gives_one_line(suffix: str, trained: Path) -> None:
+    """A limit of one kilobyte per file stands for a full disk."""
     Path(f"model{suffix}").write_text("of last week", encoding="utf-8")
-    command = [sys.executable, PROJECT / "export.py", f"run={made / 'bands'}", f"output=model{suffix}"]
+    command = [sys.executable, PROJECT / "export.py", f"run={trained / 'image_run'}", f"output=model{suffix}"]
     limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "export", *map(str, command)]
     answer = subprocess.run(limited, capture_output=True, text=True)
     assert answer.returncode == 1
@@ -373,12 +391,12 @@ def test_an_export_without_space_is_one_line(suffix: str, made: Path) -> None:
     assert [path.name for path in Path().iterdir()] == [f"model{suffix}"]
 
 
-# --- as typed ----------------------------------------------------------------------------------------------------
+# --- command line ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_evaluate_as_typed_from_another_directory(made: Path, tmp_path: Path, shell) -> None:
-    run = shutil.copytree(made / "blobs", tmp_path / "elsewhere/run")
+def test_evaluate_command_from_another_directory(trained: Path, tmp_path: Path, shell) -> None:
+    run = shutil.copytree(trained / "blobs", tmp_path / "elsewhere/run")
     answer = shell(f"run={run}", "split=train", "trainer.accelerator=cpu", script="evaluate.py")
     assert (answer.returncode, answer.stderr) == (0, "")
     metrics = json.loads((run / "evaluations/train_last.json").read_text())["metrics"]
@@ -387,18 +405,18 @@ def test_evaluate_as_typed_from_another_directory(made: Path, tmp_path: Path, sh
 
 
 @pytest.mark.slow
-def test_predict_as_typed(made: Path, tmp_path: Path, shell) -> None:
-    run = shutil.copytree(made / "blobs", tmp_path / "outputs/blobs/first")
+def test_predict_command(trained: Path, tmp_path: Path, shell) -> None:
+    run = shutil.copytree(trained / "blobs", tmp_path / "outputs/blobs/first")
     Path("outputs/last").symlink_to(run)
     answer = shell("run=last", "split=test", "limit=3", script="predict.py")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert len(rows(run / "predictions/predictions.csv")) == 3
+    assert len(read_rows(run / "predictions/predictions.csv")) == 3
     assert [line.split()[0] for line in answer.stdout.splitlines()] == ["test[0]", "test[1]", "test[2]", "written"]
 
 
 @pytest.mark.slow
-def test_export_as_typed(made: Path, shell) -> None:
-    answer = shell(f"run={made / 'blobs/checkpoints/best.ckpt'}", "output=model.onnx", script="export.py")
+def test_export_command(trained: Path, shell) -> None:
+    answer = shell(f"run={trained / 'blobs/checkpoints/best.ckpt'}", "output=model.onnx", script="export.py")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout.startswith("written to model.onnx")
     onnx.checker.check_model("model.onnx")
@@ -412,10 +430,10 @@ def test_export_as_typed(made: Path, shell) -> None:
         ("export.py", "run=last output=model.safetensors", "run=. output=model.txt", "must end in one of .onnx"),
     ],
 )
-def test_help_shows_examples_and_a_mistake_is_one_line(
-    script: str, example: str, wrong: str, message: str, made: Path, shell
+def test_help_shows_examples_and_mistakes_give_one_line(
+    script: str, example: str, wrong: str, message: str, trained: Path, shell
 ) -> None:
-    shutil.copytree(made / "blobs", ".", dirs_exist_ok=True)
+    shutil.copytree(trained / "blobs", ".", dirs_exist_ok=True)
     answer = shell("--help", script=script)
     assert answer.returncode == 0
     assert f"python {script} run=last" in answer.stdout
@@ -428,8 +446,8 @@ def test_help_shows_examples_and_a_mistake_is_one_line(
     assert "Traceback" not in answer.stdout
 
 
-def test_the_whole_net_as_a_program(tmp_path: Path) -> None:
-    """model.pt2 needs no class of this project: any batch of what the data set stores goes in, logits come out."""
+def test_pt2_program_takes_batches_of_any_size(tmp_path: Path) -> None:
+    """model.pt2 maps any batch of stored inputs to logits, and needs no class of this project."""
     folder = tmp_path / "whole"
     folder.mkdir()
     train.train(compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "logger=none"), folder)

