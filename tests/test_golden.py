@@ -19,7 +19,6 @@ EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*
 SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", "callbacks.pictures=null")
 # Half precision rounds differently on each processor, and several threads add in another order.
 SHORT += ("trainer.precision=32-true", "threads=1")
-
 NAMES = [f"{stage}/{loss}" for stage in ("train", "test") for loss in ("loss", "g_loss", "d_loss")]
 
 
