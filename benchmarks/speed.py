@@ -16,9 +16,10 @@ checks that. *tutorial*: torchvision's data set with transforms for each image a
 timed on a fifth of an epoch, so their set-up counts five times. All variants include the test that ends an epoch. On a
 GPU the bare loop keeps the data there as bytes, and its weights are not compared: the order of sums varies.
 
-Two rows compare something else. ``whole process`` is a command against a script, from start to end, with the plots.
-``mnist_99`` is the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %. Peak MB is the
-resident size of a process that runs one variant only, without memory on the GPU.
+Three rows compare something else. ``whole process`` is a command against a script, from start to end, with the plots.
+``mnist_99`` is the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %. ``beside a
+busy program`` is timed while another program computes on one core. Peak MB is the resident size of a process that runs
+one variant only, without memory on the GPU.
 
 Needs the data of the experiments. Nothing else should run on the machine.
 """
@@ -35,7 +36,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ WORKLOADS = {
     "cifar10_lenet": (["experiment=cifar10_lenet"], 2, 0.25),
     "blobs": (["experiment=blobs", "validate_before_training=false"], 10, 1.0),
     "mnist_99": (["experiment=mnist_99"], 1, 1.0),
+    "mnist_cnn, beside a busy program": (["experiment=mnist_cnn"], 1, 1.0),
 }
 GPU_WORKLOADS = {
     f"{name}, batch {size}": ([f"experiment={name}", f"data.batch_size={size}"], epochs, 1.0)
@@ -83,12 +85,24 @@ def time_epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
         variants |= {"tutorial": cnn.tutorial, "tutorial, 2 workers": lambda: cnn.tutorial(workers=2)}
         del variants["plain Lightning"]
         tutorial_epochs = cnn.tutorial(until=0.98)
-    seconds = time_interleaved(variants, rounds)
+    with busy_program() if name.endswith("busy program") else contextlib.nullcontext():
+        seconds = time_interleaved(variants, rounds)
     for variant, times in seconds.items():
         factor = 1 / workload.epochs if variant in ("project", "bare") else SLOW * tutorial_epochs
         seconds[variant] = [factor * time for time in times]
     peaks = {variant: peak_memory(name, accelerator, variant) for variant in variants}
     return summarize(seconds) | {"peak_mb": peaks}
+
+
+@contextlib.contextmanager
+def busy_program() -> Iterator[None]:
+    """Run another program that computes on one core without a pause."""
+    program = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
 
 
 def workloads(accelerator: str) -> dict[str, Any]:

@@ -319,6 +319,30 @@ def test_predictions_csv_holds_more_images_than_the_plot(run: Path) -> None:
     assert Path("to/predictions.png").is_file()
 
 
+def test_files_are_predicted_in_batches(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory does not grow with the number of files, and neither does what is printed."""
+    sizes: list[int] = []
+    normalize = datamodules.MNIST.normalize
+    monkeypatch.setattr(
+        datamodules.MNIST, "normalize", lambda self, inputs: sizes.append(len(inputs)) or normalize(self, inputs)
+    )
+    Path("digits").mkdir()
+    for number in range(10):
+        draw_digit(number, size=40).save(f"digits/{number}.png")
+    for number in range(10, 150):
+        os.link(f"digits/{number % 10}.png", f"digits/{number}.png")
+    with caplog.at_level("INFO", "predict"):
+        rows = predict_images(run, "digits", Path("to").resolve())
+    assert [row["label"] for row in rows] == [Path(row["input"]).stem[-1] for row in rows]
+    assert len(rows) == 150
+    assert sizes == [64, 64, 22, 48]  # the last ones are drawn
+    printed = [record.getMessage() for record in caplog.records if record.name == "predict"]
+    assert len(printed) == 48 + 2
+    assert printed[-2].strip() == "… and 102 more"
+
+
 @pytest.mark.real
 def test_lenet_predicts_mnist_digits_from_files(real_root: Path) -> None:
     """Predict test digits from files: as they are stored, and enlarged and black on white."""

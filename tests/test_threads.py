@@ -1,0 +1,110 @@
+"""CPU threads: each on cores of its own while a net trains, and one thread for a net of a few weights."""
+
+import os
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import train
+from cli.compose import compose
+from cli.process import seed_and_set_threads
+from runs import threads
+
+CPUS = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+needs_cores = pytest.mark.skipif(len(CPUS) < 2, reason="needs Linux and two cores")
+BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none")
+
+
+@pytest.fixture
+def two_threads() -> int:
+    """Compute with two threads; return the id of the second."""
+    before = torch.get_num_threads()
+    seed_and_set_threads(1, 2)
+    yield threads._pool[0]
+    torch.set_num_threads(before)
+
+
+@needs_cores
+def test_each_thread_has_cores_of_its_own(two_threads: int) -> None:
+    with threads.spread_threads():
+        first, second = os.sched_getaffinity(0), os.sched_getaffinity(two_threads)
+        assert not first & second
+        assert sorted(first | second) == CPUS
+    assert sorted(os.sched_getaffinity(0)) == sorted(os.sched_getaffinity(two_threads)) == CPUS
+
+
+@needs_cores
+def test_the_cores_are_free_again_after_an_error(two_threads: int) -> None:
+    with pytest.raises(RuntimeError, match="in training"), threads.spread_threads():
+        raise RuntimeError("in training")
+    assert sorted(os.sched_getaffinity(0)) == sorted(os.sched_getaffinity(two_threads)) == CPUS
+
+
+@needs_cores
+def test_nothing_is_divided_for_one_thread_several_processes_or_more_threads_than_cores(two_threads: int) -> None:
+    with threads.spread_threads(enabled=False):
+        assert sorted(os.sched_getaffinity(0)) == CPUS
+    torch.set_num_threads(1)
+    with threads.spread_threads():
+        assert sorted(os.sched_getaffinity(0)) == CPUS
+    seed_and_set_threads(1, len(CPUS) + 1)
+    with threads.spread_threads():
+        assert sorted(os.sched_getaffinity(0)) == CPUS
+
+
+@needs_cores
+def test_a_child_process_may_use_all_cores(two_threads: int) -> None:
+    reading, writing = os.pipe()
+    with threads.spread_threads():
+        if not (child := os.fork()):
+            threads.leave_thread_pool()
+            os.write(writing, repr(sorted(os.sched_getaffinity(0))).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert os.read(reading, 1000).decode() == repr(CPUS)
+    os.close(reading)
+    os.close(writing)
+
+
+class AffinityRecorder(pl.Callback):
+    """Records the cores of the main thread and the number of threads in training."""
+
+    seen: list[tuple[list[int], int]]
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.seen.append((sorted(os.sched_getaffinity(0)), torch.get_num_threads()))
+
+
+@needs_cores
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("threads=2", "model=blobs_mlp", "data=blobs"), 2),
+        (("model=blobs_mlp", "data=blobs"), 1),  # a few weights
+        (("model=logistic", "data=separable"), 1),
+        (("model=mlp", "data=mnist", "data.val_size=0"), 2),
+        (("model=cnn", "data=mnist", "data.val_size=0"), 2),  # its weights are used for many pixels each
+    ],
+)
+def test_threads_of_a_training(
+    overrides: tuple[str, ...],
+    expected: int,
+    random_images: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random_images(300, 60)
+    monkeypatch.setattr(AffinityRecorder, "seen", [], raising=False)
+    monkeypatch.setattr("cli.process._default_threads", lambda: 2)
+    target = "+callbacks.recorder._target_=tests.test_threads.AffinityRecorder"
+    brief = ("trainer.limit_train_batches=1", "callbacks.pictures=null", "data.batch_size=64")
+    before = torch.get_num_threads()
+    train.train(compose(*BLOBS, *brief, *overrides, target), tmp_path)
+    torch.set_num_threads(before)
+    (cpus, number) = AffinityRecorder.seen[0]
+    assert number == expected
+    assert (cpus == CPUS) == (expected == 1)
+    assert sorted(os.sched_getaffinity(0)) == CPUS
