@@ -89,12 +89,12 @@ def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
             writer = csv.DictWriter(file, rows[0])
             if not count:
                 writer.writeheader()
-                for row in rows[: len(shown.names)]:
-                    log.info("  %s", predictions.format(row))
+                for line in filter(None, map(predictions.format, rows[: len(shown.names)])):
+                    log.info("  %s", line)
             writer.writerows(rows)
             count += len(rows)
             progress.update(len(rows))
-    if count > len(shown.names):
+    if count > len(shown.names) and predictions.format(rows[0]):
         log.info("  … and %s more", f"{count - len(shown.names):,}")
     return shown
 
