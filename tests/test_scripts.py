@@ -179,9 +179,11 @@ def test_run_is_given_as_directory_checkpoint_or_last(image_run: Path, tmp_path:
     assert {path.name for path in (image_run / "evaluations").iterdir()} == {"test_last.json", "test_best.json"}
 
 
-def test_evaluate_regression_gives_the_loss_only(trained: Path) -> None:
+def test_evaluate_regression_gives_loss_rmse_and_r2(trained: Path) -> None:
     result = json.loads((trained / "line/result.json").read_text())["metrics"]
-    assert evaluate_run(trained / "line")["metrics"] == {"test/loss": result["test/loss"]}
+    assert evaluate_run(trained / "line")["metrics"] == {
+        name: result[name] for name in ("test/loss", "test/rmse", "test/r2")
+    }
 
 
 def test_evaluate_finds_data_that_moved_to_data_root(tmp_path: Path, monkeypatch) -> None:
