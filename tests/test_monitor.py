@@ -113,10 +113,11 @@ def test_a_resumed_run_keeps_its_best_unless_the_monitor_changes() -> None:
     run("trainer.max_epochs=2")
     state = torch.load("run/checkpoints/last.ckpt")["callbacks"]["Checkpoints"]
     assert state == {"best": max(column("val/acc")), "by": ["val/acc", "max"]}
-    run("resume=run", "trainer.max_epochs=3", "monitor=train/loss", "mode=max")
+    run("resume=run", "trainer.max_epochs=3", "monitor=train/loss")
     assert torch.load("run/checkpoints/best.ckpt")["epoch"] == 2  # the first that was chosen by it
     state = torch.load("run/checkpoints/last.ckpt")["callbacks"]["Checkpoints"]
-    assert state == {"best": pytest.approx(column("train/loss")[2]), "by": ["train/loss", "max"]}
+    assert state == {"best": pytest.approx(column("train/loss")[2]), "by": ["train/loss", "min"]}
+    assert state["best"] > max(column("val/acc")[:2])  # a number that could not beat the accuracies before
 
 
 def test_no_epoch_before_the_first_validation_is_best() -> None:
