@@ -159,7 +159,8 @@ def _run_job(
                 print_error(error, show_traceback)
             return result
         run_dir.remove_empty_dirs()
-        exit_with_error(error, show_traceback, resume_command() if is_multirun() else None)
+        resumable = is_multirun() and not isinstance(error, run_dir.JobDirError)
+        exit_with_error(error, show_traceback, resume_command() if resumable else None)
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path) -> object:
