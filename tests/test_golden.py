@@ -22,6 +22,7 @@ SHORT += ("trainer.precision=32-true", "threads=1")
 # Steps that make a difference of one part in a million some hundred times larger, as batch normalization does at a high
 # learning rate. The losses before the second step, or after a small one, are as exact as all others.
 CHAOTIC = {"cifar10_resnet18": ("trainer.limit_train_batches=1",), "resnet18_one_step": ("optimizer.lr=1e-5",)}
+NAMES = [f"{stage}/{loss}" for stage in ("train", "test") for loss in ("loss", "g_loss", "d_loss")]
 
 
 def losses(experiment: str, folder: Path) -> dict[str, float]:
@@ -31,7 +32,7 @@ def losses(experiment: str, folder: Path) -> dict[str, float]:
     sizes += ["data.val_size=20"] if composed.data.val_size else []
     overrides = [*SHORT, *CHAOTIC.get(experiment, ()), *sizes, "logger=none"]
     result = train.train(compose(f"experiment={experiment}", *overrides), folder)
-    return {name: result["metrics"][name] for name in ("train/loss", "test/loss") if name in result["metrics"]}
+    return {name: value for name, value in result["metrics"].items() if name in NAMES}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

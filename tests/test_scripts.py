@@ -80,8 +80,8 @@ def evaluate_run(run: str | Path, folder: Path | None = None, **settings: Any) -
 
 def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
     """Run predict.py and return the rows of its ``answers/predictions.csv``."""
-    given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "limit": 6}
-    cfg = OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings})
+    given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "samples": None}
+    cfg = OmegaConf.create({**given, "limit": 6, "output": str(Path("answers").resolve()), **settings})
     return read_predictions(predict.predict(cfg, run))
 
 
