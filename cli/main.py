@@ -118,8 +118,10 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     _refuse_nested_launch(show_traceback)
-    # Processes that a launcher starts for jobs must find the project too.
+    # Processes that a launcher starts for jobs must find the project too, and no module in the working directory, which
+    # may be that of an untrusted sweep.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
         if prints_config(config_name):
@@ -127,8 +129,6 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
         else:
             run_job()
     except (Exception, KeyboardInterrupt) as error:
-        if SweepSummary.sweep_dir:
-            run_dir.remove_sweep_files(SweepSummary.sweep_dir)
         run_dir.remove_empty_dirs()
         begun = isinstance(error, OSError) and SweepSummary.sweep_dir and SweepSummary.sweep_dir.is_dir()
         exit_with_error(error, show_traceback, resume_command() if begun else None)
@@ -145,6 +145,8 @@ def _run_job(
     if is_multirun():
         prefix_log_lines(HydraConfig.get().job.num)
     try:
+        if is_multirun():
+            run_dir.check_job_dir(output_dir)
         if missing := OmegaConf.missing_keys(cfg):
             raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
         return _train_job(task, cfg, output_dir) if is_training else task(cfg, output_dir)
@@ -157,7 +159,8 @@ def _run_job(
                 print_error(error, show_traceback)
             return result
         run_dir.remove_empty_dirs()
-        exit_with_error(error, show_traceback, resume_command() if is_multirun() else None)
+        resumable = is_multirun() and not isinstance(error, run_dir.JobDirError)
+        exit_with_error(error, show_traceback, resume_command() if resumable else None)
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path) -> object:
@@ -171,7 +174,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
         if result := run_dir.load_result_or_resume(output_dir, cfg):
             return result
-        with single_job_argv(output_dir, cfg.resume):
+        with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
 
 

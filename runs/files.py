@@ -5,9 +5,12 @@ import errno
 import io
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +51,17 @@ def remove_leftovers(folder: Path, *names: str) -> None:
         for leftover in folder.glob(f".{name}.*.tmp"):
             if leftover.name.removeprefix(f".{name}.").removesuffix(".tmp").isdecimal() and leftover.is_file():
                 leftover.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, or an empty one where there is no such file with a mapping in it."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a FIFO is waited for
+            return {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_png(path: Path, pixels: "np.ndarray") -> None:
