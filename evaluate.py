@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cli.build import load_run
+from cli.build import build_metrics, load_run
 from cli.main import main
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
@@ -27,7 +27,8 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
     import lightning.pytorch as pl
 
-    from callbacks import logged_metrics
+    from callbacks import has_step, logged_metrics
+    from callbacks.epoch_metrics import EpochMetrics
     from callbacks.per_class_accuracy import PerClassAccuracy
     from callbacks.signal_handler import SignalHandler
 
@@ -35,7 +36,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     trainer = pl.Trainer(
         **cfg.trainer,
         precision=stored.trainer.precision,
-        callbacks=[PerClassAccuracy(), signals := SignalHandler()],
+        callbacks=[PerClassAccuracy(), EpochMetrics(build_metrics(stored, datamodule)), signals := SignalHandler()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -43,11 +44,19 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     datamodule.setup()
     if not len(datamodule.test_dataloader()):
         raise ValueError(f"split={cfg.split}: this run has no such examples (data.val_size={stored.data.val_size})")
+    steps = [stage for stage in ("test", "val") if has_step(model, stage)]
+    if not steps:
+        raise ValueError(f"{type(model).__name__} has no test_step and no validation_step to evaluate it with")
     with signals:
-        trainer.test(model, datamodule=datamodule, verbose=False)
-    metrics = {
-        name.replace("test/", f"{cfg.split}/"): value for name, value in logged_metrics(trainer, "test/").items()
-    }
+        if steps[0] == "test":
+            trainer.test(model, datamodule=datamodule, verbose=False)
+        else:
+            datamodule.validate_on = cfg.split
+            trainer.validate(model, datamodule=datamodule, verbose=False)
+    logged = logged_metrics(trainer, steps[0])
+    metrics = {name.replace(f"{steps[0]}/", f"{cfg.split}/", 1): value for name, value in logged.items()}
+    if not metrics:
+        raise ValueError(f"{type(model).__name__} logs nothing in its {steps[0]} step")
 
     _, file = find_checkpoint(cfg.run, cfg.checkpoint)
     width = max(map(len, metrics))

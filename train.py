@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cli.build import build
+from cli.build import build, build_metrics
 from cli.compose import relevant_overrides
 from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
@@ -19,6 +19,7 @@ from cli.process import limit_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
+from runs.monitor import Monitors, known_modes
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
 from runs.table import summary_line, summary_table
@@ -32,8 +33,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
 
-    from callbacks import write_errors
+    from callbacks import has_step, write_errors
     from callbacks.checkpoints import Checkpoints
+    from callbacks.epoch_metrics import EpochMetrics
     from callbacks.metrics_history import MetricsHistory
     from callbacks.run_summary import RunSummary
     from callbacks.signal_handler import SignalHandler
@@ -46,19 +48,26 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
     if cfg.get("compile"):
+        if not hasattr(model, "net"):
+            raise ValueError(
+                f"compile=true compiles the net of a model, and {type(model).__name__} has no attribute net"
+            )
         model.net.compile()  # in place, so the names of its weights stay
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
 
     compared_overrides = relevant_overrides(cfg.choices.overrides, [])
     summary = RunSummary(run_dir, config, getattr(datamodule, "md5", None), compared_overrides)
-    history = MetricsHistory(run_dir, cfg.record.every_n_batches)
+    metrics = build_metrics(cfg, datamodule)
+    monitors = Monitors(cfg.get("monitor"), cfg.get("mode"), model, known_modes(metrics))
+    history = MetricsHistory(run_dir, monitors, cfg.record.every_n_batches)
     checkpoints = Checkpoints(run_dir / "checkpoints", config, cfg.checkpoint.every_n_steps)
     signals = SignalHandler(checkpoints.last)
+    chosen = filter(None, instantiate(cfg.callbacks).values())
     trainer = instantiate(
         cfg.trainer,
         default_root_dir=str(run_dir),
-        callbacks=[*filter(None, instantiate(cfg.callbacks).values()), summary, history, checkpoints, signals],
+        callbacks=[history, EpochMetrics(metrics), *chosen, summary, checkpoints, signals],
         logger=instantiate(cfg.logger, save_dir=str(run_dir)) if cfg.logger and is_rank_zero() else False,
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
@@ -75,10 +84,11 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     status = "failed"
     try:
         with signals, spread_threads(enabled=trainer.world_size == 1):
-            if cfg.validate_before_training and not ckpt_path:
+            if cfg.validate_before_training and not ckpt_path and has_step(model, "val"):
                 trainer.validate(model, datamodule=datamodule, verbose=False)
             trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            trainer.test(model, datamodule=datamodule, verbose=False)
+            if has_step(model, "test"):
+                trainer.test(model, datamodule=datamodule, verbose=False)
         status = "failed" if write_errors(trainer) else "diverged" if has_diverged(history.rows) else "finished"
     except Exception as error:
         status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)

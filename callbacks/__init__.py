@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from runs import internals
 from runs.format import round_float32
+from runs.monitor import metric_name
 
 if TYPE_CHECKING:
     from callbacks.metrics_history import MetricsHistory
@@ -23,11 +26,18 @@ def get_net(pl_module: pl.LightningModule) -> nn.Module:
     return net if isinstance(net, nn.Module) else pl_module
 
 
-def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
-    """Return the callback that holds the metrics of every epoch."""
+def find_metrics_history(trainer: pl.Trainer) -> "MetricsHistory | None":
+    """Return the callback that holds the metrics of every epoch. Only train.py adds it to a Trainer."""
     from callbacks.metrics_history import MetricsHistory
 
-    return next(callback for callback in trainer.checkpoint_callbacks if isinstance(callback, MetricsHistory))
+    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, MetricsHistory)), None)
+
+
+def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
+    """Return the callback that holds the metrics of every epoch, in a Trainer that has it."""
+    history = find_metrics_history(trainer)
+    assert history is not None
+    return history
 
 
 def num_examples(trainer: pl.Trainer, batches: int) -> int:
@@ -37,10 +47,17 @@ def num_examples(trainer: pl.Trainer, batches: int) -> int:
     return min(batches * (data.batch_size or total) * trainer.world_size, total)
 
 
-def logged_metrics(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
-    """Return the metrics whose names begin with ``prefix``."""
-    metrics = trainer.callback_metrics.items()
-    return {name: round_float32(value.item()) for name, value in metrics if name.startswith(prefix)}
+def logged_metrics(trainer: pl.Trainer, stage: str) -> dict[str, float]:
+    """Return what was logged over ``train``, ``val`` or ``test``, at its end: ``STAGE/METRIC`` -> value."""
+    logged, _ = internals.epoch_results(trainer)
+    values = {name: round_float32(value.item()) for name, value in logged.items() if value.numel() == 1}
+    found = {metric_name(stage, name): value for name, value in values.items()}
+    return dict(sorted(found.items(), key=lambda item: item[0].partition("/")[2] not in ("loss", "acc")))
+
+
+def has_step(pl_module: pl.LightningModule, stage: str) -> bool:
+    """Return whether a module has a ``validation_step`` or a ``test_step``."""
+    return is_overridden({"val": "validation_step"}.get(stage, f"{stage}_step"), pl_module)
 
 
 def batch_loss(outputs: Any) -> Tensor | None:

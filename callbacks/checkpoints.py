@@ -1,7 +1,6 @@
 """Save the last and the best checkpoint of a run."""
 
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
@@ -11,11 +10,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks import at_optimizer_step, get_datamodule
+from callbacks import at_optimizer_step, find_metrics_history
 from runs import internals
 from runs.files import RUN_FILES, atomic_write, remove_leftovers
 from runs.format import check_positive_int
-from runs.monitor import MONITORS
+from runs.offers import Exact
+from runs.random_state import get_random_state, set_random_state
 from runs.result import git_revision
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,11 @@ log = logging.getLogger(__name__)
 class Checkpoints(Checkpoint):
     """Saves ``last.ckpt`` after every epoch, and ``best.ckpt`` after the best one.
 
-    The best epoch has the highest validation accuracy. Without one it has the lowest validation loss, and without a
-    validation the lowest training loss.
+    Which epoch is best, the monitored metric of :class:`MetricsHistory` tells. There is no ``best.ckpt`` where that is
+    not measured.
+
+    A module that does not keep its own random numbers (:class:`runs.offers.Exact`) resumes with those of the
+    checkpoint.
 
     Args:
         dirpath: directory of the checkpoints.
@@ -40,16 +43,25 @@ class Checkpoints(Checkpoint):
         self.last, self.best = dirpath / "last.ckpt", dirpath / "best.ckpt"
         self.git_revision = git_revision() or "of unknown revision"
         self.best_score: float | None = None
+        self._best_by: list[str] | None = None  # the metric and mode of the score
+        self._random_state: dict[str, Any] | None = None  # from a checkpoint, until training starts
         self._stop_pending = False  # training was told to stop, and stops after the running optimizer step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
+        if self._random_state:
+            set_random_state(self._random_state, trainer.strategy.root_device)
+            self._random_state = None
+        if internals.resumed_in_epoch(trainer) and not isinstance(pl_module, Exact):
+            done, total = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+            log.warning(
+                "resumed after batch %d of %s of epoch %d: the other batches follow, but what %s logs of this epoch is "
+                "measured on those alone (ExactModule keeps the whole epoch)",
+                *(done, total, trainer.current_epoch + 1, type(pl_module).__name__),
+            )
         internals.start_next_epoch(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Where a validation decides, an epoch without one is never the best.
-        validated = trainer.limit_val_batches and len(get_datamodule(trainer).val_dataloader())
-        self._monitors = [name for name in MONITORS if name.startswith("val/" if validated else "train/")]
         remove_leftovers(self.dirpath, self.last.name, self.best.name)
         remove_leftovers(self.dirpath.parent, *RUN_FILES)
 
@@ -81,11 +93,16 @@ class Checkpoints(Checkpoint):
                 "stopped after step %d, in epoch %d; resume= with a higher limit continues from there", step, epoch
             )
             return
-        name = next((name for name in self._monitors if name in trainer.callback_metrics), None)
-        better = max if name and MONITORS[name] == "max" else min
-        score = None if name is None else trainer.callback_metrics[name].item()
-        best = self.best_score
-        if score is None or (best is not None and (math.isnan(score) or better(score, best) == best)):
+        history = find_metrics_history(trainer)
+        monitor, score = (history.monitor, history.score) if history else (None, None)
+        if monitor is None or score is None:
+            trainer.save_checkpoint(self.last)
+            return
+        by = [monitor.name, monitor.mode]
+        if self._best_by not in (None, by):  # the run was resumed with another monitor
+            self.best_score = None
+        self._best_by = by
+        if not monitor.is_better(score, self.best_score):
             trainer.save_checkpoint(self.last)
             return
         # best.ckpt is first: after a kill between the two, a resumed run repeats this epoch and loses nothing.
@@ -98,17 +115,32 @@ class Checkpoints(Checkpoint):
                 except OSError:  # a file system without links
                     shutil.copyfile(self.best, temporary)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        history = find_metrics_history(trainer)
+        if history and self.best_score is None and not internals.stopped_in_epoch(trainer):
+            log.info("there is no best.ckpt: %s", history.explain_no_best())
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["config"] = self.config
         if internals.stopped_in_epoch(trainer):
             internals.reopen_epoch(checkpoint)
+        # The config makes the module again. Arguments that save_hyperparameters() keeps may be no plain values.
+        for key in (pl_module.CHECKPOINT_HYPER_PARAMS_KEY, pl_module.CHECKPOINT_HYPER_PARAMS_NAME):
+            checkpoint.pop(key, None)
+        if not isinstance(pl_module, Exact):
+            checkpoint["random_state"] = get_random_state(trainer.strategy.root_device)
         versions = f"torch {torch.__version__}, lightning {pl.__version__}"
         checkpoint["made_by"] = f"lit-classics {self.git_revision}, {versions}"
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._random_state = checkpoint.get("random_state")
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best_score}
+        return {"best": self.best_score, "by": self._best_by}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_score = state["best"]
+        self.best_score, self._best_by = state["best"], state.get("by")

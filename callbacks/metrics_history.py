@@ -3,6 +3,7 @@
 import csv
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,81 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks import batch_loss, get_datamodule, logged_metrics, num_examples
+from callbacks import batch_loss, get_datamodule, has_step, logged_metrics, num_examples
 from runs import internals
 from runs.files import atomic_write
 from runs.format import check_positive_int, format_metrics, round_float32
+from runs.monitor import Monitor, Monitors, metric_name
+from runs.offers import Exact
 
 log = logging.getLogger(__name__)
+
+RETURNED = "returned loss"  # among the sums; no module logs under this name
 
 
 class MetricsHistory(Checkpoint):
     """Writes ``metrics.csv`` (epoch, step, metrics, seconds) after every epoch and logs the metrics to the loggers.
 
-    Epoch 0 is a validation before any training. Within an epoch the loggers get ``train/loss_step`` every
-    ``trainer.log_every_n_steps`` batches: the mean loss since the previous point. Checkpoints hold the rows, so a
-    resumed run appends to them.
+    A metric is called ``STAGE/METRIC``: what a module logs as ``val_loss``, or as ``loss`` in its validation, is
+    ``val/loss``. A metric that a module logs in each step and not over the epoch, and the loss that a training step
+    returns and does not log, are means over the batches of the epoch.
 
-    Subclasses Checkpoint so that it runs after the module has logged its epoch. It must precede :class:`Checkpoints` in
-    the list of callbacks.
+    A step is one of an optimizer: with two optimizers there are two in a batch. Epoch 0 is a validation before any
+    training. Within an epoch the loggers get ``train/loss_step`` every ``trainer.log_every_n_steps`` batches: the mean
+    loss since the previous point. Checkpoints hold the rows, so a resumed run appends to them.
+
+    Subclasses Checkpoint so that it runs after the module has logged its epoch. It must precede, in the list of
+    callbacks, all others that do so and ask what was measured.
 
     Args:
         run_dir: directory of the run.
+        monitors: the metrics that may tell which epoch is best.
         every_n_batches: prints ``train/loss_step`` and adds a row for it every n batches of an epoch.
+
+    Raises:
+        ValueError: the config's ``monitor`` is not measured.
     """
 
-    def __init__(self, run_dir: Path, every_n_batches: int | None = None) -> None:
+    def __init__(self, run_dir: Path, monitors: Monitors, every_n_batches: int | None = None) -> None:
         if every_n_batches is not None:
             check_positive_int("record.every_n_batches", every_n_batches)
-        self.path, self.every_n_batches = run_dir / "metrics.csv", every_n_batches
+        self.path, self.every_n_batches, self.monitors = run_dir / "metrics.csv", every_n_batches, monitors
+        self.monitor: Monitor | None = None  # the metric that tells which epoch is best; None until it is measured
+        self.measured: dict[str, float] = {}  # the last value of each metric
+        self.validated = False  # whether all metrics were measured once: where there are validations, after the first
         self.rows: list[dict[str, float]] = []
         self.curve: list[tuple[int, float]] = []  # training examples seen, mean loss since the previous point
         self._val_metrics: dict[str, float] = {}
+        self._sent: set[str] = set()  # to the loggers, by Lightning
+        self._logged: dict[str, float] = {}  # as the module named it, for schedulers that follow a metric
         self._loss_sum: float | torch.Tensor = 0.0  # since the previous point of the curve
         self._batches = 0
+        self._sums: dict[str, Any] = {}  # over the batches of the epoch, of what the module does not log over it
+        self._counts: dict[str, int] = {}
         self._seconds_before = 0.0  # spent on this epoch before it was interrupted
         self._start = time.monotonic()
+
+    @property
+    def score(self) -> float | None:
+        """The monitored metric of the epoch that has just ended; None where it was not measured."""
+        return self.rows[-1].get(self.monitor.name) if self.monitor and self.rows else None
+
+    def explain_no_best(self) -> str:
+        """Return why no epoch is the best one."""
+        if self._validates and not self.validated:
+            return "no epoch was validated"
+        return self.monitors.explain(self.measured)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._is_exact = isinstance(pl_module, Exact)  # such a module reports all that is to be reported
+        limited = not trainer.limit_val_batches or not len(get_datamodule(trainer).val_dataloader())
+        self._validates = not limited and has_step(pl_module, "val")
+        self.validated = not self._validates or any(name.startswith("val/") for name in self.measured)
+        self.monitors.check_validation(self._validates)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._logged and pl_module.automatic_optimization:
+            internals.update_plateau_schedulers(trainer, self._logged)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
@@ -51,7 +93,10 @@ class MetricsHistory(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (loss := batch_loss(outputs)) is None:
+        loss = batch_loss(outputs)
+        if not self._is_exact:
+            self._add_to_sums(trainer, loss)
+        if loss is None:
             return
         self._loss_sum += loss
         self._batches += 1
@@ -59,11 +104,21 @@ class MetricsHistory(Checkpoint):
         if every and (batch_idx + 1) % every == 0:
             self._add_curve_point(trainer, batch_idx)
 
+    def _add_to_sums(self, trainer: pl.Trainer, loss: torch.Tensor | None) -> None:
+        values = internals.step_results(trainer)
+        if loss is not None:
+            values[RETURNED] = loss * trainer.accumulate_grad_batches  # Lightning has divided it by that
+        for name, value in values.items():
+            # On a GPU a tensor, because reading a number there waits for it.
+            number = value.item() if value.device.type == "cpu" else value.detach().clone()
+            self._sums[name] = self._sums[name] + number if name in self._sums else number
+            self._counts[name] = self._counts.get(name, 0) + 1
+
     def _add_curve_point(self, trainer: pl.Trainer, batch_idx: int) -> None:
         # Lightning has divided each loss by the number of batches whose gradients are accumulated.
         loss = _reduce_mean(trainer, self._loss_sum / self._batches) * trainer.accumulate_grad_batches
         self._loss_sum, self._batches = 0.0, 0
-        _log_metrics(trainer, {"train/loss_step": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
+        _log_metrics(trainer, {"train/loss_step": loss, **_learning_rates(trainer)})
         total, seen = len(get_datamodule(trainer).train_indices), num_examples(trainer, batch_idx + 1)
         self.curve.append((trainer.current_epoch * total + seen, loss))
         if self.every_n_batches:
@@ -72,31 +127,51 @@ class MetricsHistory(Checkpoint):
             log.info("[%d, %5d] loss %.3f  (%d of %d examples)", epoch, batch_idx + 1, loss, seen, total)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._val_metrics = logged_metrics(trainer, "val/")
+        self._val_metrics, self._sent = logged_metrics(trainer, "val"), internals.epoch_results(trainer)[1]
         if trainer.state.fn == "validate":
             self._close_row(trainer, {"epoch": 0, "step": 0})
+        else:
+            self.validated = True
+            self.monitors.check_measured(self._val_metrics, "val")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if internals.stopped_in_epoch(trainer):  # the epoch gets its row when a resumed run has finished it
             if trainer.is_global_zero:
                 self._write()
             return
+        internals.end_resumed_epoch(trainer)
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        row |= logged_metrics(trainer, "train/")
+        row |= self._means_over_batches(trainer) | logged_metrics(trainer, "train")
+        self._sent |= internals.epoch_results(trainer)[1]
         self._close_row(trainer, row)
-        self._loss_sum, self._batches = 0.0, 0
+        if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+            self._logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if self.monitor is None and self.validated:  # where there are validations, no epoch before them is best
+            self.monitors.check_measured(self.measured)
+            self.monitor = self.monitors.resolve(self.measured)
+        self._loss_sum, self._batches, self._sums, self._counts = 0.0, 0, {}, {}
         examples = num_examples(trainer, int(trainer.num_training_batches))
         _log_metrics(trainer, {"speed/examples per second": examples / max(row["seconds"], 1e-3)})
 
+    def _means_over_batches(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Return the means over the batches of the epoch, ``train/METRIC``."""
+        means = {name: _reduce_mean(trainer, total / self._counts[name]) for name, total in self._sums.items()}
+        loss = {} if (mean := means.pop(RETURNED, None)) is None else {"train/loss": round_float32(mean)}
+        return loss | {metric_name("train", name): round_float32(mean) for name, mean in means.items()}
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _log_metrics(trainer, logged_metrics(trainer, "test/"))
+        _log_metrics(trainer, logged_metrics(trainer, "test"), internals.epoch_results(trainer)[1])
 
     def _close_row(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        """Add and write the row of an epoch."""
         row |= self._val_metrics
         row["seconds"] = round(self._elapsed(), 3)
         self.rows.append(row)
         self._val_metrics, self._seconds_before, self._start = {}, 0.0, time.monotonic()
-        _log_metrics(trainer, {name: value for name, value in row.items() if "/" in name})
+        metrics = {name: value for name, value in row.items() if "/" in name}
+        self.measured |= metrics
+        _log_metrics(trainer, metrics, self._sent)
+        self._sent = set()
         if trainer.is_global_zero:
             self._write()
             log.info("epoch %d/%s  %s  %.1f s", row["epoch"], trainer.max_epochs, format_metrics(row), row["seconds"])
@@ -119,19 +194,31 @@ class MetricsHistory(Checkpoint):
             "batches": self._batches,
             "elapsed": self._elapsed(),
             "validation": self._val_metrics,
+            "sums": {name: float(total) for name, total in self._sums.items()},
+            "counts": self._counts,
+            "logged": self._logged,
+            "monitor": [self.monitor.name, self.monitor.mode] if self.monitor else None,
         }
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # The state is that of rank zero, and all ranks resume from it.
-        checkpoint["callbacks"][self.state_key]["loss"] = _reduce_mean(trainer, self._loss_sum)
+        state = checkpoint["callbacks"][self.state_key]
+        state["loss"] = _reduce_mean(trainer, self._loss_sum)
+        state["sums"] = {name: _reduce_mean(trainer, total) for name, total in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.curve = state["rows"], state["curve"]
         self._loss_sum, self._batches = state["loss"], state["batches"]
         self._seconds_before = state["elapsed"]
         self._val_metrics = state.get("validation", {})  # of the unfinished epoch
+        self._sums, self._counts = dict(state.get("sums", {})), dict(state.get("counts", {}))
+        self._logged = state.get("logged", {})
+        if (found := state.get("monitor")) and not self.monitors.asked:
+            self.monitor = Monitor(*found)
+        epochs = [row for row in self.rows if "seconds" in row]
+        self.measured = {name: value for row in epochs for name, value in row.items() if "/" in name}
 
 
 def _reduce_mean(trainer: pl.Trainer, number: float | torch.Tensor) -> float:
@@ -139,6 +226,13 @@ def _reduce_mean(trainer: pl.Trainer, number: float | torch.Tensor) -> float:
     return float(trainer.strategy.reduce(torch.as_tensor(number).clone(), reduce_op="mean"))
 
 
-def _log_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
+    """Return ``lr``, or ``lr/1``, ``lr/2`` with several optimizers: the rate of the first parameter group of each."""
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+    return {"lr": rates[0]} if len(rates) == 1 else {f"lr/{number}": rate for number, rate in enumerate(rates, 1)}
+
+
+def _log_metrics(trainer: pl.Trainer, metrics: dict[str, float], logged: Collection[str] = ()) -> None:
+    """Pass metrics to the loggers, without those that Lightning passes to them under the same name."""
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, trainer.global_step)
+        logger.log_metrics({name: value for name, value in metrics.items() if name not in logged}, trainer.global_step)

@@ -3,25 +3,28 @@
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks import get_datamodule
+from runs.offers import Classifies
 
 
 class PerClassAccuracy(pl.Callback):
     """Logs ``test/acc/CLASS``, the accuracy over the test examples of each class."""
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._names = get_datamodule(trainer).class_names if hasattr(pl_module, "classes") else ()
+        self._names = get_datamodule(trainer).class_names if isinstance(pl_module, Classifies) else ()
         if self._names:
             self._accuracy = MulticlassAccuracy(len(self._names), average=None).to(pl_module.device)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if self._names and len(batch[1]):  # empty where all files of a batch are broken
+        # No logits where a test step returns something else; no targets where all files of a batch are broken.
+        if self._names and isinstance(outputs, Tensor) and len(batch[1]):
             self._accuracy.update(pl_module.classes(outputs), batch[1])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._names:
+        if self._names and self._accuracy.update_called:
             accuracies = dict(zip(self._names, self._accuracy.compute(), strict=True))
             # MetricsHistory passes them to the loggers.
             pl_module.log_dict({f"test/acc/{name}": value for name, value in accuracies.items()}, logger=False)

@@ -17,6 +17,7 @@ from plots.images import filters, image_grid, predictions
 from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs.files import write_png
+from runs.offers import Classifies
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +76,14 @@ class Plots(pl.Callback):
         self.weight_history, self._stride = state["weight_history"], state["stride"]
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._is_classifier = bool(get_datamodule(trainer).class_names) and hasattr(pl_module, "probabilities")
+        self._is_classifier = bool(get_datamodule(trainer).class_names) and isinstance(pl_module, Classifies)
         self._probs: list[Tensor] = []  # (B, classes)
         self._targets: list[Tensor] = []  # (B,)
         self._mistakes: list[tuple[Tensor, ...]] = []  # images (B, C, H, W), probs (B, classes), targets (B,)
         self._first_images: tuple[Tensor, ...] | None = None  # the same for the first test images
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if not self._is_classifier:
+        if not self._is_classifier or not isinstance(outputs, Tensor):
             return
         inputs, targets = batch
         probs = pl_module.probabilities(outputs).float()
@@ -121,16 +122,17 @@ class Plots(pl.Callback):
         if any("train/acc" in row for row in history.rows):
             figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
-        if isinstance(first := next(layers, None), nn.Conv2d):
+        # Of a module without one net, the first convolution may be far from the images.
+        if isinstance(first := next(layers, None), nn.Conv2d) and first.in_channels == datamodule.shape[0]:
             figures["filters"] = filters(first.weight.detach().cpu())
         return figures | (self._weight_figures(datamodule, pl_module) if self.weight_history else {})
 
     def _weight_figures(self, datamodule: Any, pl_module: Any) -> dict[str, "Figure"]:
         """Return the figures that the recorded weights of a small net allow."""
         net = get_net(pl_module)
-        if datamodule.shape == (2,) and len(datamodule.class_names) == 2 and hasattr(pl_module, "probabilities"):
+        if datamodule.shape == (2,) and len(datamodule.class_names) == 2 and isinstance(pl_module, Classifies):
             return self._boundary_figures(datamodule, pl_module)
-        if hasattr(net, "coefficients") and isinstance(getattr(pl_module, "loss", None), nn.MSELoss):
+        if callable(getattr(net, "coefficients", None)) and isinstance(getattr(pl_module, "loss", None), nn.MSELoss):
             inputs, targets = datamodule.load()[0]
             recorded = [[tensor.item() for tensor in state.values()] for state in self.weight_history.values()]
             path = np.array([*recorded, [parameter.item() for parameter in net.parameters()]])  # (n, 2)

@@ -6,6 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from runs.offers import Classifies
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ class PredictedLabels(pl.Callback):
         self._labels = []
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if hasattr(pl_module, "classes"):
+        if isinstance(pl_module, Classifies) and isinstance(outputs, torch.Tensor):
             self._labels.append(pl_module.classes(outputs))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

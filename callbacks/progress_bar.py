@@ -14,10 +14,12 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 
 from callbacks import batch_loss, get_datamodule, get_net, num_examples
 from runs.format import pluralize
+from runs.offers import Exact
 
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 50  # gradient steps after which a net has hardly begun to learn
+MAX_METRICS = 3  # in the live line
 REFRESH_SECONDS = 0.2  # faster is unreadable, and a write takes longer than a step of a small net
 
 
@@ -50,7 +52,8 @@ class ProgressBar(LightningProgressBar):
         log.info(describe_run(trainer, pl_module))
         steps = _batches_before(trainer, trainer.max_epochs or 0)
         is_whole_run = isinstance(trainer.limit_train_batches, float)  # debug=fast sets a number of batches
-        if 0 < steps < FEW_STEPS and is_whole_run and (get_datamodule(trainer).batch_size or 1) > 1:
+        one_step = len(trainer.optimizers) == 1  # for each batch
+        if 0 < steps < FEW_STEPS and one_step and is_whole_run and (get_datamodule(trainer).batch_size or 1) > 1:
             hint = "a smaller data.batch_size or a larger trainer.max_epochs makes more"
             log.info("that is %s in all: %s", pluralize(steps, "gradient step"), hint)
 
@@ -101,16 +104,25 @@ def _batches_before(trainer: pl.Trainer, epoch: int) -> int:
     return epoch * int(trainer.num_training_batches)
 
 
-def _running_metrics(trainer: pl.Trainer, pl_module: Any, outputs: Any) -> str:
-    """Return the means of the running epoch where the module has them, else the loss of the last batch."""
-    if hasattr(pl_module, "means"):
-        means = {name.partition("/")[2]: value.item() for name, value in pl_module.means("train").items()}
+def _running_metrics(trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any) -> str:
+    """Return the means of the running epoch where the module keeps them, else what it logs with ``prog_bar=True``.
+
+    A module that does neither has the loss of the last batch.
+    """
+    if isinstance(pl_module, Exact):
+        found = {name.partition("/")[2]: value.item() for name, value in pl_module.means("train").items()}
     else:
-        loss = batch_loss(outputs)
-        means = {} if loss is None else {"loss": float(loss) * trainer.accumulate_grad_batches}
-    shown = [f"loss {means['loss']:.4g}  "] if "loss" in means else []
-    shown += [f"acc {100 * means['acc']:.2f} %  "] if "acc" in means else []
-    return "".join(shown)
+        shown = trainer.progress_bar_metrics.items()
+        found = {name: value for name, value in shown if isinstance(value, float) and not name.startswith("val")}
+        if not found and (loss := batch_loss(outputs)) is not None:
+            found = {"loss": float(loss) * trainer.accumulate_grad_batches}
+    first = sorted(found.items(), key=lambda item: {"loss": 0, "acc": 1}.get(item[0], 2))[:MAX_METRICS]
+    return "".join(f"{name} {_format(name, value)}  " for name, value in first)
+
+
+def _format(name: str, value: float) -> str:
+    """Format a metric of the live line, whose width should not change much."""
+    return f"{100 * value:.2f} %" if name.endswith("acc") else f"{value:.4g}"
 
 
 def describe_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:

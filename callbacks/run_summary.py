@@ -41,6 +41,7 @@ class RunSummary(pl.Callback):
         facts |= {"seed": config["seed"], "command": command, "overrides": choices["overrides"], "data_md5": data_md5}
         facts["resumed"] = bool(config["resume"])  # the seconds are then those since the resume
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
+        self.result |= {"monitor": None, "mode": None}
         self.write_error: OSError | None = None
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
@@ -70,7 +71,7 @@ class RunSummary(pl.Callback):
                 logger.log_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.result["metrics"] |= logged_metrics(trainer, "val/")
+        self.result["metrics"] |= logged_metrics(trainer, "val")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit":
@@ -81,24 +82,29 @@ class RunSummary(pl.Callback):
 
     def _record_training(self, trainer: pl.Trainer) -> None:
         self._seconds["fit"] = time.monotonic() - self._fit_start
+        self._record_length(trainer)
+
+    def _record_length(self, trainer: pl.Trainer) -> None:
         self.result |= {"epochs": internals.completed_epochs(trainer), "steps": trainer.global_step}
+        self.result["optimizers"] = len(trainer.optimizers)  # each makes steps of its own
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning does not call on_train_end where nothing was left to train.
-        self.result |= {"epochs": internals.completed_epochs(trainer), "steps": trainer.global_step}
-        # If the run was killed after its last epoch, only the rows hold its metrics.
-        rows = get_metrics_history(trainer).rows
-        stored = {name: value for row in rows[-1:] for name, value in row.items() if name.endswith(("/loss", "/acc"))}
-        self.result["metrics"] |= stored | logged_metrics(trainer, "train/")
+        self._record_length(trainer)  # Lightning does not call on_train_end where nothing was left to train
+        history = get_metrics_history(trainer)
+        if best := history.monitor or history.monitors.resolve(history.measured):
+            self.result |= {"monitor": best.name, "mode": best.mode}
+        # If the run was killed after its last epoch, only the history holds its metrics.
+        self.result["metrics"] |= history.measured
         # Weights that are results themselves, such as those of a line.
-        self.result["metrics"] |= getattr(get_net(pl_module), "coefficients", dict)()
+        if callable(coefficients := getattr(get_net(pl_module), "coefficients", None)):
+            self.result["metrics"] |= coefficients()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._test_start = time.monotonic()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["test"] = time.monotonic() - self._test_start
-        self.result["metrics"] |= logged_metrics(trainer, "test/")
+        self.result["metrics"] |= logged_metrics(trainer, "test")
         metrics = {name: value for name, value in self.result["metrics"].items() if name.count("/") < 2}
         for logger in trainer.loggers:
             if hasattr(logger, "log_result"):
@@ -107,10 +113,13 @@ class RunSummary(pl.Callback):
     def _hyperparameters(self) -> dict[str, Any]:
         """Return what distinguishes runs: the chosen options, the usual settings, and the overrides."""
         choices = self.config["choices"]
-        hyperparameters = {group: choices[group] for group in ("model", "data", "optimizer", "scheduler")}
+        groups = ("model", "data", "optimizer", "scheduler")  # None where a model makes its own
+        hyperparameters = {group: choices[group] for group in groups if choices[group]}
         usual = ("optimizer.lr", "optimizer.momentum", "data.batch_size", "trainer.max_epochs", "seed")
         for key in (*usual, *(override.lstrip("+").partition("=")[0] for override in self.compared_overrides)):
             value: Any = self.config
+            if key.startswith("optimizer.") and not choices["optimizer"]:
+                continue
             for name in key.split("."):
                 value = value.get(name) if isinstance(value, dict) else None
             if isinstance(value, (bool, int, float, str)):

@@ -7,6 +7,7 @@ import torch
 
 from callbacks import get_datamodule, get_net
 from loggers.tensorboard import TensorBoard
+from runs.offers import Classifies
 
 
 class TensorBoardExtras(pl.Callback):
@@ -21,7 +22,7 @@ class TensorBoardExtras(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         self._layers = [layer for layer in get_net(pl_module).modules() if isinstance(layer, torch.nn.Linear)]
-        if not (self._layers and get_datamodule(trainer).class_names and hasattr(pl_module, "probabilities")):
+        if not (self._layers and get_datamodule(trainer).class_names and isinstance(pl_module, Classifies)):
             raise ValueError("callbacks=tensorboard_extras is for classifiers that end in a linear layer")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,5 +1,7 @@
 """Build the datamodule and the model of a config, and load those of a finished run."""
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +10,104 @@ from omegaconf import DictConfig, OmegaConf
 from cli.compose import data_root
 from cli.process import seed_and_set_threads
 from runs.checkpoint import find_checkpoint, load_checkpoint
+from runs.safety import check_metric
 
 
 def build(cfg: DictConfig) -> tuple[Any, Any]:
-    """Return the datamodule and the LightningModule of a config, seeded. The datamodule gives the net its shapes."""
+    """Return the datamodule and the LightningModule of a config, seeded.
+
+    The model's class gets what its constructor has a parameter for: ``net``, where its config has one, ``optimizer``
+    and ``scheduler``, which make one from parameters and from an optimizer, and ``input_shape`` and ``num_classes`` of
+    the datamodule. So does the class of the net.
+
+    Raises:
+        ValueError: the model is no LightningModule, it makes its own optimizer and one was chosen, or it does not take
+            what the datamodule gives.
+    """
     # Imported here, so that --help and a mistyped name are answered at once.
-    from hydra.utils import instantiate
+    from hydra.utils import get_object, instantiate
 
     seed_and_set_threads(cfg.seed, cfg.threads)
     datamodule = instantiate(cfg.data)
-    net = instantiate(cfg.model.net, input_shape=datamodule.shape, num_classes=datamodule.num_classes)
-    optimizer, scheduler = instantiate(cfg.optimizer), instantiate(cfg.scheduler) or None
-    model = instantiate(cfg.model, net=net, optimizer=optimizer, scheduler=scheduler)
-    model.check_targets(bool(datamodule.class_names))
+    taken = _parameters(model_class(cfg))
+    # Passed to the constructors directly: Hydra would make a list of its own class of a shape.
+    shapes = {"input_shape": tuple(datamodule.shape), "num_classes": datamodule.num_classes}
+    parts: dict[str, Any] = {}
+    if OmegaConf.is_config(cfg.model.get("net")):
+        of_net = _parameters(get_object(cfg.model.net._target_))
+        make_net = instantiate(cfg.model.net, _partial_=True)
+        parts["net"] = make_net(**{name: shapes[name] for name in shapes if name in of_net})
+    for group in ("optimizer", "scheduler"):
+        if group in taken:
+            parts[group] = instantiate(cfg[group]) or None
+        elif typed := [
+            text for text in cfg.choices.overrides if text.lstrip("+~").startswith((f"{group}=", f"{group}."))
+        ]:
+            raise ValueError(f"{typed[0]}: {cfg.model._target_} makes its own, its constructor takes no {group}")
+        else:
+            cfg.choices[group] = None  # nothing about the run depends on it
+    make_model = instantiate(cfg.model, **parts, _partial_=True)
+    model = make_model(**{name: shapes[name] for name in shapes if name in taken and name not in cfg.model})
+    if callable(check := getattr(model, "check_data", None)):
+        check(datamodule)
     return datamodule, model
+
+
+def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
+    """Return the metrics of a config by name. One that takes the number of classes gets that of the data.
+
+    Raises:
+        ValueError: it is none of torchmetrics.classification or torchmetrics.regression, its name is taken, or it is
+            for other targets than those of the data.
+    """
+    from hydra.utils import get_object, instantiate
+
+    metrics, classes = {}, len(datamodule.class_names)
+    for name, settings in (cfg.get("metrics") or {}).items():
+        if not OmegaConf.is_dict(settings) or "_target_" not in settings:
+            raise ValueError(
+                f"metrics.{name} must have a _target_, such as torchmetrics.classification.MulticlassAUROC"
+            )
+        if name in ("loss", "acc") or not re.fullmatch(r"[A-Za-z]\w*", str(name)):
+            raise ValueError(f"metrics.{name}: a metric has a name of letters, digits and _, but not loss or acc")
+        check_metric(str(settings._target_), f"metrics.{name}._target_={settings._target_}")
+        taken = _parameters(get_object(settings._target_))
+        kind = settings._target_.split(".")[1]
+        if (kind == "classification") != bool(classes):
+            takes, gives = ("classes", "numbers") if kind == "classification" else ("numbers", "classes")
+            raise ValueError(f"metrics.{name} takes {takes}, and the targets of the data are {gives}")
+        if ".Binary" in settings._target_ and classes != 2:
+            raise ValueError(f"metrics.{name}={settings._target_} takes two classes, and the data has {classes}")
+        if "num_classes" in taken and "num_classes" not in settings:
+            settings = OmegaConf.merge({"num_classes": classes}, settings)
+        metrics[str(name)] = instantiate(settings)
+    return metrics
+
+
+def model_class(cfg: DictConfig) -> Any:
+    """Return the class of the model. Raise ValueError where it is no LightningModule."""
+    import lightning.pytorch as pl
+    from hydra.utils import get_object
+
+    found = get_object(target := cfg.model._target_)
+    if not (inspect.isclass(found) and issubclass(found, pl.LightningModule)):
+        raise ValueError(f"model._target_={target} is not a LightningModule; a net goes to model.net._target_")
+    return found
+
+
+def _parameters(cls: Any) -> set[str]:
+    """Return the names of a constructor's parameters, with those of its bases as long as it passes ``**kwargs`` on."""
+    names: set[str] = set()
+    for base in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
+        if base.__module__.startswith(("torch.nn.modules.module", "lightning.")):
+            break
+        if inspect.isclass(base) and "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base).get("__init__", base)).parameters.values()
+        names |= {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return names
 
 
 def load_run(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:

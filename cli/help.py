@@ -12,7 +12,19 @@ import yaml
 
 from cli import CONF
 
-GROUPS = ("experiment", "model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "sweep", "debug")
+GROUPS = (
+    "experiment",
+    "model",
+    "data",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "metrics",
+    "callbacks",
+    "logger",
+    "sweep",
+    "debug",
+)
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w/@-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
 
 Comments = dict[str, tuple[list[str], str | None]]  # key -> the comment lines above it and the comment beside it

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.errors import suggest_nearest
 from runs.format import check_positive_int
+from runs.monitor import check_setting
 
 
 @functools.cache
@@ -47,6 +48,7 @@ def check_overrides(cfg: DictConfig) -> None:
     for group in ("model", "data", "optimizer", "trainer"):
         if cfg.get(group) is None:
             raise ValueError(f"{group} cannot be left out")
+    check_setting(cfg.monitor, cfg.mode)
     hydra_cfg = HydraConfig.get()
     settings = {text.partition("=")[0]: text for text in hydra_cfg.overrides.task if text[0] not in "+~"}
     parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs.format import check_positive_int
 from sweeps.jobs import check_sweep_dir
+from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ class OptunaSweeper(Sweeper):
     Args:
         params: the search space as Hydra's overrides (``tag(log, interval(1e-4, 1e-1))``, ``choice(32, 64)``,
             ``range(2, 9)``), and plain values for all jobs.
-        metric: name of a metric in result.json, never one of the test set.
-        direction: ``maximize`` or ``minimize``.
+        metric: name of a metric, never one of the test set; None is the config's ``monitor``, or that of the model's
+            class, or else ``val/acc`` of a classifier and ``val/loss`` of another model.
+        direction: ``maximize`` or ``minimize``; None is the config's ``mode``, or the one that the metric is known for.
         n_trials: total number of trials, those of earlier commands included.
         startup_trials: number of random trials before the sampler learns from them.
         seed: seed of the search.
@@ -54,16 +56,18 @@ class OptunaSweeper(Sweeper):
     def __init__(
         self,
         params: dict[str, Any],
-        metric: str,
-        direction: str,
+        metric: str | None,
+        direction: str | None,
         n_trials: int,
         startup_trials: int,
         seed: int,
     ) -> None:
-        if direction not in ("maximize", "minimize"):
+        if direction not in ("maximize", "minimize", None):
             raise ValueError(f"hydra.sweeper.direction={direction} must be maximize or minimize")
-        if metric.startswith("test/"):
+        if metric and metric.startswith("test"):
             raise ValueError(f"hydra.sweeper.metric={metric}: a search that looks at the test set makes it worthless")
+        if direction and not metric:
+            raise ValueError(f"hydra.sweeper.direction={direction} goes with hydra.sweeper.metric=")
         for name, number in (("n_trials", n_trials), ("startup_trials", startup_trials)):
             check_positive_int(f"hydra.sweeper.{name}", number)
         self.params, self.metric, self.direction = params, metric, direction
@@ -86,18 +90,30 @@ class OptunaSweeper(Sweeper):
         from sweeps.study import open_study, storage_errors
 
         self._parse(arguments)
+        if self.metric:  # the runs choose their best epoch by it too
+            self.fixed.append(f"monitor={self.metric}")
+            self.fixed += [f"mode={self.direction[:3]}"] if self.direction else []
         base = self.loader.load_sweep_config(self.config, self.fixed)
         if base.data.get("validate_on") == "test":
             raise ValueError(
                 "a search that looks at the test set makes it worthless: "
                 "data.validate_on=val data.val_size=5000 holds out others"
             )
+        self.objective = search_objective(base)
+        (name, mode), *_ = self.objective.candidates.items()
+        if not base.monitor and name == "val/loss":  # the runs would rank an accuracy first
+            self.fixed.append(f"monitor={name}")
+        direction = {"max": "maximize", "min": "minimize"}[mode]
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         with storage_errors(sweep_dir), _worker_lock(sweep_dir) as worker:
             with _locked(sweep_dir / ".study.lock"):
-                study = open_study(sweep_dir, direction=self.direction)
+                study = open_study(sweep_dir, direction=direction)
+                if (begun := study.direction.name.lower()) != direction:
+                    raise ValueError(
+                        f"the search in {sweep_dir} has begun to {begun} its metric: monitor= cannot change"
+                    )
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
             while trials := self._next_trials(study, sweep_dir, worker):
@@ -185,11 +201,10 @@ class OptunaSweeper(Sweeper):
         if result["status"] != "finished":  # a diverged run counts as pruned, so the search learns from it
             state = TrialState.FAIL if result["status"] == "failed" else TrialState.PRUNED
             study.tell(trial.number, state=state)
-        elif (value := result["metrics"].get(self.metric)) is None:
-            measured = ", ".join(name for name in result["metrics"] if name.count("/") == 1)
-            raise ValueError(f"hydra.sweeper.metric={self.metric} is not measured; there are {measured}")
         else:
-            study.tell(trial.number, value)
+            self.objective.check_measured(result["metrics"])
+            monitor = self.objective.resolve(result["metrics"])
+            study.tell(trial.number, result["metrics"][monitor.name] if monitor else None)
 
 
 def _distribution(override: Override) -> "BaseDistribution":

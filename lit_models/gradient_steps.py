@@ -108,6 +108,11 @@ class GradientSteps(internals.QuickHooks):
         return output["loss"] if isinstance(output, dict) else output
 
     def _fast_training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if len(self.trainer.optimizers) != 1:
+            raise ValueError(
+                f"{type(self).__name__} has {len(self.trainer.optimizers)} optimizers: set automatic_optimization = "
+                "False in its constructor, and make the steps in training_step"
+            )
         (optimizer,) = self.trainer.optimizers
         with self._convolution_backend():
             for _ in range(self.steps_per_batch):
@@ -165,6 +170,13 @@ class GradientSteps(internals.QuickHooks):
     def _step_schedulers(self, interval: str) -> None:
         """Step the schedulers, as Lightning does in automatic optimization."""
         for config in self.trainer.lr_scheduler_configs:
-            if config.interval == interval:
-                scheduler: LRScheduler = config.scheduler
+            if config.interval != interval:
+                continue
+            scheduler: Any = config.scheduler
+            if not config.reduce_on_plateau:
                 scheduler.step()
+            elif (value := self.trainer.callback_metrics.get(config.monitor or "")) is not None:
+                scheduler.step(value)
+            else:
+                measured = ", ".join(self.trainer.callback_metrics)
+                raise ValueError(f"the scheduler follows {config.monitor}, which is not measured; there are {measured}")

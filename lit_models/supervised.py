@@ -77,9 +77,9 @@ class Supervised(ExactModule):
             return optimizer
         return [optimizer], [self.schedule(self.scheduler, optimizer)]
 
-    def check_targets(self, classes: bool) -> None:
-        """Raise ValueError where the loss is for classes and the targets are numbers, or the other way round."""
-        check_targets(self.loss, classes)
+    def check_data(self, datamodule: Any) -> None:
+        """Raise ValueError where the loss takes classes and the targets of the data are numbers, or the other way."""
+        check_targets(self.loss, bool(datamodule.class_names))
 
 
 class Classifier(Supervised):

@@ -46,6 +46,7 @@ class TensorBoard(TensorBoardLogger):
         self.title, self.is_resumed = title, bool(purge_step)
         _ignore_failed_writer_threads()
         self._in_hyperparams = False
+        self._trainer: Any = None  # from the start of the training
         self.write_error: OSError | None = None  # after which nothing more is written
 
     @functools.cached_property
@@ -60,12 +61,15 @@ class TensorBoard(TensorBoardLogger):
         return recorded
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            step = self._trainer.global_step  # Lightning counts the batches of what a module logs
         if not self._in_hyperparams:
             self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
         """Write the graph of the net and the layout of CUSTOM SCALARS. Lightning calls this at the start."""
+        self._trainer = model.trainer
         if model.trainer.state.fn == "fit" and not self.is_resumed:
             example = torch.zeros(1, *model.trainer.datamodule.shape).to(next(model.parameters()))  # device and dtype
             self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))

@@ -43,6 +43,11 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
     if not (path / "config.yaml").is_file():
         raise FileNotFoundError(f"{path} is not a run directory: it has no config.yaml")
     if not file.is_file():
+        if checkpoint == "best" and file.with_name("last.ckpt").is_file():
+            raise FileNotFoundError(
+                f"the run in {path} has no best.ckpt: it measured nothing that tells which epoch is best (monitor=), "
+                "or no epoch to its end; checkpoint=last takes last.ckpt"
+            )
         raise FileNotFoundError(f"the run in {path} has no {checkpoint}.ckpt: it ended before its first epoch did")
     check_folder(path)
     return path, file

@@ -10,9 +10,14 @@ BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 def format_metric(name: str, value: float) -> str:
     """Format accuracies in percent and everything else with four significant digits."""
-    if "/acc" in name:
+    if is_accuracy(name):
         return f"{100 * value:.2f} %"
     return f"{value:,.4f}" if 0.01 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def is_accuracy(name: str) -> bool:
+    """Return whether people read a metric in percent."""
+    return "/acc" in name
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

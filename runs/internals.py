@@ -7,6 +7,8 @@ from subprocess import Popen
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch import Tensor
 
 # Parts of a scheduler's state that depend on the length of the training. They are not restored, so that a training
 # with more epochs follows the schedule of its new length. OneCycleLR has no public name for its phases.
@@ -67,6 +69,51 @@ def start_next_epoch(trainer: pl.Trainer) -> None:
         loop.epoch_progress.increment_completed()
         loop.epoch_loop.restarting = False
         loop.reset_restart_stage()
+
+
+def update_plateau_schedulers(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    """Make the step of the schedulers that follow a metric, after a checkpoint from the end of an epoch was read.
+
+    Lightning makes that step only after such a checkpoint is saved, and leaves it out in a resumed training.
+
+    Args:
+        trainer: at the start of training.
+        metrics: of that epoch, under the names that the module logged them by.
+    """
+    loop = trainer.fit_loop
+    if loop.restarted_on_epoch_end or loop.resumed_on_epoch_end:
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+
+
+def end_resumed_epoch(trainer: pl.Trainer) -> None:
+    """Let Lightning step the schedulers that follow a metric after a resumed epoch too, as after any other."""
+    trainer.fit_loop._restarting = False  # the public name sets it to True where max_steps limits the training
+
+
+def resumed_in_epoch(trainer: pl.Trainer) -> bool:
+    """Return whether training continues in the middle of an epoch. Asked at the start of training."""
+    return trainer.fit_loop.restarted_mid_epoch
+
+
+def epoch_results(trainer: pl.Trainer) -> tuple[dict[str, Tensor], set[str]]:
+    """Return what the module has logged over the running stage, and the names that Lightning passes to the loggers.
+
+    ``trainer.callback_metrics`` also holds those of other stages, and the last value of a metric that is only logged
+    in each step.
+    """
+    results = trainer._results
+    metrics = results.metrics(False) if results else {"callback": trainer.callback_metrics, "log": {}}  # after a test
+    values = metrics["callback"]
+    forked = {name for name in values if name.endswith("_epoch") and name.removesuffix("_epoch") in values}
+    return {name: value for name, value in values.items() if name not in forked}, set(metrics["log"])
+
+
+def step_results(trainer: pl.Trainer) -> dict[str, Tensor]:
+    """Return what the module has logged in this step, and does not log over the epoch."""
+    results = trainer._results.values() if trainer._results else ()
+    logged = {one.meta.name: one._forward_cache for one in results if one.meta.on_step and not one.meta.on_epoch}
+    return {name: value for name, value in logged.items() if isinstance(value, Tensor) and value.numel() == 1}
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:

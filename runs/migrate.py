@@ -1,5 +1,6 @@
 """Renamed keys and classes: upgrade the checkpoints of earlier versions, and accept overrides with old names."""
 
+import copy
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ RENAMED_KEYS = {
     "export:to": "output",
 }
 # Keys that older configs lack, with the value that reproduces the older behavior.
-ADDED_KEYS: dict[str, Any] = {"compile": False}
+ADDED_KEYS: dict[str, Any] = {"compile": False, "monitor": None, "mode": None, "metrics": {}}
 # Options of a group, (group, old) -> new.
 RENAMED_OPTIONS = {("callbacks", "details"): "tensorboard_extras"}
 # Classes in ``_target_``, and below them the keys of the callbacks' states in a checkpoint.
@@ -86,7 +87,7 @@ def upgrade_checkpoint(checkpoint: dict[str, Any]) -> None:
         for key, value in ADDED_KEYS.items():
             parent, name = _parent(config, key)
             if parent is not None:
-                parent.setdefault(name, value)
+                parent.setdefault(name, copy.copy(value))
         _rename_targets(config)
         choices = config.get("choices")
         if isinstance(choices, dict):

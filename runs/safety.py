@@ -20,9 +20,19 @@ MODULES = (
     "torch.optim",
     "lightning.pytorch.trainer",
     "loggers.profiler",
+    "torchmetrics.classification",
+    "torchmetrics.regression",
 )
 # Modules that may be imported to look a name up.
-IMPORTABLE = ("lit_models.", "datamodules.", "torch.nn.", "torch.optim.", "lightning.pytorch.", "loggers.profiler.")
+IMPORTABLE: tuple[str, ...] = (
+    "lit_models.",
+    "datamodules.",
+    "torch.nn.",
+    "torch.optim.",
+    "lightning.pytorch.",
+    "loggers.profiler.",
+)
+IMPORTABLE += ("torchmetrics.classification.", "torchmetrics.regression.")
 
 # Instructions of Hydra that this project's configs do not use.
 UNUSED_INSTRUCTIONS = ("_args_", "_recursive_", "_convert_")
@@ -56,6 +66,11 @@ def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from _walk(value, (*path, str(key)))
 
 
+def check_metric(target: str, message: str) -> None:
+    """Raise ValueError, which begins with the message, for a ``_target_`` that is no metric of a kind known here."""
+    _check_target(target, ("metrics", "name", "_target_"), message)
+
+
 def _check_target(target: str, path: Path, message: str) -> None:
     # Only modules of known packages are imported, and only a class that they define themselves is accepted: a path such
     # as torch.nn.functional.torch.load ends outside of them.
@@ -79,6 +94,10 @@ def _kind(path: Path) -> tuple[type | None, str]:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    if path[0] == "metrics":
+        from torchmetrics import Metric
+
+        return (Metric, "metric of torchmetrics") if len(path) == 3 else (None, "")
     if path[0] == "model":  # its net and its loss too
         return nn.Module, "model"
     parts: dict[Path, tuple[type, str]] = {

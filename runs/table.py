@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.expectations import Comparison
-from runs.format import format_metrics, pluralize, text_columns
+from runs.format import format_metric, format_metrics, pluralize, text_columns
 
 # The plot to open first.
 MAIN_PLOTS = ("predictions", "boundary", "line", "loss")
@@ -12,9 +12,10 @@ MAIN_PLOTS = ("predictions", "boundary", "line", "loss")
 
 def summary_line(result: dict[str, Any]) -> str:
     """Return the result of a run in one line, for a job of a sweep."""
-    names = [f"{stage}/{metric}" for stage in ("val", "test") for metric in ("acc", "loss")]
+    known = [f"{stage}/{metric}" for stage in ("val", "test") for metric in ("acc", "loss")]
+    names = dict.fromkeys([*filter(None, [result.get("monitor")]), *known])
     metrics = {name: value for name in names if (value := result["metrics"].get(name)) is not None}
-    return f"{format_metrics(metrics)}  {result['seconds']['total']:.1f} s"
+    return "  ".join(filter(None, [format_metrics(metrics), f"{result['seconds']['total']:.1f} s"]))
 
 
 def summary_table(result: dict[str, Any], run_dir: Path, comparisons: list[Comparison], changed: list[str]) -> str:
@@ -29,7 +30,9 @@ def summary_table(result: dict[str, Any], run_dir: Path, comparisons: list[Compa
     seconds = result["seconds"]
     rows = [(result["name"], f"seed {result['seed']}, {result['params']:,} parameters, {result['device']}")]
     rows += _metric_rows(result["metrics"])
-    length = f"{pluralize(result['epochs'], 'epoch')}, {pluralize(result['steps'], 'step')}"
+    optimizers = result.get("optimizers", 1)
+    of_each = f" of {optimizers} optimizers" if optimizers > 1 else ""
+    length = f"{pluralize(result['epochs'], 'epoch')}, {pluralize(result['steps'], 'step')}{of_each}"
     since = " since it was resumed" if result["resumed"] else ""
     rows += [
         ("training", f"{length}, {seconds['fit']:.1f} s{since}"),
@@ -63,5 +66,8 @@ def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("" if start else "of each class", accuracies))
     if metrics.get("test/loss") is not None:
         rows.append(("test loss", f"{metrics['test/loss']:.4g}"))
+    others = [name for name in metrics if name.startswith("test/") and name not in ("test/acc", "test/loss")]
+    for name in (name for name in others if name.count("/") == 1 and metrics[name] is not None):
+        rows.append((name.replace("/", " "), format_metric(name, metrics[name])))
     rows += [(name, f"{value:.6g}") for name, value in metrics.items() if "/" not in name and value is not None]
     return rows

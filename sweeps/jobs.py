@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.format import printable
+from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
 
@@ -24,6 +25,7 @@ class Job:
         status: status of the run, ``killed`` without a result.json, or ``unreadable`` with a damaged one.
         metrics: the finite metrics.
         settings: the value of each override, by its key.
+        monitor: the metric that its best epoch was chosen by, and its mode; None where it does not say so.
     """
 
     run_dir: Path
@@ -32,6 +34,7 @@ class Job:
     command: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    monitor: tuple[str, str] | None = None
 
     @property
     def failed(self) -> bool:
@@ -86,7 +89,11 @@ def _parse(run_dir: Path, result: dict[str, Any]) -> Job:
         reason = reason or result["status"]
     metrics = {name: float(value) for name, value in result["metrics"].items() if value is not None}
     finite = {printable(name): value for name, value in metrics.items() if math.isfinite(value)}
-    return Job(run_dir, result["status"], reason, command, finite, override_values(overrides))
+    name, mode = result.get("monitor"), str(result.get("mode"))
+    if name is not None and not (isinstance(name, str) and mode in MODES):
+        raise ValueError(f"unknown monitor {name!r} with mode {mode!r}")
+    monitor = (printable(name), mode) if name else None
+    return Job(run_dir, result["status"], reason, command, finite, override_values(overrides), monitor)
 
 
 def _is_locked(file: Path) -> bool:

@@ -3,12 +3,13 @@
 import csv
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from runs.files import atomic_write
-from runs.format import markdown_table, pluralize, printable, text_columns
-from runs.monitor import MONITORS
+from runs.format import is_accuracy, markdown_table, pluralize, printable, text_columns
+from runs.monitor import DEFAULTS
 from sweeps.jobs import Job, read_jobs
 
 ORDER = {"max": "highest", "min": "lowest"}
@@ -32,9 +33,8 @@ class Summary:
         self.sweep_dir = sweep_dir
         self.importance = ""
         jobs = read_jobs(sweep_dir)
-        measured = {name for job in jobs for name in job.metrics}
-        self.monitor = next((name for name in MONITORS if name in measured), "val/loss")
-        self.higher_is_better = MONITORS[self.monitor] == "max"
+        self.monitor, self.mode = _common_monitor(jobs)
+        self.higher_is_better = self.mode == "max"
         known = [job.settings for job in jobs if job.settings]
         names = dict.fromkeys(key for settings in known for key in settings)
         swept = [key for key in names if len({settings.get(key) for settings in known}) > 1]
@@ -67,26 +67,26 @@ class Summary:
 
     # --- tables ---------------------------------------------------------------------------------------------------
 
-    def job_rows(self) -> list[dict[str, str]]:
-        """Return a row for each job."""
+    def job_rows(self, percent: bool = False) -> list[dict[str, str]]:
+        """Return a row for each job, with accuracies in percent where people read it."""
         names = [self.monitor, *(name for job in self.jobs for name in job.metrics if name.count("/") == 1)]
         rows = []
         for rank, job in enumerate(self.jobs, 1):
             row = {"rank": str(rank)} | {key: job.settings.get(key, "") for key in (*self.keys, *self.replicates)}
-            row |= {name: f"{job.metrics[name]:.6g}" if name in job.metrics else "" for name in names}
+            row |= {name: _cell(name, [job.metrics[name]], percent) if name in job.metrics else "" for name in names}
             rows.append(row | {"status": job.status, "reason": job.reason})
         return rows
 
-    def mean_rows(self) -> list[dict[str, str]]:
+    def mean_rows(self, percent: bool = False) -> list[dict[str, str]]:
         """Return a row for each combination of settings, with mean ± standard deviation over the replicates."""
-        metrics = [self.monitor, *(name for name in ("test/acc", "test/loss") if name != self.monitor)]
+        tested = f"test/{self.monitor.partition('/')[2]}"
+        metrics = dict.fromkeys([self.monitor, tested, "test/acc", "test/loss"])
         rows = []
         for rank, (values, jobs) in enumerate(self.groups.items(), 1):
             row = {"rank": str(rank)} | dict(zip(self.keys, values, strict=True))
             for name in metrics:
                 if scores := self.scores(jobs, name):
-                    spread = f" ± {statistics.stdev(scores):.2g}" if len(scores) > 1 else ""
-                    row[name] = f"{statistics.mean(scores):.6g}{spread}"
+                    row[name] = _cell(name, scores, percent)
                 elif self.scores(self.jobs, name):
                     row[name] = ""
             rows.append(row | {"n": str(len(self.scores(jobs)))})
@@ -103,25 +103,25 @@ class Summary:
             writer.writeheader()
             writer.writerows(rows)
         with atomic_write(self.sweep_dir / "summary.md") as temporary:
-            temporary.write_text(self._markdown(rows), encoding="utf-8")
+            temporary.write_text(self._markdown(self.job_rows(True)), encoding="utf-8")
 
     def _markdown(self, rows: list[dict[str, str]]) -> str:
         lines = []
         if self.scores(self.jobs):
             lines += [
-                f"Ranked by {self.monitor}, the {ORDER[MONITORS[self.monitor]]} first. To repeat the best run:",
+                f"Ranked by {self.monitor}, the {ORDER[self.mode]} first. To repeat the best run:",
                 "",
             ]
             lines += [f"    {self.best().command}", ""]
         if self.importance:
             lines += [self.importance, ""]
-        for table in (self.mean_rows(), rows) if self.replicates else (rows,):
+        for table in (self.mean_rows(True), rows) if self.replicates else (rows,):
             lines += [*markdown_table(table), ""]
         return "\n".join(lines)
 
     def __str__(self) -> str:
         ranked = bool(self.scores(self.jobs))
-        rows = (self.mean_rows() if self.replicates else self.job_rows()) if ranked else []
+        rows = (self.mean_rows(True) if self.replicates else self.job_rows(True)) if ranked else []
         rows = [{key: cell for key, cell in row.items() if key != "reason"} for row in rows]
         lines = text_columns([list(rows[0]), *(list(row.values()) for row in rows[:MAX_ROWS])]) if rows else []
         if len(rows) > MAX_ROWS:
@@ -149,3 +149,26 @@ class Summary:
             which = f"{first} and {len(others)} more" if others else first
             lines.append(f"  failed: {': '.join(filter(None, (which, reason)))}")
         return lines
+
+
+def _cell(name: str, scores: list[float], percent: bool) -> str:
+    """Return the mean of a metric over replicates, and its standard deviation where there are several."""
+    mean, spread = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else None
+    if percent and is_accuracy(name):
+        return f"{100 * mean:.2f}{'' if spread is None else f' ± {100 * spread:.2f}'} %"
+    return f"{mean:.6g}{'' if spread is None else f' ± {spread:.2g}'}"
+
+
+def _common_monitor(jobs: Iterable[Job]) -> tuple[str, str]:
+    """Return the metric that most of the jobs were monitored by, and its mode.
+
+    Jobs of earlier versions do not say it. They count for the first of the usual metrics that they have.
+    """
+    found = Counter(monitor for job in jobs if (monitor := job.monitor or _usual_monitor(job.metrics)))
+    order = list(DEFAULTS)
+    ranked = sorted(found, key=lambda one: (-found[one], order.index(one[0]) if one[0] in order else 0))
+    return ranked[0] if ranked else ("val/loss", "min")
+
+
+def _usual_monitor(metrics: Iterable[str]) -> tuple[str, str] | None:
+    return next(((name, mode) for name, mode in DEFAULTS.items() if name in metrics), None)

@@ -225,8 +225,10 @@ def test_line_breaks_in_names_become_spaces() -> None:
 def test_evaluation_repeats_the_metrics_and_refuses_a_changed_table() -> None:
     make_table()
     metrics = run("run", *PRICE, "trainer.max_epochs=2")["metrics"]
-    assert evaluate_run("run")["metrics"] == {"test/loss": metrics["test/loss"]}
-    assert evaluate_run("run", split="val")["metrics"] == {"val/loss": metrics["val/loss"]}
+    tested = {name: metrics[name] for name in ("test/loss", "test/rmse", "test/r2")}
+    assert evaluate_run("run")["metrics"] == tested
+    held_out = {name: metrics[name] for name in ("val/loss", "val/rmse", "val/r2")}
+    assert evaluate_run("run", split="val")["metrics"] == held_out
     with open("table.csv", "a") as out:
         out.write("1,n,1,small,1\n")
     with pytest.raises(ValueError, match="has changed since the run began"):

@@ -22,9 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 import datamodules
+from callbacks.metrics_history import MetricsHistory
 from callbacks.pruning import OptunaPruning, Pruned
 from cli import run_dir
 from plots.figure import to_pixels
+from runs.monitor import Monitor, Monitors
 from sweeps.callback import SweepSummary, _print_once
 from sweeps.figures import study_figure, summary_figure
 from sweeps.study import open_study, open_trial, read_trial
@@ -58,7 +60,7 @@ def test_summary_averages_over_seeds(seed_sweep: Summary) -> None:
     assert (best["model"], best["val/acc"], best["n"]) == ("cnn", "0.96 ± 0.01", "3")
     assert second["val/acc"] == "0.933333 ± 0.049"
     assert seed_sweep.best().command == "python train.py data=mnist model=cnn seed=3"
-    assert "0.96 ± 0.01" in str(seed_sweep)
+    assert "96.00 ± 1.00 %" in str(seed_sweep)
     assert "best: python train.py data=mnist model=cnn seed=3" in str(seed_sweep)
 
 
@@ -283,7 +285,7 @@ def test_table_is_printed_on_an_ascii_terminal(seed_sweep: Summary, sweep_config
     monkeypatch.setattr(sys, "stdout", terminal)
     SweepSummary().on_multirun_end(sweep_config)
     assert SweepSummary.exit_code() == 0
-    assert b"0.96 ? 0.01" in terminal.buffer.getvalue()
+    assert b"96.00 ? 1.00 %" in terminal.buffer.getvalue()
 
 
 def test_failure_that_cannot_be_recorded_does_not_end_the_sweep(monkeypatch) -> None:
@@ -431,28 +433,29 @@ def test_pruning_keeps_a_resumed_trial_that_repeats_an_epoch() -> None:
         study.tell(ended, 0.9)
     study.ask({"optimizer.lr": FloatDistribution(0, 1)})
 
-    state = SimpleNamespace(fn="fit")
     strategy = SimpleNamespace(broadcast=lambda reason: reason)
-    trainer = SimpleNamespace(is_global_zero=True, default_root_dir="2-0123abcd", state=state, strategy=strategy)
+    history = MetricsHistory(Path(), Monitors("val/acc", "max"))
+    history.monitor = Monitor("val/acc", "max")
+    trainer = SimpleNamespace(is_global_zero=True, default_root_dir="2-0123abcd", strategy=strategy)
+    trainer.checkpoint_callbacks = [history]
 
-    def train_epoch(callback: OptunaPruning, epoch: int, accuracy: float) -> None:
-        trainer.current_epoch, trainer.callback_metrics = epoch, {"val/acc": torch.tensor(accuracy)}
-        callback.on_validation_end(trainer, None)
+    def train_epoch(epoch: int, accuracy: float) -> None:
+        history.rows.append({"epoch": epoch + 1, "val/acc": accuracy})
         trainer.current_epoch = epoch + 1
 
-    callback = OptunaPruning(2, "val/acc", startup_trials=2, warmup_epochs=2)
+    callback = OptunaPruning(2, startup_trials=2, warmup_epochs=2)
     callback.on_fit_start(trainer, None)
-    train_epoch(callback, 0, 0.1)
+    train_epoch(0, 0.1)
     callback.on_train_epoch_start(trainer, None)  # no trial is pruned before warmup_epochs=2
-    train_epoch(callback, 1, 0.1)
+    train_epoch(1, 0.1)
     with pytest.raises(
         Pruned, match=r"pruned after epoch 2: val/acc 0\.1 is worse than the median of the earlier runs"
     ):
         callback.on_train_epoch_start(trainer, None)
 
-    resumed = OptunaPruning(2, "val/acc", startup_trials=2, warmup_epochs=1)
+    resumed = OptunaPruning(2, startup_trials=2, warmup_epochs=1)
     resumed.on_fit_start(trainer, None)
-    train_epoch(resumed, 0, 0.2)  # the same epoch again
+    train_epoch(0, 0.2)  # the same epoch again
     resumed.on_train_epoch_start(trainer, None)
     assert read_trial(study, 2).intermediate_values == {1: pytest.approx(0.1), 2: pytest.approx(0.1)}
 

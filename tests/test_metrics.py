@@ -1,0 +1,174 @@
+"""Metrics of torchmetrics by config: exact, once per epoch, from the runs of anyone without danger."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torchmetrics.functional import mean_squared_error, r2_score
+from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error, multiclass_f1_score
+
+import evaluate
+import train
+from cli.build import build, build_metrics, load_run
+from cli.compose import compose
+from cli.errors import format_error
+from runs.safety import check_safe
+from tests.test_procedures import EVALUATE
+
+POINTS = ("model=blobs_mlp", "data=blobs", "data.val_size=60", "data.batch_size=35", "model.steps_per_batch=1")
+COMMON = ("trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none", "threads=1", "trainer.max_epochs=2")
+
+
+def run(*overrides: str, folder: str = "run") -> dict:
+    Path(folder).mkdir(exist_ok=True)
+    return train.train(compose(*COMMON, *overrides), Path(folder))
+
+
+def outputs_of(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the trained net of a run says to the examples of a split, and their targets."""
+    _, data, model = load_run(folder, "last")
+    data.setup()
+    batches = list(data._eval_dataloader(split))
+    with torch.inference_mode():
+        return torch.cat([model(inputs) for inputs, _ in batches]), torch.cat([targets for _, targets in batches])
+
+
+def test_classes_are_measured_over_all_examples_of_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    """Evaluated in batches of 25: a mean of the metrics of the batches would be another number."""
+    caplog.set_level("INFO")
+    result = run(*POINTS, "metrics=classes", "data.eval_batch_size=25")
+    for split in ("val", "test"):
+        logits, targets = outputs_of("run", split)
+        probs = logits.softmax(1)
+        expected = {
+            "f1": multiclass_f1_score(probs, targets, 2, average="macro"),
+            "auroc": multiclass_auroc(probs, targets, 2),
+            "ece": multiclass_calibration_error(probs, targets, 2, n_bins=15),
+        }
+        for name, value in expected.items():
+            assert result["metrics"][f"{split}/{name}"] == pytest.approx(value.item(), rel=1e-5), name
+    with open("run/metrics.csv", newline="") as lines:
+        (_, last) = csv.DictReader(lines)
+    assert list(last) == [
+        *("epoch", "step", "train/loss", "train/acc", "val/loss", "val/acc"),
+        *("val/f1", "val/auroc", "val/ece", "seconds"),
+    ]
+    for name in ("f1", "auroc", "ece"):
+        assert f"test {name}" in caplog.text
+    written = evaluate.evaluate(EVALUATE, Path("run"))
+    assert written["metrics"] == {name: value for name, value in result["metrics"].items() if name.startswith("test/")}
+    written = evaluate.evaluate(OmegaConf.merge(EVALUATE, {"split": "val"}), Path("run"))
+    assert written["metrics"]["val/f1"] == result["metrics"]["val/f1"]
+
+
+def test_numbers_are_measured_in_their_own_units(tmp_path: Path) -> None:
+    lines = [f"{x},{1000 + 50 * x + 7 * (x % 3)}" for x in range(60)]
+    (tmp_path / "table.csv").write_text("\n".join(["x,price", *lines]))
+    table = ("data=csv", f"data.path={tmp_path / 'table.csv'}", "data.target=price", "model=mlp_regression")
+    result = run(*table, "data.batch_size=8", "data.eval_batch_size=5")
+    outputs, targets = outputs_of("run", "test")
+    _, data, _ = load_run("run", "last")
+    prices, truth = data.denormalize_targets(outputs)[:, 0], data.denormalize_targets(targets)[:, 0]
+    assert truth.min() >= 1000
+    rmse = mean_squared_error(prices, truth, squared=False)
+    assert result["metrics"]["test/rmse"] == pytest.approx(rmse.item(), rel=1e-4)
+    assert result["metrics"]["test/r2"] == pytest.approx(r2_score(prices, truth).item(), rel=1e-4)
+    assert "test/rmse" not in run(*table, "metrics=none", folder="none")["metrics"]
+
+
+def test_a_metric_with_a_value_for_each_class_is_logged_for_each() -> None:
+    recall = "+metrics.recall={_target_: torchmetrics.classification.MulticlassRecall, average: null}"
+    result = run(*POINTS, recall)
+    logits, targets = outputs_of("run", "test")
+    for number, name in enumerate(build(compose(*POINTS))[0].class_names):
+        hits = (logits.argmax(1) == targets)[targets == number]
+        assert result["metrics"][f"test/recall/{name}"] == pytest.approx(hits.float().mean().item())
+
+
+@pytest.mark.parametrize("model", ["blobs_mlp", "logistic"])
+def test_two_classes_may_be_one_probability(model: str) -> None:
+    result = run(f"model={model}", *POINTS[1:], "+metrics.f1._target_=torchmetrics.classification.BinaryF1Score")
+    _, _, module = load_run("run", "last")
+    outputs, targets = outputs_of("run", "test")
+    predicted = module.classes(outputs)
+    true_positives = ((predicted == 1) & (targets == 1)).sum()
+    expected = 2 * true_positives / ((predicted == 1).sum() + (targets == 1).sum())
+    assert result["metrics"]["test/f1"] == pytest.approx(expected.item())
+
+
+def test_one_example_has_no_r2(caplog: pytest.LogCaptureFixture) -> None:
+    result = run("model=line", "data=doubles", "data.val_size=1", "optimizer=by_hand", "scheduler=none")
+    assert result["metrics"]["val/rmse"] >= 0
+    assert result["status"] == "finished"
+
+
+WRONG = {
+    "+metrics.f1=5": "metrics.f1 must have a _target_",
+    "+metrics.f1._target_=torchmetrics.classification.MulticlassF2Score": "metrics.f1._target_=torchmetrics",
+    "+metrics.loss._target_=torchmetrics.classification.MulticlassF1Score": "metrics.loss: a metric has a name of",
+    "+metrics.f1._target_=torch.nn.CrossEntropyLoss": "metrics.f1._target_=torch.nn.CrossEntropyLoss is not a metric",
+    "+metrics.f1._target_=torchmetrics.text.BLEUScore": "metrics.f1._target_=torchmetrics.text.BLEUScore is not of",
+    "+metrics.f1._target_=os.system": "metrics.f1._target_=os.system is not of this project",
+    "metrics=numbers": "metrics.rmse takes numbers, and the targets of the data are classes",
+    "data=doubles model=line metrics=classes": "metrics.f1 takes classes, and the targets of the data are numbers",
+    "model=mlp data=mnist +metrics.f1._target_=torchmetrics.classification.BinaryF1Score": "metrics.f1=torchmetrics",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_metric_is_said_in_a_line(words: str, random_images: Callable[[int, int], None]) -> None:
+    random_images(40, 10)
+    own = () if "data=" in words else POINTS
+    with pytest.raises(Exception) as error:
+        run(*own, *words.split())
+    assert format_error(error.value).startswith(WRONG[words])
+    assert not Path("run/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"f1": {"_target_": "os.system", "command": "true"}},
+        {"f1": {"_target_": "torchmetrics.text.BLEUScore"}},
+        {"f1": {"_target_": "torchmetrics.classification.f_beta.torch.load", "f": "x"}},
+        {"f1": {"_target_": "torch.nn.Linear"}},
+        {
+            "f1": {
+                "_target_": "torchmetrics.classification.MulticlassF1Score",
+                "num_classes": {"_target_": "torch.nn.ReLU"},
+            }
+        },
+        {"_target_": "torchmetrics.classification.MulticlassF1Score"},
+    ],
+)
+def test_a_stored_metric_is_one_of_torchmetrics(metrics: dict) -> None:
+    config = {"choices": {"overrides": []}, "metrics": metrics}
+    with pytest.raises(ValueError, match=r"^a\.ckpt is refused: config\.metrics"):
+        check_safe(config, "a.ckpt")
+    good = {"_target_": "torchmetrics.classification.MulticlassF1Score", "num_classes": 3, "average": "macro"}
+    check_safe(config | {"metrics": {"f1": good}}, "a.ckpt")
+
+
+def test_the_number_of_classes_may_be_given() -> None:
+    cfg = compose(*POINTS, "metrics=classes", "+metrics.f1.num_classes=7")
+    metrics = build_metrics(cfg, build(cfg)[0])
+    assert (metrics["f1"].num_classes, metrics["auroc"].num_classes) == (7, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(shell: Callable, tmp_path: Path) -> None:
+    """61 validation examples in batches of 25: the processes have different numbers of them. No step is made."""
+    common = (*POINTS, "data.val_size=61", "data.eval_batch_size=25", "metrics=classes", "logger=none", "threads=1")
+    common += ("trainer.max_epochs=0", "validate_before_training=true", "callbacks.pictures=null")
+    found = []
+    for name, how in (("one", ("trainer.accelerator=cpu",)), ("two", ("trainer=ddp", "trainer.devices=2"))):
+        answer = shell(*common, *how, "trainer.accelerator=cpu", f"hydra.run.dir={name}")
+        assert answer.returncode == 0, answer.stderr
+        found.append(json.loads((tmp_path / name / "result.json").read_text())["metrics"])
+    names = [name for name in found[0] if name.count("/") == 1]
+    assert len(names) == 10  # of a validation and a test: loss, acc, f1, auroc, ece
+    assert {name: found[1][name] for name in names} == pytest.approx({name: found[0][name] for name in names}, rel=1e-5)

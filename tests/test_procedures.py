@@ -1,0 +1,493 @@
+"""Any LightningModule trains, resumes, is evaluated and swept here, as Lightning's documentation writes them."""
+
+import csv
+import json
+import logging
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+import evaluate
+import train
+from cli.build import build
+from cli.compose import compose
+from lit_models.exact import ExactModule
+from runs import safety
+from tests.conftest import PROJECT
+from tests.kill_and_resume import differences, end
+from tests.test_readme import _not_copied
+from tests.test_resume import Killed
+
+SHORT = ("data.val_size=40", "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=3", "threads=1")
+
+
+@pytest.fixture(autouse=True)
+def tiny(random_images: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    random_images(200, 50)  # ten batches of 16
+    for name in ("MODULES", "IMPORTABLE"):  # as if the classes of this file were in lit_models/
+        monkeypatch.setattr(safety, name, (*getattr(safety, name), "tests."))
+
+
+def run(model: type, *overrides: str, folder: str = "run", logger: str = "none", **arguments: Any) -> dict:
+    cfg = compose(*SHORT, f"logger={logger}", *overrides)
+    if not cfg.resume:
+        cfg.model = {"_target_": f"{model.__module__}.{model.__qualname__}", **arguments}
+    Path(folder).mkdir(exist_ok=True)
+    return train.train(cfg, Path(folder))
+
+
+def rows(folder: str = "run") -> list[dict[str, str]]:
+    with open(f"{folder}/metrics.csv", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+class LitAutoEncoder(pl.LightningModule):
+    """Lightning in 15 minutes, and the pages on validation and test: names with an underscore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(28 * 28, 64), nn.ReLU(), nn.Linear(64, 3))
+        self.decoder = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 28 * 28))
+
+    def training_step(self, batch, batch_idx):
+        x, _ = batch
+        x = x.view(x.size(0), -1)
+        z = self.encoder(x)
+        x_hat = self.decoder(z)
+        loss = F.mse_loss(x_hat, x)
+        self.log("train_loss", loss)
+        return loss
+
+    def test_step(self, batch, batch_idx):
+        x, _ = batch
+        x = x.view(x.size(0), -1)
+        test_loss = F.mse_loss(self.decoder(self.encoder(x)), x)
+        self.log("test_loss", test_loss)
+
+    def validation_step(self, batch, batch_idx):
+        x, _ = batch
+        x = x.view(x.size(0), -1)
+        val_loss = F.mse_loss(self.decoder(self.encoder(x)), x)
+        self.log("val_loss", val_loss)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class Noisy(pl.LightningModule):
+    """A classifier with dropout, hyperparameters, a schedule that follows a metric, and all ways to log."""
+
+    def __init__(self, num_classes: int, optimizer: Any, width: int = 16) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Dropout(), nn.Linear(width, num_classes))
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.log("train/both", loss, on_step=True, on_epoch=True)
+        self.log("train/loss", loss, on_epoch=True, on_step=False, prog_bar=True)
+        return {"loss": loss}
+
+    def validation_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        self.log_dict({"val/loss": F.cross_entropy(logits, batch[1])}, prog_bar=True)
+        self.accuracy(logits, batch[1])
+        self.log("val/acc", self.accuracy)
+
+    def configure_optimizers(self):
+        optimizer = self.hparams.optimizer(self.parameters())
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min", factor=0.5, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+
+class PlainGAN(pl.LightningModule):
+    """Manual optimization of two optimizers, nothing returned, no validation and no test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.G, self.D = nn.Linear(4, 784), nn.Linear(784, 1)
+
+    def training_step(self, batch):
+        real = batch[0].flatten(1)
+        g_opt, d_opt = self.optimizers()
+        fake = self.G(torch.randn(len(real), 4))
+        d_loss = (self.D(fake.detach()) - self.D(real)).tanh().mean()
+        d_opt.zero_grad()
+        self.manual_backward(d_loss)
+        d_opt.step()
+        g_loss = -self.D(fake).tanh().mean()
+        g_opt.zero_grad()
+        self.manual_backward(g_loss)
+        g_opt.step()
+        self.log_dict({"g_loss": g_loss, "d_loss": d_loss}, prog_bar=True)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.G.parameters(), lr=1e-3), torch.optim.Adam(self.D.parameters(), lr=1e-3)
+
+
+class Silent(LitAutoEncoder):
+    """Returns nothing and logs nothing."""
+
+    validation_step = test_step = pl.LightningModule.test_step
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+class ExactGAN(ExactModule):
+    """The same GAN on the base that makes it exact."""
+
+    def __init__(self, seed: int = 1) -> None:
+        super().__init__(seed=seed)
+        self.automatic_optimization = False
+        self.G, self.D = nn.Linear(4, 784), nn.Linear(784, 1)
+
+    configure_optimizers = PlainGAN.configure_optimizers
+
+    def log_dict(self, metrics, **options):
+        if "g_loss" in metrics:
+            self.accumulate("train", 16, metrics)
+        else:
+            super().log_dict(metrics, **options)
+
+    training_step = PlainGAN.training_step
+
+
+def test_a_module_of_lightnings_documentation_does_everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    result = run(LitAutoEncoder, logger="tensorboard")
+    assert result["status"] == "finished"
+    assert (result["epochs"], result["steps"], result["monitor"], result["mode"]) == (3, 30, "val/loss", "min")
+    assert set(result["metrics"]) == {"train/loss", "val/loss", "test/loss"}
+    table = rows()
+    assert list(table[0]) == ["epoch", "step", "train/loss", "val/loss", "seconds"]
+    assert float(table[2]["train/loss"]) < float(table[0]["train/loss"])
+    best = min(table, key=lambda row: float(row["val/loss"]))
+    assert torch.load("run/checkpoints/best.ckpt")["epoch"] == int(best["epoch"]) - 1
+    assert "epoch 3/3  train loss" in caplog.text and "test loss" in caplog.text
+
+    events = EventAccumulator(Path("run/dashboard.txt").read_text().strip()).Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [10, 20, 30]
+    assert [event.step for event in events.Scalars("val_loss")] == [10, 20, 30]  # as the module calls it
+    written = evaluate.evaluate(OmegaConf.merge(EVALUATE, {"run": "run"}), Path("run"))
+    assert written["metrics"]["test/loss"] == pytest.approx(result["metrics"]["test/loss"])
+
+
+EVALUATE = OmegaConf.create(
+    {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
+)
+
+
+def test_the_loss_of_an_epoch_is_a_mean_over_its_batches() -> None:
+    """It is logged in each step alone, so Lightning itself knows only that of the last batch."""
+    seen: list[float] = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+            seen.append(outputs["loss"].item())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitAutoEncoder, "configure_callbacks", lambda self: [Spy()])
+        run(LitAutoEncoder, "trainer.max_epochs=1")
+    assert float(rows()[0]["train/loss"]) == pytest.approx(sum(seen) / 10)
+
+
+def test_all_ways_to_log_have_one_name() -> None:
+    result = run(Noisy)
+    assert list(rows()[0]) == ["epoch", "step", "train/loss", "train/both", "val/loss", "val/acc", "seconds"]
+    assert rows()[0]["train/both"] == rows()[0]["train/loss"]
+    assert (result["monitor"], result["mode"]) == ("val/acc", "max")
+    written = evaluate.evaluate(EVALUATE, Path("run"))  # without a test step, by the validation step
+    assert set(written["metrics"]) == {"test/loss", "test/acc"}
+    assert "test/loss" not in result["metrics"]
+
+
+@pytest.mark.parametrize("model", [LitAutoEncoder, Noisy, PlainGAN, ExactGAN])
+def test_any_procedure_goes_on_at_the_end_of_an_epoch_to_the_bit(model: type) -> None:
+    """Dropout, noise and a schedule that follows a metric included."""
+    run(model, folder="whole")
+    run(model, "trainer.max_epochs=1", folder="parts")
+    torch.rand(7)
+    run(model, "trainer.max_epochs=2", "resume=parts", folder="parts")
+    run(model, "trainer.max_epochs=3", "resume=parts", folder="parts")
+    assert differences(end(Path("whole")), end(Path("parts"))) == []
+
+
+@pytest.mark.parametrize("step", [3, 13, 26])
+def test_two_optimizers_go_on_from_the_middle_of_an_epoch_to_the_bit(
+    step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(ExactGAN, folder="whole")
+    training_step = ExactGAN.training_step
+
+    def die(self, batch):
+        if self.global_step == 2 * step:
+            raise Killed
+        training_step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(ExactGAN, "training_step", die)
+        run(ExactGAN, "checkpoint.every_n_steps=2", folder="parts")
+    assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 2 * step
+    run(ExactGAN, "resume=parts", folder="parts")
+    run(ExactGAN, "checkpoint.every_n_steps=2", folder="rhythm")
+    assert differences(end(Path("rhythm")), end(Path("parts"))) == []
+    assert differences(end(Path("whole"))[1], end(Path("parts"))[1]) == []
+
+
+def test_a_plain_module_says_what_a_resume_in_mid_epoch_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(Noisy, folder="whole")
+    training_step = Noisy.training_step
+
+    def die(self, batch, batch_idx):
+        if self.global_step == 14:
+            raise Killed
+        return training_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Noisy, "training_step", die)
+        run(Noisy, "checkpoint.every_n_steps=2", folder="parts")
+    caplog.clear()
+    run(Noisy, "resume=parts", folder="parts")
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "resumed after batch 4 of 10 of epoch 2: the other batches follow, but what Noisy logs of this epoch is "
+        "measured on those alone (ExactModule keeps the whole epoch)"
+    ]
+    whole, parts = (torch.load(f"{name}/checkpoints/last.ckpt") for name in ("whole", "parts"))
+    assert differences(whole["state_dict"], parts["state_dict"]) == []  # the same batches, the same dropout
+    assert differences(whole["optimizer_states"], parts["optimizer_states"]) == []
+    assert rows("whole")[1]["train/loss"] != rows("parts")[1]["train/loss"]
+    assert rows("whole")[2]["train/loss"] == rows("parts")[2]["train/loss"]
+
+
+def test_a_gan_counts_the_steps_of_both_optimizers(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    result = run(PlainGAN, "trainer.log_every_n_steps=5", logger="tensorboard")
+    assert (result["epochs"], result["steps"], result["optimizers"]) == (3, 60, 2)
+    assert "3 epochs, 60 steps of 2 optimizers" in caplog.text
+    assert list(rows()[0]) == ["epoch", "step", "train/g_loss", "train/d_loss", "seconds"]
+    events = EventAccumulator(Path("run/dashboard.txt").read_text().strip()).Reload()
+    assert [event.step for event in events.Scalars("train/g_loss")] == [20, 40, 60]
+    assert [event.step for event in events.Scalars("g_loss")] == [10, 20, 30, 40, 50, 60]
+
+
+def test_without_a_measure_of_the_best_the_last_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    result = run(PlainGAN)
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
+    assert (result["monitor"], result["mode"]) == (None, None)
+    assert "there is no best.ckpt: this run measured train/d_loss, train/g_loss; monitor=train/d_loss" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"has no best\.ckpt: it measured nothing that tells.*checkpoint=last"):
+        evaluate.evaluate(OmegaConf.merge(EVALUATE, {"checkpoint": "best"}), Path("run"))
+    with pytest.raises(ValueError, match="PlainGAN has no test_step and no validation_step to evaluate it with"):
+        evaluate.evaluate(EVALUATE, Path("run"))
+
+
+def test_a_module_that_says_nothing_trains(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    result = run(Silent)
+    assert (result["status"], result["steps"]) == ("finished", 30)  # of the optimizer, without a gradient
+    assert "there is no best.ckpt: this run measured nothing that could choose a best epoch" in caplog.text
+    assert len(rows()) == 3
+    assert json.loads(Path("run/result.json").read_text())["metrics"] == {}
+
+
+@pytest.mark.parametrize("model", [LitAutoEncoder, Noisy, PlainGAN, ExactGAN, Silent])
+@pytest.mark.parametrize("mode", ["fast", "limit", "profile"])
+def test_debug_modes_take_any_procedure(model: type, mode: str) -> None:
+    assert run(model, f"debug={mode}")["status"] == "finished"
+
+
+# --- what a constructor gets --------------------------------------------------------------------------------------
+
+
+class Base(LitAutoEncoder):
+    def __init__(self, input_shape: tuple[int, ...], scheduler: Any = None) -> None:
+        super().__init__()
+        self.got = {"input_shape": input_shape, "scheduler": scheduler}
+
+
+class Passing(Base):
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.got["num_classes"] = num_classes
+
+
+class Closed(Passing):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, input_shape=(1, 1, 1))
+
+
+def built(model: type, *overrides: str, **arguments: Any) -> Any:
+    cfg = compose(*SHORT, *overrides)
+    cfg.choices.overrides = list(overrides)
+    cfg.model = {"_target_": f"{model.__module__}.{model.__qualname__}", **arguments}
+    return build(cfg)[1]
+
+
+def test_a_constructor_gets_what_it_has_parameters_for() -> None:
+    got = built(Passing).got
+    assert type(got["input_shape"]) is tuple
+    assert (got["input_shape"], got["num_classes"]) == ((1, 28, 28), 10)
+    assert got["scheduler"].func is torch.optim.lr_scheduler.OneCycleLR
+    got = built(Closed).got
+    assert (got["input_shape"], got["num_classes"], got["scheduler"]) == ((1, 1, 1), 10, None)
+    assert built(Passing, num_classes=3).got["num_classes"] == 3  # the config says another number
+
+
+@pytest.mark.parametrize("override", ["optimizer=sgd", "optimizer.lr=0.1", "+optimizer.amsgrad=true", "scheduler=none"])
+def test_a_choice_that_the_model_would_ignore_is_refused(override: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"LitAutoEncoder makes its own, its constructor takes no (optim|sched)"
+    ) as error:
+        built(LitAutoEncoder, override)
+    assert str(error.value).startswith(override)
+
+
+def test_an_unused_optimizer_is_not_in_what_distinguishes_runs() -> None:
+    run(LitAutoEncoder)
+    config = torch.load("run/checkpoints/last.ckpt")["config"]
+    assert (config["choices"]["optimizer"], config["choices"]["scheduler"]) == (None, None)
+
+
+@pytest.mark.parametrize("target", ["lit_models.nets.CNN", "lit_models.losses.check_targets"])
+def test_a_net_is_no_model(target: str) -> None:
+    cfg = compose(*SHORT)
+    cfg.model = {"_target_": target}
+    with pytest.raises(ValueError, match=f"model._target_={target} is not a LightningModule; a net goes to model.net"):
+        build(cfg)
+
+
+class Picky(LitAutoEncoder):
+    def check_data(self, datamodule: Any) -> None:
+        if len(datamodule.shape) != 1:
+            raise ValueError(f"this model takes series, and the data gives inputs of shape {datamodule.shape}")
+
+
+def test_a_model_says_itself_what_it_takes() -> None:
+    with pytest.raises(ValueError, match=r"this model takes series, and the data gives inputs of shape \(1, 28, 28\)"):
+        built(Picky)
+
+
+class TwoOptimizers(ExactModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.G, self.D = nn.Linear(4, 784), nn.Linear(784, 1)
+
+    configure_optimizers = PlainGAN.configure_optimizers
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        raise AssertionError("never called")
+
+
+def test_several_optimizers_need_steps_of_ones_own() -> None:
+    with pytest.raises(ValueError, match="TwoOptimizers has 2 optimizers: set automatic_optimization = False"):
+        run(TwoOptimizers)
+
+
+def test_compile_needs_a_net() -> None:
+    with pytest.raises(
+        ValueError, match="compile=true compiles the net of a model, and LitAutoEncoder has no attribute"
+    ):
+        run(LitAutoEncoder, "compile=true")
+
+
+# --- the examples of the README, as they stand --------------------------------------------------------------------
+
+DIES = '''"""Kills the process when it begins a step."""
+
+import os
+import signal
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class Dies(pl.Callback):
+    """kill -9 at a gradient step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+EXAMPLES = dict(re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with what the README tells to write."""
+    copy = tmp_path_factory.mktemp("procedures") / "lit-classics"
+    shutil.copytree(PROJECT, copy, ignore=_not_copied)
+    for name, text in EXAMPLES.items():
+        (copy / name).write_text(text)
+    (copy / "callbacks/dies.py").write_text(DIES)
+    return copy
+
+
+@pytest.mark.parametrize(("name", "lines"), [("tiny_autoencoder", 25), ("tiny_gan", 45)])
+def test_the_examples_of_the_readme_are_short(name: str, lines: int) -> None:
+    text = EXAMPLES[f"lit_models/{name}.py"]
+    assert len(text.splitlines()) <= lines
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "step", "saved"), [("tiny_autoencoder", 25, 24), ("tiny_gan", 50, 48)])
+def test_the_examples_of_the_readme_survive_kill_9(name: str, step: int, saved: int, project: Path) -> None:
+    """Ten batches in an epoch: both are killed in the third one, after a checkpoint in its middle."""
+
+    def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(project / script), *arguments]
+        return subprocess.run(command, cwd=project, capture_output=True, text=True)
+
+    points = (f"model={name}", "data=blobs", "data.size=220", "data.val_size=20", "data.batch_size=20")
+    points += ("threads=1", "checkpoint.every_n_steps=4", "trainer.accelerator=cpu", "trainer.max_epochs=4")
+    whole, parts = project / f"{name}_whole", project / f"{name}_parts"
+    answer = call("train.py", *points, f"hydra.run.dir={whole}")
+    assert answer.returncode == 0, answer.stderr
+    dies = (f"+callbacks.dies={{_target_: callbacks.dies.Dies, step: {step}}}",)
+    assert call("train.py", *points, f"hydra.run.dir={parts}", *dies).returncode == -signal.SIGKILL
+    assert torch.load(parts / "checkpoints/last.ckpt")["global_step"] == saved
+    answer = call("train.py", f"resume={parts}")
+    assert answer.returncode == 0, answer.stderr
+    ours, theirs = end(whole), end(parts)
+    for part in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert differences(ours[0][part], theirs[0][part]) == []
+    if name == "tiny_gan":
+        assert differences(ours, theirs) == []
+    else:
+        assert "resumed after batch 4 of 10 of epoch 3" in answer.stdout
+        assert [row["val/loss"] for row in ours[1]] == [row["val/loss"] for row in theirs[1]]
+    results = [json.loads((folder / "result.json").read_text())["metrics"] for folder in (whole, parts)]
+    assert results[0] == results[1]
+    answer = call("evaluate.py", f"run={parts}")
+    assert answer.returncode == 0, answer.stderr
+    written = json.loads((parts / "evaluations/test_last.json").read_text())["metrics"]
+    tested = {metric: value for metric, value in results[0].items() if metric.startswith("test/")}
+    assert set(written) == set(tested) and tested
+    if name == "tiny_autoencoder":  # the GAN draws new noise
+        assert written == pytest.approx(tested, rel=1e-6)
