@@ -22,6 +22,7 @@ from runs.expectations import ExpectationMissed, check_expected
 from runs.monitor import Monitors, known_modes
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
+from runs.safety import refusal
 from runs.table import summary_line, summary_table
 from runs.threads import spread_threads
 
@@ -55,6 +56,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         model.net.compile()  # in place, so the names of its weights stay
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
+
+    if reason := refusal(config):  # the run is trained as asked
+        log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
 
     compared_overrides = relevant_overrides(cfg.choices.overrides, [])
     summary = RunSummary(run_dir, config, getattr(datamodule, "md5", None), compared_overrides)

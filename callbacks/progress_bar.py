@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 
 from callbacks import batch_loss, get_datamodule, get_net, num_examples
 from runs.format import pluralize
+from runs.monitor import metric_name
 from runs.offers import Exact
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,11 @@ def _running_metrics(trainer: pl.Trainer, pl_module: pl.LightningModule, outputs
         found = {name.partition("/")[2]: value.item() for name, value in pl_module.means("train").items()}
     else:
         shown = trainer.progress_bar_metrics.items()
-        found = {name: value for name, value in shown if isinstance(value, float) and not name.startswith("val")}
+        found = {
+            metric_name("train", name).partition("/")[2]: value
+            for name, value in shown
+            if isinstance(value, float) and not name.startswith("val")
+        }
         if not found and (loss := batch_loss(outputs)) is not None:
             found = {"loss": float(loss) * trainer.accumulate_grad_batches}
     first = sorted(found.items(), key=lambda item: {"loss": 0, "acc": 1}.get(item[0], 2))[:MAX_METRICS]

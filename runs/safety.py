@@ -59,6 +59,15 @@ def check_safe(config: dict[str, Any], origin: str) -> None:
     _check_choices(config["choices"], f"{origin} is refused: config.choices")
 
 
+def refusal(config: dict[str, Any]) -> str | None:
+    """Return why the checkpoints of a run with this config would be refused, or None if they would not."""
+    try:
+        check_safe(config, "")
+    except ValueError as error:
+        return str(error).removeprefix(" is refused: ")
+    return None
+
+
 def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:

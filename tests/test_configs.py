@@ -139,7 +139,7 @@ def test_data_sets_declare_shape_and_classes(data: str, files: dict[str, list[st
     assert len(datamodule.class_names) in (0, datamodule.num_classes)
 
 
-GROUPS = ("experiment", "sweep", "trainer", "callbacks", "logger", "debug")
+GROUPS = ("experiment", "sweep", "metrics", "trainer", "callbacks", "logger", "debug")
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])

@@ -113,3 +113,33 @@ def test_child_processes_can_be_taken_from_the_launcher() -> None:
 
 def test_single_process_run_has_no_child_processes() -> None:
     assert internals.take_child_processes(SimpleNamespace(strategy=SimpleNamespace(launcher=None))) == []
+
+
+def test_logged_metrics_are_readable_by_stage(trainer: pl.Trainer) -> None:
+    assert hasattr(trainer, "_results"), missing_message("Lightning", "Trainer._results")
+    results = trainer.fit_loop.epoch_loop._results
+    parameters = {"on_step", "on_epoch", "prog_bar", "logger"}
+    assert parameters <= set(inspect.signature(results.log).parameters), missing_message(
+        "Lightning", "_ResultCollection.log"
+    )
+    results.log("training_step", "both", torch.tensor(1.0), on_step=True, on_epoch=True, batch_size=1)
+    results.log("training_step", "step", torch.tensor(2.0), on_step=True, on_epoch=False, batch_size=1)
+    trainer.state.fn, trainer.training = pl.trainer.states.TrainerFn.FITTING, True
+    values, sent = internals.epoch_results(trainer)
+    assert (values, sent) == ({"both": torch.tensor(1.0)}, {"both_epoch"}), missing_message(
+        "Lightning", "values over an epoch"
+    )
+    assert internals.step_results(trainer) == {"step": torch.tensor(2.0)}, missing_message(
+        "Lightning", "values of a step"
+    )
+
+
+def test_resumed_epoch_can_end_as_any_other(trainer: pl.Trainer) -> None:
+    for name in ("restarted_on_epoch_end", "resumed_on_epoch_end", "restarted_mid_epoch", "_restarting"):
+        assert hasattr(trainer.fit_loop, name), missing_message("Lightning", f"fit_loop.{name}")
+    update = inspect.signature(trainer.fit_loop.epoch_loop.update_lr_schedulers).parameters
+    assert "update_plateau_schedulers" in update, missing_message("Lightning", "epoch_loop.update_lr_schedulers")
+    source = inspect.getsource(type(trainer.fit_loop).on_advance_end)
+    assert "if not self.restarting and" in source, missing_message(
+        "Lightning", "exception for resumed epochs in fit_loop"
+    )

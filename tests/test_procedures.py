@@ -23,15 +23,17 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import evaluate
 import train
+from callbacks.progress_bar import ProgressBar
 from cli.build import build
 from cli.compose import compose
 from lit_models.exact import ExactModule
 from runs import safety
 from tests.conftest import PROJECT
-from tests.kill_and_resume import differences, end
+from tests.kill_and_resume import differences, final_state
 from tests.test_readme import _not_copied
 from tests.test_resume import Killed
 
+IMPORTABLE = safety.IMPORTABLE
 SHORT = ("data.val_size=40", "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=3", "threads=1")
 
 
@@ -229,7 +231,7 @@ def test_any_procedure_goes_on_at_the_end_of_an_epoch_to_the_bit(model: type) ->
     torch.rand(7)
     run(model, "trainer.max_epochs=2", "resume=parts", folder="parts")
     run(model, "trainer.max_epochs=3", "resume=parts", folder="parts")
-    assert differences(end(Path("whole")), end(Path("parts"))) == []
+    assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
 @pytest.mark.parametrize("step", [3, 13, 26])
@@ -250,8 +252,8 @@ def test_two_optimizers_go_on_from_the_middle_of_an_epoch_to_the_bit(
     assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 2 * step
     run(ExactGAN, "resume=parts", folder="parts")
     run(ExactGAN, "checkpoint.every_n_steps=2", folder="rhythm")
-    assert differences(end(Path("rhythm")), end(Path("parts"))) == []
-    assert differences(end(Path("whole"))[1], end(Path("parts"))[1]) == []
+    assert differences(final_state(Path("rhythm")), final_state(Path("parts"))) == []
+    assert differences(final_state(Path("whole"))[1], final_state(Path("parts"))[1]) == []
 
 
 def test_a_plain_module_says_what_a_resume_in_mid_epoch_is(
@@ -279,6 +281,32 @@ def test_a_plain_module_says_what_a_resume_in_mid_epoch_is(
     assert differences(whole["optimizer_states"], parts["optimizer_states"]) == []
     assert rows("whole")[1]["train/loss"] != rows("parts")[1]["train/loss"]
     assert rows("whole")[2]["train/loss"] == rows("parts")[2]["train/loss"]
+
+
+def test_the_live_line_shows_what_a_module_puts_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ProgressBar, "enable", lambda self: setattr(self, "_live", True))
+    monkeypatch.setattr("callbacks.progress_bar.REFRESH_SECONDS", 0)
+    run(PlainGAN, folder="gan")
+    assert re.search(r"100 %  g_loss -?[\d.]+  d_loss -?[\d.]+  [\d,]+ batches/s", capsys.readouterr().err)
+    run(LitAutoEncoder, folder="autoencoder")  # shows nothing, and returns a loss
+    assert re.search(r"100 %  loss [\d.]+  [\d,]+ batches/s", capsys.readouterr().err)
+    run(ExactGAN, folder="exact")
+    assert re.search(r"100 %  g_loss -?[\d.]+  d_loss", capsys.readouterr().err)
+
+
+def test_a_class_that_a_checkpoint_may_not_name_is_said_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(LitAutoEncoder, folder="known")
+    assert "refused" not in caplog.text
+    monkeypatch.setattr(safety, "IMPORTABLE", IMPORTABLE)  # this file is not in lit_models/
+    assert run(LitAutoEncoder, "trainer.max_epochs=1")["status"] == "finished"
+    reason = "config.model._target_=tests.test_procedures.LitAutoEncoder is not of this project"
+    assert f"this run cannot be resumed, evaluated or exported: its checkpoints are refused: {reason}" in caplog.text
+    with pytest.raises(ValueError, match="is not of this project"):
+        evaluate.evaluate(EVALUATE, Path("run"))
 
 
 def test_a_gan_counts_the_steps_of_both_optimizers(caplog: pytest.LogCaptureFixture) -> None:
@@ -474,7 +502,7 @@ def test_the_examples_of_the_readme_survive_kill_9(name: str, step: int, saved: 
     assert torch.load(parts / "checkpoints/last.ckpt")["global_step"] == saved
     answer = call("train.py", f"resume={parts}")
     assert answer.returncode == 0, answer.stderr
-    ours, theirs = end(whole), end(parts)
+    ours, theirs = final_state(whole), final_state(parts)
     for part in ("state_dict", "optimizer_states", "global_step", "epoch"):
         assert differences(ours[0][part], theirs[0][part]) == []
     if name == "tiny_gan":
