@@ -5,6 +5,7 @@ refused does not disturb the one that is running.
 """
 
 import contextlib
+import csv
 import hashlib
 import logging
 import os
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_multirun, task_overrides
-from runs.checkpoint import find_checkpoint
+from runs.checkpoint import CHECKPOINT_GROUPS, find_checkpoint
 from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, make_unique_dir
 from runs.overrides import train_command
 from runs.result import read_result, write_result
@@ -145,12 +146,22 @@ def check_unused(folder: Path, resume: str | None) -> None:
 
 
 def _died_early(folder: Path) -> bool:
-    """Return whether a run ended here before its first checkpoint, so that the same command may begin anew."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    """Return whether a run ended here before its first epoch did, so that the same command may begin anew."""
+    file, metrics = folder / "config.yaml", folder / "metrics.csv"
+    if not file.is_file() or any((folder / "checkpoints").glob("*.ckpt")):
         return False
-    return isinstance(config, dict) and "choices" in config and not any((folder / "checkpoints").glob("*.ckpt"))
+    try:
+        check_folder(folder)
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        result = read_result(folder) or {}
+        rows = list(csv.DictReader(metrics.read_text(encoding="utf-8").splitlines())) if metrics.is_file() else []
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, csv.Error):
+        return False
+    of_run = isinstance(config, dict) and {*CHECKPOINT_GROUPS, "trainer", "seed"} <= set(config)
+    overrides = config["choices"].get("overrides") if of_run and isinstance(config.get("choices"), dict) else None
+    # Rows of an epoch have its seconds; epoch 0 is a validation before any training.
+    epochs = [row for row in rows if row.get("seconds") and row.get("epoch") != "0"]
+    return isinstance(overrides, list) and not result.get("epochs") and not epochs
 
 
 def is_recorded(error: BaseException) -> bool:
