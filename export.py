@@ -48,42 +48,69 @@ def _state_dict(datamodule: Any, model: Any) -> bytes:
     import torch
 
     buffer = io.BytesIO()
-    torch.save(model.net.state_dict(), buffer)
+    torch.save(_shipped_part(model).state_dict(), buffer)
     return buffer.getvalue()
 
 
 def _safetensors(datamodule: Any, model: Any) -> bytes:
     from safetensors.torch import save
 
-    weights = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in _shipped_part(model).state_dict().items()}
     return save(weights, metadata={"class_names": json.dumps(datamodule.class_names)})
 
 
-def _export_module(datamodule: Any, model: Any) -> tuple[Any, Any]:
-    """Return a module that maps stored inputs (images as uint8) to logits, and a batch of three example inputs."""
+def _shipped_part(model: Any) -> Any:
+    """Return the part of a model that other programs use: what it names, else its net, else all of it."""
+    from runs.offers import Exports
+
+    return model.export_module() if isinstance(model, Exports) else getattr(model, "net", model)
+
+
+def _export_module(datamodule: Any, model: Any) -> tuple[Any, Any, str]:
+    """Return a module with its normalization, a batch of three example inputs, and what its outputs are.
+
+    It takes inputs as they are stored (images as uint8). That of a generator takes latent vectors to uint8 images.
+    """
     import torch
     from torch import Tensor, nn
+
+    from runs.offers import Exports, Generates, Reconstructs
+
+    part = _shipped_part(model)
+    generator = torch.Generator().manual_seed(0)
 
     class ExportModule(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = model.net
+            self.part = part
 
-        def forward(self, inputs: Tensor) -> Tensor:  # (B, *shape), as stored, to (B, classes)
-            return datamodule.denormalize_targets(self.net(datamodule.normalize(inputs)))
+    class Discriminative(ExportModule):
+        def forward(self, inputs: Tensor) -> Tensor:  # (B, *shape), as stored, to (B, classes), values or codes
+            outputs = self.part(datamodule.normalize(inputs))
+            return outputs if isinstance(model, Exports) else datamodule.denormalize_targets(outputs)
 
-    generator = torch.Generator().manual_seed(0)
+    class Generative(ExportModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = model
+
+        def forward(self, inputs: Tensor) -> Tensor:  # (B, latent_dim) to uint8 (B, C, H, W)
+            return datamodule.to_uint8(model.sample(inputs))
+
+    if isinstance(model, Generates):
+        return Generative().eval(), torch.randn((3, model.latent_dim), generator=generator), "images"
+    outputs = "codes" if isinstance(model, Reconstructs) else "logits"
     size = (3, *datamodule.shape)
     if hasattr(datamodule, "load_image"):
-        return ExportModule().eval(), torch.randint(256, size, dtype=torch.uint8, generator=generator)
-    return ExportModule().eval(), torch.randn(size, generator=generator)
+        return Discriminative().eval(), torch.randint(256, size, dtype=torch.uint8, generator=generator), outputs
+    return Discriminative().eval(), torch.randn(size, generator=generator), outputs
 
 
 def _exported_program(datamodule: Any, model: Any) -> bytes:
     """Return the whole net for ``torch.export.load(path).module()``, which needs no class of this project."""
     import torch
 
-    module, examples = _export_module(datamodule, model)
+    module, examples, _ = _export_module(datamodule, model)
     program = torch.export.export(module, (examples,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"class_names": json.dumps(datamodule.class_names)})
@@ -98,9 +125,9 @@ def _onnx(datamodule: Any, model: Any) -> bytes:
 
     for name in ("onnxscript", "onnx_ir"):  # they log each pass over the graph
         logging.getLogger(name).setLevel(logging.WARNING)
-    module, examples = _export_module(datamodule, model)
+    module, examples, outputs = _export_module(datamodule, model)
     program: Any = torch.onnx.export(
-        module, (examples,), dynamo=True, verbose=False, input_names=["inputs"], output_names=["logits"],
+        module, (examples,), dynamo=True, verbose=False, input_names=["inputs"], output_names=[outputs],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip
     graph = program.model_proto
@@ -111,8 +138,9 @@ def _onnx(datamodule: Any, model: Any) -> bytes:
     for batch in (examples, examples[:1]):
         with torch.inference_mode():
             expected = module(batch)
-        (logits,) = session.run(None, {"inputs": batch.numpy()})
-        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-5, atol=1e-5)
+        (found,) = map(torch.from_numpy, session.run(None, {"inputs": batch.numpy()}))
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if found.is_floating_point() else {"rtol": 0, "atol": 1}
+        torch.testing.assert_close(found, expected, **tolerance)
     return content
 
 

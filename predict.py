@@ -13,14 +13,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cli.build import load_run
-from cli.examples import Examples, ImageFiles, Rows, Source, Split, find_files
+from cli.examples import Examples, ImageFiles, Latents, Rows, Source, Split, find_files
 from cli.main import main
 from cli.predictions import Numbers, is_table, predictions_of
 from runs.files import atomic_write, write_png
 
 log = logging.getLogger(__name__)
-
-MAX_SHOWN = 48  # examples that are printed and drawn; predictions.csv has all
 
 
 class FilesSkipped(Exception):
@@ -35,25 +33,27 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     Returns:
         The path of ``predictions.csv``.
     """
-    if [cfg.images, cfg.csv, cfg.split].count(None) != 2:
-        raise ValueError("exactly one of images='some/*.png', csv=rows.csv and split=test is required")
+    if [cfg.images, cfg.csv, cfg.split, cfg.samples].count(None) != 3:
+        raise ValueError("exactly one of images='some/*.png', csv=rows.csv, split=test and samples=64 is required")
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
     _check_not_overwritten(files, table, picture, output=cfg.output)
     stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
     data = [Path(str(stored.data[name])) for name in ("path", "test_path") if stored.data.get(name)]
     _check_not_overwritten(data, table, picture, output=cfg.output)
+    predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
     source: Source
     if cfg.images:
         source = ImageFiles(files, datamodule)
+    elif cfg.csv:
+        source = Rows(files[0], datamodule)
     else:
-        source = Rows(files[0], datamodule) if cfg.csv else Split(cfg.split, cfg.limit, datamodule)
+        source = Split(cfg.split, cfg.limit, datamodule) if cfg.split else Latents(cfg.samples, model)
 
     import torch
 
     from plots.figure import to_pixels
 
-    predictions = predictions_of(datamodule, model)
     with torch.inference_mode():
         shown = _write_table(table, source, predictions)
         figure = predictions.figure(shown, predictions.predict(shown.inputs))
@@ -77,12 +77,12 @@ def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, ou
 
 
 def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
-    """Write a row for each example. Return the first ``MAX_SHOWN`` examples."""
+    """Write a row for each example. Return the examples that are printed and drawn."""
     from tqdm import tqdm
 
     batches = iter(source)
     first = next(batches)  # before anything is written
-    shown = first.head(MAX_SHOWN)
+    shown = first.head(predictions.max_shown)
     count = 0
     with (
         atomic_write(path) as temporary,
@@ -94,7 +94,7 @@ def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
             writer = csv.DictWriter(file, rows[0])
             if not count:
                 writer.writeheader()
-                for row in rows[:MAX_SHOWN]:
+                for row in rows[: len(shown.names)]:
                     log.info("  %s", predictions.format(row))
             writer.writerows(rows)
             count += len(rows)

@@ -40,7 +40,14 @@ def predict_and_print(run: Path, images: Path) -> None:
     """Predict in this process; print the seconds and the peak resident size in MB."""
     import predict
 
-    settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "split": None, "limit": 6}
+    settings = {
+        "run": str(run),
+        "checkpoint": "last",
+        "images": str(images),
+        "csv": None,
+        "split": None,
+        "samples": None,
+    }
     start = time.perf_counter()
     predict.predict(OmegaConf.create(settings | {"output": str(images.parent / "predictions")}), run)
     seconds = time.perf_counter() - start

@@ -47,6 +47,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 
+from benchmarks.generative import GAN, VAE
 from benchmarks.variants import SLOW, Workload
 from cli.compose import compose
 
@@ -60,8 +61,11 @@ WORKLOADS = {
     "cifar10_lenet": (["experiment=cifar10_lenet"], 2, 0.25),
     "blobs": (["experiment=blobs", "validate_before_training=false"], 10, 1.0),
     "mnist_99": (["experiment=mnist_99"], 1, 1.0),
-    "mnist_cnn, beside a busy program": (["experiment=mnist_cnn"], 1, 1.0),
+    "mnist_cnn, beside a busy program": (["experiment=mnist_cnn"], 1, 0.2),
+    "mnist_vae": (["experiment=mnist_vae"], 2, 1.0),
+    "mnist_gan": (["experiment=mnist_gan", "data.val_size=0"], 2, 1.0),
 }
+GENERATIVE = {"mnist_vae": VAE, "mnist_gan": GAN}
 GPU_WORKLOADS = {
     f"{name}, batch {size}": ([f"experiment={name}", f"data.batch_size={size}"], epochs, 1.0)
     for name in ("mnist_cnn", "mnist_mlp", "cifar10_lenet")
@@ -74,7 +78,7 @@ VARIANTS = ("project", "bare", "tutorial", "tutorial, 2 workers", "plain Lightni
 
 def time_epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
     """Return the seconds per epoch of all variants of a workload."""
-    workload = Workload(accelerator, *workloads(accelerator)[name])
+    workload = GENERATIVE.get(name, Workload)(accelerator, *workloads(accelerator)[name])
     variants = workload.variants()
     if accelerator == "cpu":
         same = all(map(torch.equal, variants["project"](), workload.bare_with_project_arithmetic()))
@@ -85,7 +89,10 @@ def time_epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
         variants |= {"tutorial": cnn.tutorial, "tutorial, 2 workers": lambda: cnn.tutorial(workers=2)}
         del variants["plain Lightning"]
         tutorial_epochs = cnn.tutorial(until=0.98)
-    with busy_program() if name.endswith("busy program") else contextlib.nullcontext():
+    busy = name.endswith("busy program")
+    if busy:
+        del variants["bare"]
+    with busy_program() if busy else contextlib.nullcontext():
         seconds = time_interleaved(variants, rounds)
     for variant, times in seconds.items():
         factor = 1 / workload.epochs if variant in ("project", "bare") else SLOW * tutorial_epochs
@@ -237,7 +244,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def print_peak_memory(accelerator: str, name: str, variant: str) -> None:
     """Run one variant, and print the peak resident size of this process in MB."""
-    Workload(accelerator, workloads(accelerator)[name][0], 1, 1.0).variants()[variant]()
+    GENERATIVE.get(name, Workload)(accelerator, workloads(accelerator)[name][0], 1, 1.0).variants()[variant]()
     # Not getrusage: its value begins with that of the parent process.
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))

@@ -68,6 +68,14 @@ def batch_loss(outputs: Any) -> Tensor | None:
     return outputs.get("loss") if isinstance(outputs, Mapping) else None
 
 
+def batch_losses(outputs: Any) -> dict[str, Tensor]:
+    """Return what the curves of the loss are made of: ``loss``, or else all that is called ``…_loss``."""
+    if (loss := batch_loss(outputs)) is not None:
+        return {"loss": loss}
+    items = outputs.items() if isinstance(outputs, Mapping) else ()
+    return {name: value.detach() for name, value in items if name.endswith("_loss") and isinstance(value, Tensor)}
+
+
 def write_errors(trainer: pl.Trainer) -> list[OSError]:
     """Return the write errors of callbacks and loggers that did not end the run."""
     parts = (*trainer.callbacks, *trainer.loggers)  # type: ignore[attr-defined]  # Lightning declares it nowhere

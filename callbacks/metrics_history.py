@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks import batch_loss, get_datamodule, has_step, logged_metrics, num_examples
+from callbacks import batch_losses, get_datamodule, has_step, logged_metrics, num_examples
 from runs import internals
 from runs.files import atomic_write
 from runs.format import check_positive_int, format_metrics, round_float32
@@ -32,7 +32,8 @@ class MetricsHistory(Checkpoint):
 
     A step is one of an optimizer: with two optimizers there are two in a batch. Epoch 0 is a validation before any
     training. Within an epoch the loggers get ``train/loss_step`` every ``trainer.log_every_n_steps`` batches: the mean
-    loss since the previous point. Checkpoints hold the rows, so a resumed run appends to them.
+    loss since the previous point. Where a training step returns several losses, as ``g_loss`` and ``d_loss``, each has
+    such a curve. Checkpoints hold the rows, so a resumed run appends to them.
 
     Subclasses Checkpoint so that it runs after the module has logged its epoch. It must precede, in the list of
     callbacks, all others that do so and ask what was measured.
@@ -54,11 +55,12 @@ class MetricsHistory(Checkpoint):
         self.measured: dict[str, float] = {}  # the last value of each metric
         self.validated = False  # whether all metrics were measured once: where there are validations, after the first
         self.rows: list[dict[str, float]] = []
-        self.curve: list[tuple[int, float]] = []  # training examples seen, mean loss since the previous point
+        # Name of a loss -> training examples seen, and the mean loss since the previous point.
+        self.curves: dict[str, list[tuple[int, float]]] = {}
         self._val_metrics: dict[str, float] = {}
         self._sent: set[str] = set()  # to the loggers, by Lightning
         self._logged: dict[str, float] = {}  # as the module named it, for schedulers that follow a metric
-        self._loss_sum: float | torch.Tensor = 0.0  # since the previous point of the curve
+        self._loss_sums: dict[str, Any] = {}  # since the previous point of the curve
         self._batches = 0
         self._sums: dict[str, Any] = {}  # over the batches of the epoch, of what the module does not log over it
         self._counts: dict[str, int] = {}
@@ -93,12 +95,13 @@ class MetricsHistory(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = batch_loss(outputs)
+        losses = batch_losses(outputs)
         if not self._is_exact:
-            self._add_to_sums(trainer, loss)
-        if loss is None:
+            self._add_to_sums(trainer, losses.get("loss"))
+        if not losses:
             return
-        self._loss_sum += loss
+        for name, loss in losses.items():
+            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + loss
         self._batches += 1
         every = self.every_n_batches or trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 is never
         if every and (batch_idx + 1) % every == 0:
@@ -116,15 +119,18 @@ class MetricsHistory(Checkpoint):
 
     def _add_curve_point(self, trainer: pl.Trainer, batch_idx: int) -> None:
         # Lightning has divided each loss by the number of batches whose gradients are accumulated.
-        loss = _reduce_mean(trainer, self._loss_sum / self._batches) * trainer.accumulate_grad_batches
-        self._loss_sum, self._batches = 0.0, 0
-        _log_metrics(trainer, {"train/loss_step": loss, **_learning_rates(trainer)})
+        count, factor = self._batches, trainer.accumulate_grad_batches
+        losses = {name: factor * _reduce_mean(trainer, total / count) for name, total in self._loss_sums.items()}
+        self._loss_sums, self._batches = {}, 0
+        _log_metrics(trainer, {f"train/{name}_step": loss for name, loss in losses.items()} | _learning_rates(trainer))
         total, seen = len(get_datamodule(trainer).train_indices), num_examples(trainer, batch_idx + 1)
-        self.curve.append((trainer.current_epoch * total + seen, loss))
+        for name, loss in losses.items():
+            self.curves.setdefault(name, []).append((trainer.current_epoch * total + seen, loss))
         if self.every_n_batches:
-            epoch = trainer.current_epoch + 1
-            self.rows.append({"epoch": epoch, "step": trainer.global_step, "train/loss_step": round_float32(loss)})
-            log.info("[%d, %5d] loss %.3f  (%d of %d examples)", epoch, batch_idx + 1, loss, seen, total)
+            row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+            self.rows.append(row | {f"train/{name}_step": round_float32(loss) for name, loss in losses.items()})
+            shown = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+            log.info("[%d, %5d] %s  (%d of %d examples)", row["epoch"], batch_idx + 1, shown, seen, total)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._val_metrics, self._sent = logged_metrics(trainer, "val"), internals.epoch_results(trainer)[1]
@@ -149,7 +155,7 @@ class MetricsHistory(Checkpoint):
         if self.monitor is None and self.validated:  # where there are validations, no epoch before them is best
             self.monitors.check_measured(self.measured)
             self.monitor = self.monitors.resolve(self.measured)
-        self._loss_sum, self._batches, self._sums, self._counts = 0.0, 0, {}, {}
+        self._loss_sums, self._batches, self._sums, self._counts = {}, 0, {}, {}
         examples = num_examples(trainer, int(trainer.num_training_batches))
         _log_metrics(trainer, {"speed/examples per second": examples / max(row["seconds"], 1e-3)})
 
@@ -189,8 +195,8 @@ class MetricsHistory(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         return {
             "rows": self.rows,
-            "curve": self.curve,
-            "loss": float(self._loss_sum),
+            "curves": self.curves,
+            "losses": {name: float(total) for name, total in self._loss_sums.items()},
             "batches": self._batches,
             "elapsed": self._elapsed(),
             "validation": self._val_metrics,
@@ -205,12 +211,14 @@ class MetricsHistory(Checkpoint):
     ) -> None:
         # The state is that of rank zero, and all ranks resume from it.
         state = checkpoint["callbacks"][self.state_key]
-        state["loss"] = _reduce_mean(trainer, self._loss_sum)
+        state["losses"] = {name: _reduce_mean(trainer, total) for name, total in self._loss_sums.items()}
         state["sums"] = {name: _reduce_mean(trainer, total) for name, total in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.curve = state["rows"], state["curve"]
-        self._loss_sum, self._batches = state["loss"], state["batches"]
+        self.rows, self._batches = state["rows"], state["batches"]
+        # Earlier versions had one curve, of the loss.
+        self.curves = state["curves"] if "curves" in state else {"loss": state["curve"]}
+        self._loss_sums = dict(state["losses"] if "losses" in state else {"loss": state["loss"]})
         self._seconds_before = state["elapsed"]
         self._val_metrics = state.get("validation", {})  # of the unfinished epoch
         self._sums, self._counts = dict(state.get("sums", {})), dict(state.get("counts", {}))

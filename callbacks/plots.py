@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from callbacks import get_datamodule, get_metrics_history, get_net
+from callbacks.generative_plots import GenerativePlots
 from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
 from plots.figure import to_pixels
+from plots.generative import adversarial_losses
 from plots.images import filters, image_grid, predictions
 from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
+from runs import internals
 from runs.files import write_png
 from runs.offers import Classifies
 
@@ -28,13 +31,13 @@ MAX_MISTAKES = 24  # in mistakes.png
 MAX_SNAPSHOTS = 100  # of the weights; every checkpoint holds all of them
 
 
-class Plots(pl.Callback):
+class Plots(GenerativePlots):
     """Draws the training after its end, on request also during it, and the test.
 
     Of every run: ``loss`` and, for classifiers, ``accuracy``, ``confusion`` and ``classes``. Of images: ``samples``,
     ``predictions``, ``mistakes`` and, for nets that begin with a convolution, ``filters``. Of points in the plane:
     ``boundary``, and ``boundaries`` over the epochs. Of lines: ``line``, and ``surface``, the loss over weight and bias
-    with the path of the training.
+    with the path of the training. Of what generates or reconstructs: see :class:`GenerativePlots`.
 
     Args:
         every_n_epochs: also draws the training every n epochs. None draws it only after its end.
@@ -43,6 +46,7 @@ class Plots(pl.Callback):
     def __init__(self, every_n_epochs: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"callbacks.pictures.every_n_epochs={every_n_epochs} must be at least 1")
+        super().__init__()
         self.every_n_epochs = every_n_epochs
         # Epoch -> state dict of a small net: 0 is before training, then every ``_stride`` epochs.
         self.weight_history: dict[int, dict[str, Tensor]] = {}
@@ -52,6 +56,7 @@ class Plots(pl.Callback):
     # --- record -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         is_small = sum(parameter.numel() for parameter in pl_module.parameters()) < 1e4
         self._keeps_weights = is_small and get_datamodule(trainer).shape in ((1,), (2,))
         if not self.weight_history:
@@ -59,6 +64,8 @@ class Plots(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._record_weights(trainer.current_epoch + 1, pl_module)
+        if not internals.stopped_in_epoch(trainer):
+            self._draw(trainer, self._epoch_figures(trainer, pl_module))
 
     def _record_weights(self, epoch: int, pl_module: pl.LightningModule) -> None:
         if not self._keeps_weights or epoch % self._stride:
@@ -70,12 +77,14 @@ class Plots(pl.Callback):
             self.weight_history = {e: weights for e, weights in self.weight_history.items() if e % self._stride == 0}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weight_history": self.weight_history, "stride": self._stride}
+        return super().state_dict() | {"weight_history": self.weight_history, "stride": self._stride}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.weight_history, self._stride = state["weight_history"], state["stride"]
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_test_start(trainer, pl_module)
         self._is_classifier = bool(get_datamodule(trainer).class_names) and isinstance(pl_module, Classifies)
         self._probs: list[Tensor] = []  # (B, classes)
         self._targets: list[Tensor] = []  # (B,)
@@ -83,6 +92,7 @@ class Plots(pl.Callback):
         self._first_images: tuple[Tensor, ...] | None = None  # the same for the first test images
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        super().on_test_batch_end(trainer, pl_module, outputs, batch)
         if not self._is_classifier or not isinstance(outputs, Tensor):
             return
         inputs, targets = batch
@@ -111,14 +121,18 @@ class Plots(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._is_classifier and self._targets:
             self._draw(trainer, self._test_figures(trainer))
+        self._draw(trainer, self._code_figures(trainer, pl_module))
 
     def _training_figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, "Figure"]:
         history, datamodule = get_metrics_history(trainer), get_datamodule(trainer)
         names = {"val": "validation", "train": "training set, after the epoch"}
         checked_on = names.get(datamodule.validate_on, datamodule.validate_on)
-        figures = {}
+        figures = self._strip_figures()
         if any("train/loss" in row for row in history.rows):
-            figures["loss"] = loss_curve(history.rows, history.curve, len(datamodule.train_indices), checked_on)
+            curve = history.curves.get("loss", [])
+            figures["loss"] = loss_curve(history.rows, curve, len(datamodule.train_indices), checked_on)
+        elif any("train/g_loss" in row for row in history.rows):
+            figures["losses"] = adversarial_losses(history.rows, history.curves, len(datamodule.train_indices))
         if any("train/acc" in row for row in history.rows):
             figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))

@@ -23,10 +23,14 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
         ValueError: the model is no LightningModule, it makes its own optimizer and one was chosen, or it does not take
             what the datamodule gives.
     """
+    seed_and_set_threads(cfg.seed, cfg.threads)
+    return _instantiate(cfg)
+
+
+def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import get_object, instantiate
 
-    seed_and_set_threads(cfg.seed, cfg.threads)
     datamodule = instantiate(cfg.data)
     taken = _parameters(model_class(cfg))
     # Passed to the constructors directly: Hydra would make a list of its own class of a shape.
@@ -116,6 +120,20 @@ def load_run(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
     datamodule, model = build(cfg)
     model.load_state_dict(stored["state_dict"])
     return cfg, datamodule, model.eval()
+
+
+def load_classifier(run: str) -> tuple[Any, Any]:
+    """Return the datamodule and the trained module of a run, to judge the images of another one.
+
+    The seed and the threads stay those of the other run.
+    """
+    import torch
+
+    stored = load_checkpoint(find_checkpoint(run)[1])
+    with torch.random.fork_rng():
+        datamodule, model = _instantiate(stored_config(stored))
+    model.load_state_dict(stored["state_dict"])
+    return datamodule, model.eval()
 
 
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:

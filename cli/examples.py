@@ -119,6 +119,23 @@ class Split(Source):
                 break
 
 
+class Latents(Source):
+    """Latent vectors of a generator, standard normal numbers. A larger number of them begins with the same ones."""
+
+    def __init__(self, count: int, model: Any) -> None:
+        check_positive_int("samples", count)
+        self.total, self.skipped, self.size = count, [], getattr(model, "latent_dim", 0)
+
+    def __iter__(self) -> Iterator[Examples]:
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        for start in range(0, self.total, BATCH_SIZE):
+            stop = min(start + BATCH_SIZE, self.total)
+            latents = torch.stack([torch.randn(self.size, generator=generator) for _ in range(start, stop)])
+            yield Examples([f"sample[{number}]" for number in range(start, stop)], latents, None)
+
+
 def find_files(pattern: Any) -> list[Path]:
     """Return the files that ``images=`` names: a file, a directory, a pattern, or a list of these.
 

@@ -16,6 +16,8 @@ Row = dict[str, Any]
 class Numbers:
     """Predictions of a regression: one or more numbers for each example, in the units of the data."""
 
+    max_shown = 48  # examples that are printed and drawn; predictions.csv has all of them
+
     def __init__(self, datamodule: Any, model: Any) -> None:
         self.datamodule, self.model = datamodule, model
 
@@ -77,9 +79,74 @@ class Classes(Numbers):
         return predictions(examples.inputs, probs, examples.targets, self.datamodule.class_names, captions=captions)
 
 
-def predictions_of(datamodule: Any, model: Any) -> Numbers:
-    """Return what a model predicts, by what it offers."""
-    is_classifier = datamodule.class_names and hasattr(model, "probabilities")
+class Reconstructions(Numbers):
+    """Reconstructions of an autoencoder. How far each is from its input says how unusual the input is."""
+
+    def predict(self, inputs: "Tensor") -> "Tensor":
+        return self.model.reconstruct(self.datamodule.normalize(inputs))
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        errors = (outputs - self.datamodule.normalize(examples.inputs)).square().flatten(1).mean(1)
+        rows: list[Row] = [
+            {"input": name, "squared error": error} for name, error in zip(examples.names, errors.tolist(), strict=True)
+        ]
+        if examples.targets is not None and self.datamodule.class_names:
+            for row, target in zip(rows, examples.targets.tolist(), strict=True):
+                row["truth"] = self.datamodule.class_names[target]
+        return rows
+
+    def format(self, row: Row) -> str:
+        target = f"  true: {row['truth']}" if "truth" in row else ""
+        return f"{row['input']}  squared error {_format_value(row['squared error'])}{target}"
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        from plots.generative import reconstructions
+
+        if not hasattr(self.datamodule, "load_image"):
+            return None
+        return reconstructions(examples.inputs, self.datamodule.to_uint8(outputs))
+
+
+class Samples(Numbers):
+    """Images that a generator makes from latent vectors."""
+
+    max_shown = 64
+
+    def predict(self, inputs: "Tensor") -> "Tensor":
+        return self.datamodule.to_uint8(self.model.sample(inputs))
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        return [
+            {"input": name, "latent vector": " ".join(f"{number:.9g}" for number in latent)}
+            for name, latent in zip(examples.names, examples.inputs.tolist(), strict=True)
+        ]
+
+    def format(self, row: Row) -> str:
+        return row["input"]
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        from plots.generative import sample_grid
+
+        return sample_grid(outputs, "generated")
+
+
+def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
+    """Return what a model predicts, by what it offers.
+
+    Raises:
+        ValueError: it predicts nothing, or generates nothing and ``samples`` are wanted.
+    """
+    from runs.offers import Classifies, Generates, Reconstructs
+
+    if samples:
+        if not isinstance(model, Generates):
+            raise ValueError(f"samples= is for a model that generates, such as model=vae, not {type(model).__name__}")
+        return Samples(datamodule, model)
+    if isinstance(model, Reconstructs):
+        return Reconstructions(datamodule, model)
+    if isinstance(model, Generates):
+        raise ValueError(f"{type(model).__name__} predicts nothing about an input, it generates: try samples=64")
+    is_classifier = datamodule.class_names and isinstance(model, Classifies)
     return (Classes if is_classifier else Numbers)(datamodule, model)
 
 
@@ -92,7 +159,7 @@ def is_table(file: Path) -> bool:
             columns = set(next(csv.reader([lines.readline(1000)]), []))
     except (OSError, ValueError, csv.Error):
         return False
-    return "prediction" in columns or {"label", "probability"} <= columns
+    return bool(columns & {"prediction", "squared error", "latent vector"}) or {"label", "probability"} <= columns
 
 
 def _format_value(value: Any) -> str:

@@ -25,7 +25,8 @@ class ExactModule(GradientSteps):
     A subclass is written as Lightning's documentation has it, and calls :meth:`accumulate` in each of its steps:
 
     - It reports the means over the examples of an epoch as ``{train,val,test}/<metric>``, over all processes.
-    - The random numbers of a training step depend only on the seed and the number of the batch.
+    - The random numbers of a training step depend only on the seed and the number of the batch, and those of a
+      validation or a test only on the seed.
     - A checkpoint in the middle of an epoch holds what the epoch has accumulated.
     - Convolutions run channels-last, which takes a third less time.
 
@@ -107,15 +108,24 @@ class ExactModule(GradientSteps):
 
     def _raise_if_not_finite(self, name: str, value: float) -> None:
         if not (self.allow_divergence or math.isfinite(value)):
+            clips = self._fast or self.automatic_optimization  # Lightning clips no gradients of manual optimization
+            clipping = ", or gradient clipping with trainer.gradient_clip_val=1" if clips else ""
             raise FloatingPointError(
-                f"the training {name} is {value} after step {self.global_step}; try a smaller optimizer.lr, "
-                "or gradient clipping with trainer.gradient_clip_val=1"
+                f"the training {name} is {value} after step {self.global_step}; try a smaller optimizer.lr{clipping}"
             )
 
     # --- random numbers ----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        seed = self._step_seed + internals.total_batch_idx(self.trainer)
+        self._seed_device(self._step_seed + internals.total_batch_idx(self.trainer))
+
+    def on_validation_epoch_start(self) -> None:
+        self._seed_device(_derive_seed(self.seed, self.global_rank, "evaluation"))
+
+    def on_test_epoch_start(self) -> None:  # all processes test on all examples
+        self._seed_device(_derive_seed(self.seed, 0, "evaluation"))
+
+    def _seed_device(self, seed: int) -> None:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         elif self.device.type == "mps":
@@ -147,8 +157,7 @@ class ExactModule(GradientSteps):
 
     def on_fit_start(self) -> None:
         internals.share_step_counter(self.trainer)
-        digest = hashlib.blake2b(repr((self.seed, self.global_rank)).encode(), digest_size=7).digest()
-        self._step_seed = int.from_bytes(digest)
+        self._step_seed = _derive_seed(self.seed, self.global_rank)
         # The sums were read from a checkpoint before the module was on its device. They are those of all processes, so
         # only rank zero continues with them.
         for epoch in self._epochs.values():
@@ -173,3 +182,8 @@ class ExactModule(GradientSteps):
         for state in checkpoint["lr_schedulers"]:
             for name in internals.SCHEDULE_LENGTH_KEYS:
                 state.pop(name, None)
+
+
+def _derive_seed(*parts: int | str) -> int:
+    """Return one seed derived from numbers and words."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())

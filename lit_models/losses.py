@@ -21,6 +21,16 @@ class DoubleSoftmaxCrossEntropy(nn.Module):
         return F.cross_entropy(logits.softmax(1), classes)
 
 
+class PixelCrossEntropy(nn.Module):
+    """Binary cross-entropy of the sigmoid of logits with pixels from 0 to 1, both ``(B, *shape)``.
+
+    It is the sum over the pixels of an image, and the mean over the images.
+    """
+
+    def forward(self, logits: Tensor, pixels: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, pixels, reduction="sum") / max(len(pixels), 1)
+
+
 class SumOfDifferences(nn.Module):
     """``(predictions - targets).sum()``: not a loss to minimize, but one that has a gradient."""
 

@@ -129,7 +129,7 @@ def known_mode(name: str, modes: Mapping[str, str | None]) -> str | None:
     words = metric.lower().replace("/", "_").split("_")
     if words[-1] in ("acc", "accuracy"):
         return "max"
-    return "min" if words[-1] in ("loss", "error", "nll", "mse", "rmse", "mae") else None
+    return "min" if words[-1] in ("loss", "error", "nll", "mse", "rmse", "mae", "frechet") else None
 
 
 def known_modes(metrics: Mapping[str, Any]) -> dict[str, str | None]:

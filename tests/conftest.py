@@ -35,8 +35,8 @@ def _working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no plots: that takes longer than the tiny trainings. tests/test_dashboard.py tests the plots."""
-    if not request.module.__name__.endswith(("test_dashboard", "test_full_disk")):
-        for part in ("_training_figures", "_test_figures"):
+    if not request.module.__name__.endswith(("test_dashboard", "test_full_disk", "test_generative")):
+        for part in ("_training_figures", "_test_figures", "_epoch_figures", "_code_figures"):
             monkeypatch.setattr(f"callbacks.plots.Plots.{part}", lambda *_: {})
 
 

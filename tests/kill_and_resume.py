@@ -1,8 +1,9 @@
 """Kill a small MNIST run at random moments with SIGKILL and resume it: its final state must be identical to the bit.
 
     python -m tests.kill_and_resume --kills 100
+    python -m tests.kill_and_resume --kills 100 mnist_gan
 
-The run is a short mnist_dropout_cnn with a checkpoint every few steps, so that many kills hit a save.
+The run is a short one, of mnist_dropout_cnn by default, with a checkpoint every few steps, so many kills hit a save.
 """
 
 import argparse
@@ -21,13 +22,13 @@ from typing import Any
 import torch
 
 COMMAND = (
-    "experiment=mnist_dropout_cnn", "trainer.max_epochs=3", "trainer.limit_train_batches=30", "trainer.accelerator=cpu",
+    "trainer.max_epochs=3", "trainer.limit_train_batches=30", "trainer.accelerator=cpu",
     "trainer.limit_val_batches=2", "trainer.limit_test_batches=1", "checkpoint.every_n_steps=4", "logger=none",
     "threads=1",
 )  # fmt: skip
 
 
-def job(folder: Path, *more: str) -> None:
+def job(folder: Path, *overrides: str) -> None:
     """Run ``train.py`` in this process."""
     import train
     from cli.compose import compose
@@ -37,15 +38,15 @@ def job(folder: Path, *more: str) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     folder.mkdir(exist_ok=True)
-    train.train(compose(*COMMAND, *more), folder)
+    train.train(compose(*overrides, *COMMAND), folder)
 
 
-def run(folder: Path, *more: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
+def run(folder: Path, *overrides: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
     """Run a job in a new process until it ends or is killed. Return the times of its start, checkpoints and end.
 
     Args:
         folder: run directory.
-        *more: overrides.
+        *overrides: the experiment, and the run to resume.
         saves: number of checkpoints after which the run is killed.
         seconds: time between the last of these checkpoints and the kill. Time alone would not do: how far a run gets
             in a given time depends on the load of the machine.
@@ -53,7 +54,7 @@ def run(folder: Path, *more: str, saves: float = math.inf, seconds: float = 0) -
     # The fork server has imported everything and computes nothing itself, so a fork of it starts at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "lightning.pytorch", "lit_models", "datamodules", "callbacks.run_summary"])
-    process = context.Process(target=job, args=(folder, *more))
+    process = context.Process(target=job, args=(folder, *overrides))
     start = time.time()
     process.start()
     seen: set[float] = set()
@@ -95,11 +96,11 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return [] if ours == theirs else [f"{path}: {ours} and {theirs}"]
 
 
-def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:
+def kill_and_resume(kills: int, seed: int, folder: Path, experiment: str = "mnist_dropout_cnn") -> list[str]:
     """Return one line for each kill. Raise AssertionError for the first final state that differs."""
-    whole = folder / "whole"
-    run(whole)  # the first run also waits for the imports of the fork server
-    times = run(folder / "timed")
+    whole, chosen = folder / "whole", f"experiment={experiment}"
+    run(whole, chosen)  # the first run also waits for the imports of the fork server
+    times = run(folder / "timed", chosen)
     expected, lines = final_state(whole), []
     assert not differences(expected, final_state(folder / "timed"))
     moments = random.Random(seed)
@@ -108,13 +109,13 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> list[str]:
         saves = moments.randrange(len(times) - 1)  # 0 is before the first checkpoint; after the last comes the test
         seconds = moments.random() * (times[saves + 1] - times[saves])
         moment = f"{saves} checkpoints and {seconds:.3f} s"
-        run(killed, saves=saves, seconds=seconds)
+        run(killed, chosen, saves=saves, seconds=seconds)
         last = killed / "checkpoints/last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None
         if (killed / "result.json").exists():
             lines.append(f"{number}: finished before the kill, after {moment}")
         else:  # a run without any checkpoint is started again
-            run(killed, *([f"resume={killed}"] if last.exists() else []))
+            run(killed, chosen, *([f"resume={killed}"] if last.exists() else []))
             lines.append(f"{number}: killed after {moment}, resumed from step {step}")
         found = differences(expected, final_state(killed))
         assert not found, f"kill {number} after {moment}, resumed from step {step}: {found[:5]}"
@@ -128,8 +129,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("experiment", nargs="?", default="mnist_dropout_cnn")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = kill_and_resume(arguments.kills, arguments.seed, Path(folder))
+        report = kill_and_resume(arguments.kills, arguments.seed, Path(folder), arguments.experiment)
     print("\n".join(report))
     print(f"{arguments.kills} of {arguments.kills} final states are identical to the bit")

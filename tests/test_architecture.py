@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "sweeps": {"plots", "runs"},
     "hydra_plugins": {"sweeps", "runs"},
     "callbacks": {"loggers", "plots", "runs", "sweeps"},
-    "cli": {"runs", "sweeps"},
+    "cli": {"plots", "runs", "sweeps"},
 }
 READ_CONFIGS = {"cli", "sweeps", "hydra_plugins"}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -16,6 +17,7 @@ import train
 from cli.build import build
 from cli.compose import compose
 from cli.errors import format_error
+from lit_models import GAN
 from tests.conftest import PROJECT
 
 
@@ -103,13 +105,21 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
             scheduler = make(optimizer)
         for _ in range(2):
             optimizer.zero_grad()
-            loss = module.loss(module(inputs), targets)
+            loss = loss_of(module, inputs, targets)
             loss.backward()
             optimizer.step()
             if make:
                 scheduler.step()
         assert torch.isfinite(loss)
         assert any(not torch.equal(weight, start[name]) for name, weight in module.state_dict().items())
+
+
+def loss_of(module: LightningModule, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What a model learns from, or both of them."""
+    if isinstance(module, GAN):
+        fakes = module(torch.randn(len(inputs), module.latent_dim))
+        return module._g_loss(fakes) + module._d_loss(inputs, fakes)
+    return module.training_step((inputs, targets), 0)
 
 
 @functools.cache
@@ -139,19 +149,23 @@ def test_data_sets_declare_shape_and_classes(data: str, files: dict[str, list[st
     assert len(datamodule.class_names) in (0, datamodule.num_classes)
 
 
+REQUIRED = {"callbacks=judge": ["callbacks.judge.run=judge"]}
 GROUPS = ("experiment", "sweep", "metrics", "trainer", "callbacks", "logger", "debug")
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in options(group)])
 def test_options_compose_and_resolve(choice: str) -> None:
-    cfg = compose(choice)
+    cfg = compose(choice, *REQUIRED.get(choice, []))
     assert json.dumps(OmegaConf.to_container(cfg, resolve=True))
 
 
 @pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])
 def test_trainer_callback_and_logger_options_instantiate(group: str, tiny_images: None) -> None:
+    Path("judge").mkdir()
+    train.train(compose("data=mnist", "data.val_size=8", "trainer.max_epochs=1", "logger=none"), Path("judge"))
     for option in options(group):
-        cfg = compose(f"{group}={option}", "trainer.accelerator=cpu")
+        choice = f"{group}={option}"
+        cfg = compose(choice, *REQUIRED.get(choice, []), "trainer.accelerator=cpu")
         assert cfg[group] is not None or option == "none"
         built = instantiate(cfg[group], save_dir=".") if group == "logger" and cfg[group] else instantiate(cfg[group])
         assert built is not None

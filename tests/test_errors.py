@@ -22,7 +22,7 @@ from tests.conftest import PROJECT
 # Command line: part of its error line. All of these fail before torch is loaded.
 QUICK = {
     # names
-    "model=lenett": "there is no model=lenett (did you mean lenet?); there are blobs_mlp, cnn, ",
+    "model=lenett": "there is no model=lenett (did you mean lenet?); there are autoencoder, blobs_mlp, cnn, ",
     "data=mnits": "did you mean mnist?",
     "data=MNIST": "there is no data=MNIST (did you mean mnist?)",
     "epochs=3": "there is no epochs (did you mean trainer.max_epochs?)",
@@ -59,7 +59,7 @@ QUICK = {
     "++model.net": "'++model.net' is not NAME=VALUE",
     "optimizer.lr=[0.1": "'optimizer.lr=[0.1' is not NAME=VALUE",
     "model=lenet,": "'model=lenet,' is not NAME=VALUE",
-    "model=": "there is no model=; there are blobs_mlp, ",
+    "model=": "there is no model=; there are autoencoder, blobs_mlp, ",
     "model=null": "'model=null' is not NAME=VALUE or GROUP=OPTION",
     "~model": "model cannot be left out",
     "model=lenet,mlp": "model=lenet,mlp is more than one value: -m makes a run with each of them",

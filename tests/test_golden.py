@@ -19,6 +19,10 @@ EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*
 SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.accelerator=cpu", "callbacks.pictures=null")
 # Half precision rounds differently on each processor, and several threads add in another order.
 SHORT += ("trainer.precision=32-true", "threads=1")
+# Steps that make a difference of one part in a million some hundred times larger, as batch normalization does at a high
+# learning rate. The losses before the second step, or after a small one, are as exact as all others.
+CHAOTIC = {"cifar10_resnet18": ("trainer.limit_train_batches=1",), "resnet18_one_step": ("optimizer.lr=1e-5",)}
+NAMES = [f"{stage}/{loss}" for stage in ("train", "test") for loss in ("loss", "g_loss", "d_loss")]
 
 
 def losses(experiment: str, folder: Path) -> dict[str, float]:
@@ -26,8 +30,9 @@ def losses(experiment: str, folder: Path) -> dict[str, float]:
     composed = compose(f"experiment={experiment}")
     sizes = ["data.batch_size=32"] if "root" in composed.data else []
     sizes += ["data.val_size=20"] if composed.data.val_size else []
-    result = train.train(compose(f"experiment={experiment}", *SHORT, *sizes, "logger=none"), folder)
-    return {name: result["metrics"][name] for name in ("train/loss", "test/loss") if name in result["metrics"]}
+    overrides = [*SHORT, *CHAOTIC.get(experiment, ()), *sizes, "logger=none"]
+    result = train.train(compose(f"experiment={experiment}", *overrides), folder)
+    return {name: value for name, value in result["metrics"].items() if name in NAMES}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -36,8 +41,8 @@ def test_losses_equal_the_recorded_ones(
 ) -> None:
     random_images(300, 60)
     expected = json.loads(FILE.read_text())[experiment]
-    # Processors differ in the last bits. Batch normalization at a high learning rate amplifies the difference.
-    assert losses(experiment, tmp_path / "run") == pytest.approx(expected, rel=1e-3)
+    # Processors differ in the last bits: losses by up to 6e-5 between SSE4.1, AVX2 and AVX-512.
+    assert losses(experiment, tmp_path / "run") == pytest.approx(expected, rel=2e-4)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict_images(run: Path, images: Any, output: str | Path = "predictions") -> list[dict[str, Any]]:
-    settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "split": None, "limit": 6}
+    settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "split": None}
+    settings |= {"samples": None, "limit": 6}
     return read_predictions(predict.predict(OmegaConf.create({**settings, "output": str(output)}), run))
 
 
@@ -291,6 +292,7 @@ def test_csv_is_refused_by_an_image_model(run: Path) -> None:
         "images": None,
         "csv": "points.csv",
         "split": None,
+        "samples": None,
         "output": "to",
     }
     with pytest.raises(ValueError, match=r"trained on inputs of shape \(1, 28, 28\), not on rows"):

@@ -80,8 +80,8 @@ def evaluate_run(run: str | Path, folder: Path | None = None, **settings: Any) -
 
 def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
     """Run predict.py and return the rows of its ``answers/predictions.csv``."""
-    given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "limit": 6}
-    cfg = OmegaConf.create({**given, "output": str(Path("answers").resolve()), **settings})
+    given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "samples": None}
+    cfg = OmegaConf.create({**given, "limit": 6, "output": str(Path("answers").resolve()), **settings})
     return read_predictions(predict.predict(cfg, run))
 
 
@@ -202,9 +202,11 @@ def test_run_is_given_as_directory_checkpoint_or_last(image_run: Path, tmp_path:
     assert {path.name for path in (image_run / "evaluations").iterdir()} == {"test_last.json", "test_best.json"}
 
 
-def test_evaluate_regression_gives_the_loss_only(trained: Path) -> None:
+def test_evaluate_regression_gives_loss_rmse_and_r2(trained: Path) -> None:
     result = json.loads((trained / "line/result.json").read_text())["metrics"]
-    assert evaluate_run(trained / "line")["metrics"] == {"test/loss": result["test/loss"]}
+    assert evaluate_run(trained / "line")["metrics"] == {
+        name: result[name] for name in ("test/loss", "test/rmse", "test/r2")
+    }
 
 
 def test_evaluate_finds_data_that_moved_to_data_root(tmp_path: Path, monkeypatch) -> None:

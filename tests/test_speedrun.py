@@ -57,6 +57,18 @@ def state_dict(folder: str) -> dict[str, Tensor]:
 # --- the net -----------------------------------------------------------------------------------------------------
 
 
+def test_whitening_does_not_depend_on_the_sign_of_the_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sign that LAPACK chooses differs between processors, and the losses with it by one percent."""
+    images = torch.rand(100, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    nets_ = [nets.CifarNet((3, 12, 12), 10) for _ in range(2)]
+    nets_[0].init_whiten(images)
+    eigh = torch.linalg.eigh
+    flip = torch.tensor([1.0, -1.0]).repeat(6).double()
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], eigh(matrix)[1] * flip))
+    nets_[1].init_whiten(images)
+    assert torch.equal(nets_[0].whitening.weight, nets_[1].whitening.weight)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitened_patches_are_uncorrelated_with_both_signs(channels: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,9 @@
-"""Architectures: plain ``nn.Module`` classes that know torch alone. All return logits."""
+"""Architectures: plain ``nn.Module`` classes that know torch alone. Classifiers return logits."""
 
+from lit_models.nets.autoencoder import MLPVAE, MLPAutoencoder
 from lit_models.nets.cifar_net import CifarNet
 from lit_models.nets.cnn import CNN, DropoutCNN, QuickCNN, ResidualCNN
+from lit_models.nets.gan import DCGANDiscriminator, DCGANGenerator, MLPDiscriminator, MLPGenerator
 from lit_models.nets.lenet import LeNet
 from lit_models.nets.line import Line, RawLine
 from lit_models.nets.mlp import MLP, BinaryMLP
@@ -10,11 +12,17 @@ from lit_models.nets.resnet import ResNet18
 __all__ = [
     "CNN",
     "MLP",
+    "MLPVAE",
     "BinaryMLP",
     "CifarNet",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
     "DropoutCNN",
     "LeNet",
     "Line",
+    "MLPAutoencoder",
+    "MLPDiscriminator",
+    "MLPGenerator",
     "QuickCNN",
     "RawLine",
     "ResNet18",

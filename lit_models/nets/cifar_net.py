@@ -75,6 +75,8 @@ class CifarNet(nn.Module):
             patches = F.unfold(part.float(), 2)  # (500, 4 C, places)
             moments = moments + (patches @ patches.mT).sum(0) / (len(images) * patches.shape[2])
         values, vectors = torch.linalg.eigh(moments.cpu().double())  # too small for a GPU
+        # The sign of an eigenvector is arbitrary, and differs from one processor to the next.
+        vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         filters = (vectors / (values + eps).sqrt()).T.unflatten(1, (-1, 2, 2))  # (4 C, C, 2, 2)
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 
