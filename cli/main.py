@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, run_dir
@@ -32,6 +33,7 @@ from runs.files import check_path
 from runs.format import printable
 from runs.interrupts import remember_interrupts
 from runs.migrate import upgrade_overrides
+from runs.overrides import override_key
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 
@@ -62,18 +64,19 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         check_rank_variables(alone=config_name != "config")
         for directory in (_working_directory(), PROJECT, Path(data_root())):
             check_path(directory)
+        if not is_rank_zero():
+            _prepare_other_rank()
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
-    if not is_rank_zero():
-        _prepare_other_rank()
     command = "train" if config_name == "config" else config_name
     current, notes = upgrade_overrides(sys.argv[1:], command)
     sys.argv[1:] = current
     if is_rank_zero():
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {printable(note)}", file=sys.stderr)
     try:
+        _refuse_output_subdir()
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
     except SystemExit as error:
@@ -89,7 +92,7 @@ def _working_directory() -> Path:
 
 
 def _usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
-    print(f"error: {message}; a setting is NAME=VALUE, and --help shows all", file=sys.stderr)
+    print(f"error: {printable(message)}; a setting is NAME=VALUE, and --help shows all", file=sys.stderr)
     sys.exit(2)
 
 
@@ -100,9 +103,11 @@ def _prepare_other_rank() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
+    check_path(Path(tempfile.gettempdir()))
     own_dir = tempfile.mkdtemp(prefix="lit-classics-")
     atexit.register(shutil.rmtree, own_dir, ignore_errors=True)
-    sys.argv += [f"hydra.run.dir={own_dir}", "hydra/job_logging=none"]
+    quoted = QuotedString(own_dir, Quote.single).with_quotes()  # the name may hold a comma
+    sys.argv += [f"hydra.run.dir={quoted}", "hydra/job_logging=none"]
 
 
 def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: str) -> None:
@@ -176,6 +181,13 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return result
         with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
+
+
+def _refuse_output_subdir() -> None:
+    """Hydra would write its own config.yaml there, over that of the run, before anything is checked."""
+    for override in sys.argv[1:]:
+        if override_key(override) == "hydra.output_subdir" and override.partition("=")[2] != "null":
+            exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

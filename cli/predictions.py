@@ -1,5 +1,6 @@
 """What the model of a run says about examples: as rows of a table, as lines of text, and as a figure."""
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,18 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
         raise ValueError(f"{type(model).__name__} predicts nothing about an input, it generates: try samples=64")
     is_classifier = datamodule.class_names and isinstance(model, Classifies)
     return (Classes if is_classifier else Numbers)(datamodule, model)
+
+
+def is_table(file: Path) -> bool:
+    """Return whether a file is a table of predictions, by its header."""
+    if not file.is_file():
+        return False
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            columns = set(next(csv.reader([lines.readline(1000)]), []))
+    except (OSError, ValueError, csv.Error):
+        return False
+    return bool(columns & {"prediction", "squared error", "latent vector"}) or {"label", "probability"} <= columns
 
 
 def _format_value(value: Any) -> str:

@@ -5,6 +5,7 @@ refused does not disturb the one that is running.
 """
 
 import contextlib
+import csv
 import hashlib
 import logging
 import os
@@ -13,14 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_multirun, task_overrides
-from runs.checkpoint import find_checkpoint
+from runs.checkpoint import CHECKPOINT_GROUPS, find_checkpoint
 from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, make_unique_dir, read_yaml
 from runs.overrides import train_command
 from runs.result import read_result, write_result
@@ -171,12 +171,21 @@ def check_unused(folder: Path, resume: str | None) -> None:
 
 
 def _died_early(folder: Path) -> bool:
-    """Return whether a run ended here before its first checkpoint, so that the same command may begin anew."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    """Return whether a run ended here before its first epoch did, so that the same command may begin anew."""
+    config, metrics = read_yaml(folder / "config.yaml"), folder / "metrics.csv"
+    if not config or any((folder / "checkpoints").glob("*.ckpt")):
         return False
-    return isinstance(config, dict) and "choices" in config and not any((folder / "checkpoints").glob("*.ckpt"))
+    try:
+        check_folder(folder)
+        result = read_result(folder) or {}
+        rows = list(csv.DictReader(metrics.read_text(encoding="utf-8").splitlines())) if metrics.is_file() else []
+    except (OSError, ValueError, csv.Error):
+        return False
+    of_run = {*CHECKPOINT_GROUPS, "trainer", "seed"} <= set(config)
+    overrides = config["choices"].get("overrides") if of_run and isinstance(config.get("choices"), dict) else None
+    # Rows of an epoch have its seconds; epoch 0 is a validation before any training.
+    epochs = [row for row in rows if row.get("seconds") and row.get("epoch") != "0"]
+    return isinstance(overrides, list) and not result.get("epochs") and not epochs
 
 
 def is_recorded(error: BaseException) -> bool:

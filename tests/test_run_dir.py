@@ -184,6 +184,51 @@ def test_multirun_yaml_of_another_program_is_kept(content: str, tmp_path: Path) 
         check_sweep_dir(tmp_path)
 
 
+EARLY = {
+    "config.yaml": "model: {}\ndata: {}\noptimizer: {}\nscheduler: {}\ntrainer: {}\nseed: 1\nchoices: {overrides: []}\n"
+}
+RESULT = '{"overrides": [], "metrics": {}, "status": "%s", "epochs": %d}'
+
+
+@pytest.mark.parametrize(
+    ("files", "early"),
+    [
+        ({}, True),
+        ({"metrics.csv": "epoch,step,val/loss,train/loss_step,seconds\n0,0,1.5,,0.1\n1,20,,2.5,\n"}, True),
+        ({"result.json": RESULT % ("diverged", 0)}, True),
+        ({"result.json": RESULT % ("failed", 0)}, True),
+        ({"result.json": RESULT % ("finished", 5)}, False),
+        ({"result.json": RESULT % ("interrupted", 1)}, False),
+        ({"result.json": '{"acc": 0.9}'}, False),
+        ({"metrics.csv": "epoch,step,train/loss,seconds\n1,20,0.5,0.1\n"}, False),
+        ({"checkpoints/last.ckpt": ""}, False),
+        ({"config.yaml": "choices: [tea]\n", "metrics.csv": "mine\n"}, False),
+        ({"config.yaml": "choices: {overrides: []}\n"}, False),
+        ({"config.yaml": "[" * 100_000}, False),
+        ({"config.yaml": "\0"}, False),
+    ],
+)
+def test_only_a_run_that_ended_before_its_first_epoch_may_begin_anew(
+    files: dict[str, str], early: bool, tmp_path: Path
+) -> None:
+    """Checkpoints are large and may have been removed from a finished run."""
+    for name, text in (EARLY | files).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if early:
+        run_dir.check_unused(tmp_path, None)
+        (tmp_path / "train.log").symlink_to("/dev/null")
+    with pytest.raises(ValueError, match="which this run would overwrite"):
+        run_dir.check_unused(tmp_path, None)
+
+
+def test_config_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "metrics.csv")
+    with pytest.raises(ValueError, match="which this run would overwrite"):
+        run_dir.check_unused(tmp_path, None)
+
+
 def test_sweep_refuses_a_directory_with_files_of_a_sweep(shell: Shell, tmp_path: Path) -> None:
     make_paths(tmp_path, "s/summary.csv", "s/other")
     before = tree(tmp_path)

