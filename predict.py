@@ -89,12 +89,13 @@ def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
             writer = csv.DictWriter(file, rows[0])
             if not count:
                 writer.writeheader()
-                for row in rows[: len(shown.names)]:
-                    log.info("  %s", predictions.format(row))
+                lines = list(filter(None, map(predictions.format, rows[: len(shown.names)])))
+                for line in lines:
+                    log.info("  %s", line)
             writer.writerows(rows)
             count += len(rows)
             progress.update(len(rows))
-    if count > len(shown.names):
+    if lines and count > len(lines):
         log.info("  … and %s more", f"{count - len(shown.names):,}")
     return shown
 

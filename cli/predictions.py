@@ -37,7 +37,7 @@ class Numbers:
         return rows
 
     def format(self, row: Row) -> str:
-        """Return a row as it is printed."""
+        """Return a row as it is printed; one without words is not."""
         target = f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
         return f"{row['input']}  {_format_value(row['prediction'])}{target}"
 
@@ -121,7 +121,7 @@ class Samples(Numbers):
         ]
 
     def format(self, row: Row) -> str:
-        return row["input"]
+        return ""  # the picture shows them
 
     def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
         from plots.generative import sample_grid
