@@ -95,7 +95,8 @@ def _unknown_setting(error: BaseException) -> str | None:
     close = close or _suggest_elsewhere(alias, str(error.full_key))
     more = ""
     if parent == "callbacks" and not close:
-        more = f"; +{error.full_key}._target_=… adds a callback"
+        is_option = (CONF / "callbacks" / f"{key}.yaml").is_file()
+        more = f"; callbacks={key} adds it" if is_option else f"; +{error.full_key}._target_=… adds a callback"
     elif "_target_" in error.parent_node and not close:
         more = f"; +{error.full_key}=… passes it anyway"
     return f"there is no {error.full_key}{close}; {parent or 'the config'} has {', '.join(keys) or 'no settings'}{more}"
@@ -114,6 +115,8 @@ def _known_error(error: BaseException) -> str | None:
     text = _text(error)
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
+    if missing := re.match(r"Missing mandatory value: ([\w.]+)", text):
+        return f"{missing[1]} needs a value: {missing[1]}=… (--help describes the options that have such a setting)"
     if foreign := re.match("Could not override '(.*?)'", text):
         return f"there is no {foreign[1]}; --help lists the settings"
     for part, meaning in KNOWN_ERRORS.items():

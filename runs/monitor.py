@@ -60,7 +60,10 @@ class Monitors:
             known = own_mode if name == own and own_mode in MODES else None
             known = mode or known or known_mode(name, modes or {})
             if known is None:
-                raise ValueError(f"monitor={name}: is a higher or a lower one better? mode=max or mode=min says it")
+                raise ValueError(
+                    f"monitor={name}: is a higher or a lower one better? mode=max or mode=min says it, and metrics= "
+                    "adds metrics of torchmetrics, which say it themselves"
+                )
             self.candidates = {name: known}
         if not monitor:
             self.candidates |= {name: mode for name, mode in DEFAULTS.items() if name not in self.candidates}
@@ -98,10 +101,14 @@ class Monitors:
 
     def explain(self, measured: Collection[str]) -> str:
         """Return why a run has no best epoch: what was measured, and what could choose."""
-        if not (usable := sorted(name for name in measured if not name.startswith("test/"))):
+        if not (usable := [name for name in measured if not name.startswith("test/")]):
             return "this run measured nothing that could choose a best epoch"
-        mode = next((mode for name in usable[:1] if (mode := known_mode(name, {}))), "min")
-        return f"this run measured {names(usable)}; monitor={usable[0]} mode={mode} would choose by one of them"
+        # Rather one of the validation, with a known mode, and not one of several losses, which need not tell it.
+        name = min(
+            usable, key=lambda name: (_stage_of(name) == "train", not known_mode(name, {}), "loss" in name, name)
+        )
+        mode = known_mode(name, {}) or "min"
+        return f"this run measured {names(usable)}; monitor={name} mode={mode} would choose by one of them"
 
 
 def check_setting(monitor: Any, mode: Any) -> None:

@@ -99,7 +99,8 @@ def _check_target(target: str, path: Path, message: str) -> None:
     # as torch.nn.functional.torch.load ends outside of them.
     module, _, name = target.rpartition(".")
     if not f"{module}.".startswith(IMPORTABLE):
-        raise ValueError(f"{message} is not of this project")
+        metrics = "torchmetrics.classification or torchmetrics.regression"
+        raise ValueError(f"{message} is not of {metrics if path[0] == 'metrics' else 'this project'}")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

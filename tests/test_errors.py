@@ -115,6 +115,8 @@ QUICK = {
     "+callbacks.mine._target_=nowhere.Plots": "_target_=nowhere.Plots: there is no module nowhere",
     "+callbacks.mine._target_=nowhere.deep.Plots": "_target_=nowhere.deep.Plots: there is no module nowhere",
     "callbacks.mine._target_=callbacks.plots.Plots": "pictures; +callbacks.mine._target_=… adds a callback",
+    "callbacks.judge.run=last": "progress, per_class, pictures; callbacks=judge adds it",
+    "model=mlp callbacks=judge": "callbacks.judge.run needs a value: callbacks.judge.run=…",
     "sweep_resume=last": "sweep_resume resumes a sweep: add -m",
     "-m sweep_resume=last seed=1,2": "there is no sweep yet in outputs/",
     "-m sweep_resume=nowhere model=mlp,cnn": "nowhere is not a sweep directory",

@@ -146,6 +146,12 @@ def test_early_stopping_may_follow_another_metric() -> None:
         run("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/los", folder="wrong")
 
 
+def test_suggestion_is_a_metric_of_the_validation_and_not_one_of_several_losses() -> None:
+    losses = ["train/d_loss", "train/g_loss", "val/d_loss"]
+    assert "monitor=val/frechet mode=min" in Monitors(None, None).explain([*losses, "val/class_entropy", "val/frechet"])
+    assert "monitor=val/d_loss mode=min" in Monitors(None, None).explain(losses)
+
+
 # --- what is wrong ------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -154,7 +160,7 @@ WRONG = {
     "monitor=5": "monitor=5 must be the name of a metric, such as val/loss",
     "monitor=test/acc": "monitor=test/acc: what is chosen by the test set cannot be tested on it",
     "monitor=test_acc": "monitor=test_acc: what is chosen by the test set cannot be tested on it",
-    "monitor=val/score": "monitor=val/score: is a higher or a lower one better? mode=max or mode=min says it",
+    "monitor=val/score": "monitor=val/score: is a higher or a lower one better? mode=max or mode=min says it, and",
     "monitor=val/lss mode=min": "monitor=val/lss is not measured (did you mean val/loss?); there are val/acc, val/loss",
     "monitor=train/f1 mode=max": "monitor=train/f1 is not measured (did you mean train/",
     "monitor=val/loss data.val_size=0": "monitor=val/loss: this run has no validation; data.val_size= holds",

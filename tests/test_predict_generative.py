@@ -65,8 +65,14 @@ def test_reconstructions_of_files(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["vae", "gan"])
-def test_more_samples_begin_with_the_same_ones(runs: dict[str, Path], name: str) -> None:
+def test_more_samples_begin_with_the_same_ones(
+    runs: dict[str, Path], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     few, many = predict_rows(runs[name], samples=3), predict_rows(runs[name], samples=70)
+    assert "written to" in caplog.text
+    assert "sample[" not in caplog.text  # numbers of samples say nothing
+    assert "more" not in caplog.text
     assert many[:3] == few
     assert [row["input"] for row in many] == [f"sample[{number}]" for number in range(70)]
     assert len({row["latent vector"] for row in many}) == 70
