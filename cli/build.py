@@ -82,8 +82,8 @@ def _choose_teacher(cfg: DictConfig, datamodule: Any) -> dict[str, Any] | None:
         if theirs != ours:
             raise ValueError(f"model.teacher={run} learned from other data: its {name} is {theirs}, here it is {ours}")
     cfg.model.teacher = stored.model.net
-    weights: dict[str, Any] = model.net.state_dict()
-    return weights
+    net: Any = getattr(model, "net", None)
+    return net.state_dict()
 
 
 def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:

@@ -75,9 +75,9 @@ def goodness_of_labels(images: Tensor, goodness: Tensor, targets: Tensor, class_
     for index, (above, below) in enumerate(panels.T):
         above.imshow(images[index].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         above.axis("off")
-        target = targets[index]
-        wrong = best[index] != target
-        title = class_names[best[index]] + (f"\ntrue: {class_names[target]}" if wrong else "")
+        label, target = int(best[index]), int(targets[index])
+        wrong = label != target
+        title = class_names[label] + (f"\ntrue: {class_names[target]}" if wrong else "")
         above.set_title(literal(title), fontsize=10, color=WRONG if wrong else "black")
         style_axes(below, "goodness", "label" if index == 0 else "")
         start = np.zeros(classes)
