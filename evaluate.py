@@ -3,8 +3,10 @@
 python evaluate.py run=last split=val
 """
 
+import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")
+    _, file = find_checkpoint(cfg.run, cfg.checkpoint)
+    written = run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json"
+    _check_not_overwritten(written)
     stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
 
     import lightning.pytorch as pl
@@ -58,15 +63,25 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if not metrics:
         raise ValueError(f"{type(model).__name__} logs nothing in its {steps[0]} step")
 
-    _, file = find_checkpoint(cfg.run, cfg.checkpoint)
     width = max(map(len, metrics))
     overall_first = sorted(metrics, key=lambda name: name.count("/"))
     lines = [f"  {name:<{width}}  {format_metric(name, metrics[name])}" for name in overall_first]
     log.info("%s of %s\n%s", cfg.split, file, "\n".join(lines))
     result = {"checkpoint": str(file), "split": cfg.split, "metrics": metrics}
-    with atomic_write(run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json") as temporary:
+    with atomic_write(written) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _check_not_overwritten(file: Path) -> None:
+    """Raise ValueError for a file that is not an earlier evaluation, such as one beside a checkpoint alone."""
+    if not os.path.lexists(file):
+        return
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if isinstance(found, dict) and {"checkpoint", "split", "metrics"} <= set(found):
+            return
+    raise ValueError(f"{file} would be overwritten, and is not an evaluation of this project: move it elsewhere")
 
 
 if __name__ == "__main__":
