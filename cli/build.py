@@ -15,9 +15,9 @@ from runs.safety import PRINTING_PROFILERS, check_metric
 def build(cfg: DictConfig) -> tuple[Any, Any]:
     """Return the datamodule and the LightningModule of a config, seeded.
 
-    The model's class gets what its constructor has a parameter for: ``net``, where its config has one, ``optimizer``
-    and ``scheduler``, which make one from parameters and from an optimizer, and ``input_shape`` and ``num_classes`` of
-    the datamodule. So does the class of the net.
+    The model's class gets what its constructor has a parameter for: ``net`` and ``teacher``, where its config has one,
+    ``optimizer`` and ``scheduler``, which make one from parameters and from an optimizer, and ``input_shape`` and
+    ``num_classes`` of the datamodule. So do the classes of the nets.
 
     Raises:
         ValueError: the model is no LightningModule, it makes its own optimizer and one was chosen, or it does not take
@@ -36,10 +36,14 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     # Passed to the constructors directly: Hydra would make a list of its own class of a shape.
     shapes = {"input_shape": tuple(datamodule.shape), "num_classes": datamodule.num_classes}
     parts: dict[str, Any] = {}
-    if OmegaConf.is_config(cfg.model.get("net")):
-        of_net = _parameters(get_object(cfg.model.net._target_))
-        make_net = instantiate(cfg.model.net, _partial_=True)
-        parts["net"] = make_net(**{name: shapes[name] for name in shapes if name in of_net})
+    trained = _choose_teacher(cfg, datamodule) if "teacher" in taken else None
+    for name in ("net", "teacher"):
+        if OmegaConf.is_config(cfg.model.get(name)):
+            of_net = _parameters(get_object(cfg.model[name]._target_))
+            make_net = instantiate(cfg.model[name], _partial_=True)
+            parts[name] = make_net(**{shape: shapes[shape] for shape in shapes if shape in of_net})
+    if trained is not None:
+        parts["teacher"].load_state_dict(trained)
     for group in ("optimizer", "scheduler"):
         if group in taken:
             parts[group] = instantiate(cfg[group]) or None
@@ -54,6 +58,31 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     if callable(check := getattr(model, "check_data", None)):
         check(datamodule)
     return datamodule, model
+
+
+def _choose_teacher(cfg: DictConfig, datamodule: Any) -> dict[str, Any] | None:
+    """Replace the run that ``model.teacher`` names by the config of its net, and return the weights of that net.
+
+    With its config and its weights in the checkpoints, the teacher is built again without its run.
+
+    Raises:
+        ValueError: the run has no classifier with a net, or one that learned from other data.
+    """
+    run = cfg.model.get("teacher")
+    if run is None or OmegaConf.is_dict(run):
+        return None
+    from runs.offers import Classifies
+
+    stored, data, model = _load_run(str(run))
+    if not (data.class_names and isinstance(model, Classifies) and OmegaConf.is_config(stored.model.get("net"))):
+        raise ValueError(f"model.teacher={run} is not the run of a classifier with a net")
+    for name in ("data set", "shape", "class_names", "mean", "std"):
+        theirs, ours = (getattr(one, name, type(one).__name__) for one in (data, datamodule))
+        if theirs != ours:
+            raise ValueError(f"model.teacher={run} learned from other data: its {name} is {theirs}, here it is {ours}")
+    cfg.model.teacher = stored.model.net
+    net: Any = getattr(model, "net", None)
+    return net.state_dict()
 
 
 def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
@@ -127,13 +156,19 @@ def load_classifier(run: str) -> tuple[Any, Any]:
 
     The seed and the threads stay those of the other run.
     """
+    return _load_run(run)[1:]
+
+
+def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
+    """Return the config, the datamodule and the trained module of a run, and change no random number of this one."""
     import torch
 
     stored = load_checkpoint(find_checkpoint(run)[1])
+    cfg = stored_config(stored)
     with torch.random.fork_rng():
-        datamodule, model = _instantiate(stored_config(stored))
+        datamodule, model = _instantiate(cfg)
     model.load_state_dict(stored["state_dict"])
-    return datamodule, model.eval()
+    return cfg, datamodule, model.eval()
 
 
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
@@ -146,6 +181,8 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
 
     cfg = OmegaConf.create(checkpoint["config"])
     _clear_weights(cfg.model)
+    if "teacher" in cfg.model and not OmegaConf.is_dict(cfg.model.teacher):
+        cfg.model.teacher = None  # build() puts the teacher's net in place of the run that is typed
     if cfg.trainer.get("profiler") not in (None, *PRINTING_PROFILERS) and not OmegaConf.is_config(cfg.trainer.profiler):
         cfg.trainer.profiler = None
     has_data = getattr(get_object(cfg.data._target_), "has_data", None)  # of a published data set

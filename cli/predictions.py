@@ -76,7 +76,8 @@ class Classes(Numbers):
         if not hasattr(self.datamodule, "load_image"):
             return None
         probs, captions = self.model.probabilities(outputs), [Path(name).name for name in examples.names]
-        return predictions(examples.inputs, probs, examples.targets, self.datamodule.class_names, captions=captions)
+        images = self.datamodule.to_uint8(self.datamodule.normalize(examples.inputs))
+        return predictions(images, probs, examples.targets, self.datamodule.class_names, captions=captions)
 
 
 class Reconstructions(Numbers):

@@ -5,6 +5,7 @@ from datamodules.csv_table import CSVTable
 from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import InMemoryDataModule
+from datamodules.pairs import MNISTPairs
 from datamodules.synthetic import Blobs, OneRandom, Separable, Table, Tabular
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "FashionMNIST",
     "ImageFolder",
     "InMemoryDataModule",
+    "MNISTPairs",
     "OneRandom",
     "Separable",
     "Table",

@@ -91,7 +91,7 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
         line = format_error(error)
         assert any(words in line for words in (" takes ", " learns ", " goes from ", " separates two classes")), line
         return
-    assert data in IMAGES or model not in ("cnn", "lenet") or data.startswith("one_")
+    assert data in (*IMAGES, "mnist_pairs") or model not in ("cnn", "lenet") or data.startswith("one_")
     inputs = torch.randn(3, *datamodule.shape)
     targets = torch.randint(len(datamodule.class_names), (3,)) if datamodule.class_names else torch.randn(3, 10)
     if not datamodule.class_names:

@@ -223,6 +223,9 @@ def test_experiments_have_a_header_and_train_two_batches(
     random_images(200, 200)
     small = [] if compose(f"experiment={experiment}").data.val_size == 0 else ["data.val_size=20"]
     limits = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=2")
+    if experiment == "cifar10_distillation":
+        run("teacher", "experiment=cifar10_teacher", *limits)
+        small.append("model.teacher=teacher")
     result, *_ = run("run", f"experiment={experiment}", *small, *limits)
     assert result["status"] in ("finished", "diverged")
     assert result["steps"] >= 1
