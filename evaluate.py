@@ -23,24 +23,34 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")
-    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    if (attack := cfg.get("attack")) not in (None, "fgsm"):
+        raise ValueError(f"attack={attack} must be fgsm or null")
+    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, keep_float64=True)
 
     import lightning.pytorch as pl
 
     from callbacks import has_step, logged_metrics
     from callbacks.epoch_metrics import EpochMetrics
+    from callbacks.fgsm import FGSM
     from callbacks.per_class_accuracy import PerClassAccuracy
     from callbacks.signal_handler import SignalHandler
 
     datamodule.test_split = cfg.split
+    attacks = [FGSM(cfg.epsilons)] if attack else []
     trainer = pl.Trainer(
         **cfg.trainer,
         precision=stored.trainer.precision,
-        callbacks=[PerClassAccuracy(), EpochMetrics(build_metrics(stored, datamodule)), signals := SignalHandler()],
+        callbacks=[
+            PerClassAccuracy(),
+            EpochMetrics(build_metrics(stored, datamodule)),
+            *attacks,
+            signals := SignalHandler(),
+        ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    datamodule.trainer = trainer  # for its device and precision
     datamodule.setup()
     if not len(datamodule.test_dataloader()):
         raise ValueError(f"split={cfg.split}: this run has no such examples (data.val_size={stored.data.val_size})")
@@ -63,6 +73,9 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     overall_first = sorted(metrics, key=lambda name: name.count("/"))
     lines = [f"  {name:<{width}}  {format_metric(name, metrics[name])}" for name in overall_first]
     log.info("%s of %s\n%s", cfg.split, file, "\n".join(lines))
+    for fgsm in attacks:
+        log.info("attack=fgsm on %s of %s\n%s", cfg.split, file, fgsm.table())
+        fgsm.write(run_dir / "evaluations", cfg.split, file, datamodule.class_names)
     result = {"checkpoint": str(file), "split": cfg.split, "metrics": metrics}
     with atomic_write(run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from datamodules.csv_table import CSVTable
 from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import InMemoryDataModule
-from datamodules.synthetic import Blobs, OneRandom, Separable, Table, Tabular
+from datamodules.synthetic import Blobs, OneRandom, Separable, Sines, Table, Tabular
 
 __all__ = [
     "CIFAR10",
@@ -18,6 +18,7 @@ __all__ = [
     "InMemoryDataModule",
     "OneRandom",
     "Separable",
+    "Sines",
     "Table",
     "Tabular",
 ]

@@ -2,6 +2,7 @@
 
 from lit_models.autoencoder import VAE, Autoencoder
 from lit_models.finetuning import FineTuning
+from lit_models.forecaster import Forecaster
 from lit_models.gan import GAN
 from lit_models.line import LineByAutograd, LineByHand
 from lit_models.speedrun import Speedrun
@@ -13,6 +14,7 @@ __all__ = [
     "Autoencoder",
     "Classifier",
     "FineTuning",
+    "Forecaster",
     "LineByAutograd",
     "LineByHand",
     "Speedrun",

@@ -52,6 +52,8 @@ class ExactModule(GradientSteps):
     ) -> None:
         """Add a batch to what ``stage`` reports at the end of the epoch.
 
+        Of the evaluations that L-BFGS makes in a step, the first one counts.
+
         Args:
             stage: ``train``, ``val`` or ``test``.
             count: examples in the batch.
@@ -60,6 +62,8 @@ class ExactModule(GradientSteps):
         """
         if stage == "train":
             self._check_finite(means)
+            if self._evaluates_again:
+                return
         self._epochs[stage].add(count, means, sums or {})
 
     def means(self, stage: str) -> dict[str, Tensor]:
@@ -97,7 +101,8 @@ class ExactModule(GradientSteps):
     def _check_finite(self, losses: Mapping[str, Tensor]) -> None:
         # Reading a loss waits for the GPU, and several processes, which must stop together, wait for each other. So
         # this checks only every log_every_n_steps steps.
-        if self._distributed or self.device.type != "cpu":
+        # L-BFGS reads every loss itself.
+        if self._distributed or (self.device.type != "cpu" and not self._evaluates_again):
             every = self.trainer.log_every_n_steps or 50  # type: ignore[attr-defined]  # Lightning declares it nowhere
             if self.global_step % every:
                 return
@@ -156,6 +161,7 @@ class ExactModule(GradientSteps):
         return inputs.contiguous(memory_format=torch.contiguous_format if tiny else torch.channels_last)
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         internals.share_step_counter(self.trainer)
         self._step_seed = _derive_seed(self.seed, self.global_rank)
         # The sums were read from a checkpoint before the module was on its device. They are those of all processes, so

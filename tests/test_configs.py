@@ -103,11 +103,15 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
         optimizer = instantiate(parts["optimizer"])(module.parameters())
         if make := instantiate(parts["scheduler"], **schedule_lengths(parts["scheduler"])):
             scheduler = make(optimizer)
-        for _ in range(2):
+
+        def closure(optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
             optimizer.zero_grad()
             loss = loss_of(module, inputs, targets)
             loss.backward()
-            optimizer.step()
+            return loss
+
+        for _ in range(2):
+            loss = optimizer.step(closure)
             if make:
                 scheduler.step()
         assert torch.isfinite(loss)

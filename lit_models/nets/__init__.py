@@ -6,6 +6,7 @@ from lit_models.nets.cnn import CNN, DropoutCNN, QuickCNN, ResidualCNN
 from lit_models.nets.gan import DCGANDiscriminator, DCGANGenerator, MLPDiscriminator, MLPGenerator
 from lit_models.nets.lenet import LeNet
 from lit_models.nets.line import Line, RawLine
+from lit_models.nets.lstm import SeriesLSTM
 from lit_models.nets.mlp import MLP, BinaryMLP
 from lit_models.nets.resnet import ResNet18
 
@@ -27,4 +28,5 @@ __all__ = [
     "RawLine",
     "ResNet18",
     "ResidualCNN",
+    "SeriesLSTM",
 ]
