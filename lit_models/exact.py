@@ -113,10 +113,13 @@ class ExactModule(GradientSteps):
 
     def _raise_if_not_finite(self, name: str, value: float) -> None:
         if not (self.allow_divergence or math.isfinite(value)):
-            clips = self._fast or self.automatic_optimization  # Lightning clips no gradients of manual optimization
-            clipping = ", or gradient clipping with trainer.gradient_clip_val=1" if clips else ""
+            remedy = ""
+            if self.uses_lbfgs:
+                remedy = ", or optimizer.line_search_fn=strong_wolfe"
+            elif self._fast or self.automatic_optimization:  # Lightning clips no gradients of manual optimization
+                remedy = ", or gradient clipping with trainer.gradient_clip_val=1"
             raise FloatingPointError(
-                f"the training {name} is {value} after step {self.global_step}; try a smaller optimizer.lr{clipping}"
+                f"the training {name} is {value} after step {self.global_step}; try a smaller optimizer.lr{remedy}"
             )
 
     # --- random numbers ----------------------------------------------------------------------------------------------

@@ -94,8 +94,13 @@ class GradientSteps(internals.QuickHooks):
                 return f"the callback {type(callback).__name__}"
         return None
 
+    @property
+    def uses_lbfgs(self) -> bool:
+        """Whether an optimizer evaluates the loss several times in a step."""
+        return any(isinstance(optimizer, LBFGS) for optimizer in self.trainer.optimizers)
+
     def on_fit_start(self) -> None:
-        if not any(isinstance(optimizer, LBFGS) for optimizer in self.trainer.optimizers):
+        if not self.uses_lbfgs:
             return
         if self.own_gradient_step or not (self._fast or self.automatic_optimization):
             raise ValueError(f"{type(self).__name__} makes its own gradient steps and cannot be combined with L-BFGS")

@@ -141,7 +141,8 @@ def schedule_lengths(scheduler: DictConfig | None) -> dict:
 def test_every_optimizer_trains_with_every_scheduler(
     model: str, optimizer: str, scheduler: str, tiny_images: None
 ) -> None:
-    sizes = [] if "blobs" in model else ["data.val_size=8", "data.batch_size=16"]
+    batch = 32 if optimizer == "lbfgs" else 16  # L-BFGS is for full batches: its history is of one function
+    sizes = [] if "blobs" in model else ["data.val_size=8", f"data.batch_size={batch}"]
     result = two_steps(*model.split(), f"optimizer={optimizer}", f"scheduler={scheduler}", *sizes)
     assert result["status"] == "finished"
 

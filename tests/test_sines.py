@@ -146,11 +146,17 @@ def test_evaluation_of_a_run_in_double_precision_gives_the_same_bits() -> None:
 
 def test_loss_that_explodes_within_a_step_ends_the_run_before_it_is_saved() -> None:
     overrides = [*SINES, *FEW, "optimizer.lr=1e80", "optimizer.max_iter=20"]
-    with pytest.raises(FloatingPointError, match=r"the training loss is (nan|inf) after step \d"):
+    with pytest.raises(FloatingPointError, match=r"the training loss is (nan|inf) after step \d.*=strong_wolfe$"):
         run("run", *overrides)
     assert '"status": "diverged"' in Path("run/result.json").read_text()
     last = Path("run/checkpoints/last.ckpt")
     assert not last.exists() or all(weight.isfinite().all() for weight in torch.load(last)["state_dict"].values())
+
+
+def test_loss_that_explodes_and_stays_finite_is_reported_as_diverged() -> None:
+    result = run("run", *SINES, *FEW, "optimizer.lr=20")
+    assert result["status"] == "diverged"
+    assert float(rows("run")[-1]["train/loss"]) > 10 * float(rows("run")[0]["train/loss"])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
