@@ -57,7 +57,8 @@ class VAE(Generative):
     """pytorch/examples, vae."""
 
     def parts(self, fused: bool | None) -> tuple[list[torch.nn.Module], Callable[[Tensor], float]]:
-        net = self.net()
+        torch.manual_seed(self.cfg.seed)
+        net = instantiate(self.cfg.model.net, input_shape=self.datamodule.shape).to(self.device)
         optimizer = self.optimizer(net, fused=fused)
 
         def step(images: Tensor) -> float:

@@ -101,18 +101,14 @@ class FGSM(pl.Callback):
         rows = [(f"{epsilon:g}", f"{100 * accuracy:.2f} %") for epsilon, accuracy in self.accuracies().items()]
         return "\n".join(text_columns([("epsilon", "accuracy"), *rows]))
 
-    def write(self, folder: Path, split: str, checkpoint: Path, class_names: Sequence[str]) -> None:
-        """Write ``fgsm_CHECKPOINT.json`` and ``.png``, the accuracy over epsilon and some examples of each epsilon.
-
-        Of another split than the test set they are called ``fgsm_SPLIT_CHECKPOINT``.
-        """
-        name = "_".join(["fgsm", *([] if split == "test" else [split]), checkpoint.stem])
+    def write(self, path: Path, split: str, checkpoint: Path, class_names: Sequence[str]) -> None:
+        """Write the accuracies as ``.json``, and their curve with some examples of each epsilon as ``.png``."""
         accuracies = {f"{epsilon:g}": round(accuracy, 6) for epsilon, accuracy in self.accuracies().items()}
-        result = {"checkpoint": str(checkpoint), "split": split, "attack": "fgsm", "accuracy": accuracies}
-        with atomic_write(folder / f"{name}.json") as temporary:
+        result = {"checkpoint": str(checkpoint), "split": split, "attack": "fgsm", "metrics": {"acc": accuracies}}
+        with atomic_write(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         figure = adversarial_examples(self.accuracies(), self._examples, class_names)
-        write_png(folder / f"{name}.png", to_pixels(figure))
+        write_png(path.with_suffix(".png"), to_pixels(figure))
 
 
 def input_gradients(pl_module: Any, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from cli.compose import data_root
 from cli.process import seed_and_set_threads
 from runs.checkpoint import find_checkpoint, load_checkpoint
-from runs.safety import check_metric
+from runs.safety import PRINTING_PROFILERS, check_metric
 
 
 def build(cfg: DictConfig) -> tuple[Any, Any]:
@@ -146,16 +145,27 @@ def load_classifier(run: str) -> tuple[Any, Any]:
 
 
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
-    """Return the config in a checkpoint, with the data root of this machine where the stored one does not exist."""
+    """Return the config in a checkpoint, without what would read or write a file that the checkpoint names.
+
+    The data root is that of this machine where the stored one does not hold the data set: nothing is downloaded to a
+    directory that a checkpoint names.
+    """
+    from hydra.utils import get_object
+
     cfg = OmegaConf.create(checkpoint["config"])
-    if "weights" in cfg.model:
-        cfg.model.weights = None  # the initial weights; the trained ones are in the checkpoint
-    published = "root" in cfg.data and "image" not in cfg.data
-    if published and not _holds_data(Path(str(cfg.data.root))):
+    _clear_weights(cfg.model)
+    if cfg.trainer.get("profiler") not in (None, *PRINTING_PROFILERS) and not OmegaConf.is_config(cfg.trainer.profiler):
+        cfg.trainer.profiler = None
+    has_data = getattr(get_object(cfg.data._target_), "has_data", None)  # of a published data set
+    if has_data and not has_data(str(cfg.data.get("root"))):
         cfg.data.root = data_root()
     return cfg
 
 
-def _holds_data(root: Path) -> bool:
-    """Return whether a directory holds data sets. Nothing is downloaded to another one that a checkpoint names."""
-    return any(next(root.glob(pattern), None) for pattern in ("*.pt", "*MNIST*", "cifar*"))
+def _clear_weights(model: DictConfig) -> None:
+    """Name no file of initial weights: the trained ones are in the checkpoint."""
+    for key, value in model.items():
+        if key == "weights":
+            model[key] = None
+        elif OmegaConf.is_dict(value):
+            _clear_weights(value)

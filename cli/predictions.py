@@ -1,5 +1,6 @@
 """What the model of a run says about examples: as rows of a table, as lines of text, and as a figure."""
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class Numbers:
         return rows
 
     def format(self, row: Row) -> str:
-        """Return a row as it is printed."""
+        """Return a row as it is printed; nothing where there is nothing to say."""
         target = f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
         return f"{row['input']}  {_format_value(row['prediction'])}{target}"
 
@@ -145,7 +146,7 @@ class Samples(Numbers):
         ]
 
     def format(self, row: Row) -> str:
-        return row["input"]
+        return ""  # the figure shows it
 
     def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
         from plots.generative import sample_grid
@@ -173,6 +174,18 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
         raise ValueError(f"{type(model).__name__} predicts nothing about an input, it generates: try samples=64")
     is_classifier = datamodule.class_names and isinstance(model, Classifies)
     return (Classes if is_classifier else Numbers)(datamodule, model)
+
+
+def is_table(file: Path) -> bool:
+    """Return whether a file is a table of predictions, by its header."""
+    if not file.is_file():
+        return False
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            columns = set(next(csv.reader([lines.readline(1000)]), []))
+    except (OSError, ValueError, csv.Error):
+        return False
+    return bool(columns & {"prediction", "squared error", "latent vector"}) or {"label", "probability"} <= columns
 
 
 def _format_value(value: Any) -> str:

@@ -40,7 +40,7 @@ def reconstructions(originals: Tensor, reconstructed: Tensor, columns: int = 10)
     for pair in zip(originals.split(columns), reconstructed.split(columns), strict=True):
         rows += pair
         labels += ["original", "reconstruction"]
-    return _labeled_rows(rows, labels, "test images and their reconstructions", pair_gap=True)
+    return _labeled_rows(rows, labels, "images and their reconstructions", pair_gap=True)
 
 
 def latent_walk(images: Tensor, first: Sequence[float], second: Sequence[float], axis_names: Sequence[str]) -> "Figure":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import nn
 import datamodules
 import evaluate
 from callbacks.fgsm import FGSM, input_gradients
-from cli.build import load_run
+from cli.build import build, load_run
+from cli.compose import compose
 from lit_models import Classifier, nets
+from tests.test_configs import IMAGE_MODELS
 from tests.test_scripts import load_band_images, train_run
 
 EPSILONS = [0.3, 0, 0.2]
@@ -66,13 +69,13 @@ def attacked_one_by_one(run: Path, epsilon: float) -> float:
 def test_accuracies_are_those_of_an_attack_image_by_image(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("callbacks.fgsm.CHUNK", 64)  # a test batch of 200 images comes in four parts
     result = attack(images)
-    written = json.loads((images / "evaluations/fgsm_last.json").read_text())
-    assert list(written["accuracy"]) == ["0", "0.2", "0.3"]
-    assert written["accuracy"]["0"] == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)
+    written = json.loads((images / "evaluations/fgsm_last.json").read_text())["metrics"]
+    assert list(written["acc"]) == ["0", "0.2", "0.3"]
+    assert written["acc"]["0"] == pytest.approx(result["metrics"]["test/acc"], abs=1e-6)
     for epsilon in (0.2, 0.3):
         expected = attacked_one_by_one(images, epsilon)
-        assert written["accuracy"][f"{epsilon:g}"] == pytest.approx(expected, abs=0.006)  # an image on the edge
-    assert written["accuracy"]["0.3"] < written["accuracy"]["0.2"] < written["accuracy"]["0"] - 0.05
+        assert written["acc"][f"{epsilon:g}"] == pytest.approx(expected, abs=0.006)  # an image on the edge
+    assert written["acc"]["0.3"] < written["acc"]["0.2"] < written["acc"]["0"] - 0.05
 
 
 def test_evaluation_itself_is_the_same_with_an_attack(images: Path) -> None:
@@ -91,6 +94,17 @@ def test_files_are_named_after_split_and_checkpoint(images: Path) -> None:
         assert min(picture.size) > 400
 
 
+@pytest.mark.parametrize("name", ["fgsm_last.json", "fgsm_last.png"])
+def test_files_of_others_are_not_overwritten(images: Path, name: str) -> None:
+    (images / "evaluations").mkdir()
+    (images / "evaluations" / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"{name} would be overwritten, and is not an evaluation of this project"):
+        attack(images)
+    assert [path.name for path in (images / "evaluations").iterdir()] == [name]
+    (images / "evaluations" / name).unlink()
+    assert attack(images) == attack(images)  # its own files are replaced
+
+
 def test_examples_are_moved_by_epsilon_and_are_new_mistakes(images: Path) -> None:
     _, data, model = load_run(str(images), "last")
     data.setup()
@@ -107,6 +121,21 @@ def test_examples_are_moved_by_epsilon_and_are_new_mistakes(images: Path) -> Non
     pixels, targets, predicted = callback._examples[0.0]
     assert (targets == predicted).all()
     assert all((originals == image).all((1, 2, 3)).any() for image in pixels)
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_every_image_classifier_is_attacked(name: str, random_images: Callable[[int, int], None]) -> None:
+    random_images(40, 12)
+    data, model = build(compose(f"model={name}", "data=cifar10", "data.val_size=8", "threads=1"))
+    data.setup()
+    callback = FGSM([0, 0.1])
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[callback])
+    (metrics,) = trainer.test(model, datamodule=data, verbose=False)
+    accuracies = callback.accuracies()
+    assert accuracies[0] == pytest.approx(metrics["test/acc"], abs=1e-6)
+    assert accuracies[0.1] <= accuracies[0]
+    inputs, targets = next(iter(data.test_dataloader()))
+    assert input_gradients(model.eval(), inputs, targets).flatten(1).abs().amax(1).min() > 0
 
 
 def test_gradients_of_log_odds_are_those_of_the_binary_cross_entropy() -> None:

@@ -77,20 +77,20 @@ def parameters(net: nn.Module) -> int:
         (nets.DCGANDiscriminator(GRAY, 32), 32 * 16 + 32 * 64 * 16 + 64 * 128 * 9 + 128 * 16 + 2 * 192),
     ],
 )
-def test_number_of_parameters(net: nn.Module, count: int) -> None:
+def test_parameter_counts(net: nn.Module, count: int) -> None:
     assert parameters(net) == count
 
 
 @pytest.mark.parametrize("size", [5, 8, 20, 28, 32, 33, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_dcgan_fits_square_images_of_any_size(size: int, channels: int) -> None:
+def test_dcgan_takes_square_images_of_any_size(size: int, channels: int) -> None:
     shape = (channels, size, size)
     images = nets.DCGANGenerator(7, shape, 2)(torch.randn(2, 7))
     assert images.shape == (2, *shape)
     assert nets.DCGANDiscriminator(shape, 2)(images).shape == (2, 1)
 
 
-def test_weights_of_a_dcgan_begin_as_the_paper_says() -> None:
+def test_dcgan_initializes_its_weights_as_in_the_paper() -> None:
     torch.manual_seed(0)
     net = nets.DCGANDiscriminator((1, 64, 64))
     for layer in net:
@@ -101,7 +101,7 @@ def test_weights_of_a_dcgan_begin_as_the_paper_says() -> None:
 
 
 @pytest.mark.parametrize("shape", [GRAY, COLOR, (5,)])
-def test_an_autoencoder_gives_back_what_it_gets(shape: tuple[int, ...]) -> None:
+def test_autoencoder_reconstructs_its_inputs(shape: tuple[int, ...]) -> None:
     inputs = torch.randn(4, *shape)
     for net in (nets.MLPAutoencoder(shape, [6, 5], 2), nets.MLPVAE(shape, [6, 5], 2)):
         assert net(inputs).shape == inputs.shape
@@ -112,7 +112,7 @@ def test_an_autoencoder_gives_back_what_it_gets(shape: tuple[int, ...]) -> None:
 # --- what a step is -------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_of_a_vae_is_that_of_the_example(tiny: None) -> None:
+def test_vae_loss_equals_that_of_the_example(tiny: None) -> None:
     """Its formula again, on the same random numbers: sums over all pixels of a batch, divided by the images."""
     datamodule, model = build(compose(*settings("vae"), "data.mean=[0.0]", "data.std=[1.0]"))
     datamodule.setup()
@@ -130,7 +130,7 @@ def test_the_loss_of_a_vae_is_that_of_the_example(tiny: None) -> None:
     assert means["train/reconstruction"] == pytest.approx(bce.item() / 30, rel=1e-5)
 
 
-def test_a_vae_reads_pixels_however_the_data_is_normalized(tiny: None) -> None:
+def test_vae_compares_pixels_whatever_the_normalization(tiny: None) -> None:
     losses = []
     for normalization in (("0.0", "1.0"), ("0.1307", "0.3081")):
         overrides = [f"data.{name}=[{number}]" for name, number in zip(("mean", "std"), normalization, strict=True)]
@@ -146,7 +146,7 @@ def test_a_vae_reads_pixels_however_the_data_is_normalized(tiny: None) -> None:
     assert torch.equal(*losses)  # a decoder does not know how its images are normalized
 
 
-def test_a_gan_learns_as_basic_gan_does(tiny: None) -> None:
+def test_gan_steps_equal_those_of_basic_gan(tiny: None) -> None:
     """Two epochs in plain torch: generator first, then the discriminator on the same fakes and the real images."""
     # Not Adam, which makes steps of the rounding errors of a bias before batch norm, whose gradient is zero.
     overrides = (*settings("gan"), "optimizer=sgd", "scheduler=none", "+data.shuffle=false", "trainer.max_epochs=2")
@@ -201,7 +201,7 @@ def killed_after(patch: pytest.MonkeyPatch, batches: int, model: str) -> None:
 
 @pytest.mark.parametrize("batches", [3, 10, 14])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_killed_run_goes_on_to_the_same_end(model: str, batches: int, tiny: None) -> None:
+def test_killed_run_resumes_to_the_same_weights(model: str, batches: int, tiny: None) -> None:
     overrides = (*settings(model), "trainer.max_epochs=3", "checkpoint.every_n_steps=2")
     run("whole", *overrides)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -217,14 +217,16 @@ def test_a_killed_run_goes_on_to_the_same_end(model: str, batches: int, tiny: No
 
 @pytest.mark.real
 @pytest.mark.parametrize("experiment", ["mnist_vae", "mnist_gan"])
-def test_six_kills(experiment: str, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_after_six_kills_are_those_of_an_uninterrupted_run(
+    experiment: str, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATA_ROOT", str(real_root))
     lines = kill_and_resume(6, seed=1, folder=tmp_path, experiment=experiment)
     assert sum(bool(re.search(r"resumed from step \d", line)) for line in lines) >= 3
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_same_command_gives_the_same_bits_and_pictures_change_none(model: str, tiny: None) -> None:
+def test_same_command_gives_the_same_bits_with_and_without_pictures(model: str, tiny: None) -> None:
     overrides = (*settings(model), "trainer.max_epochs=2")
     run("one", *overrides)
     run("other", *overrides, "callbacks.pictures=null")
@@ -237,7 +239,7 @@ def test_the_same_command_gives_the_same_bits_and_pictures_change_none(model: st
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_test_gives_what_the_last_validation_gave_on_the_same_images(model: str, tiny: None) -> None:
+def test_test_equals_the_last_validation_on_the_same_images(model: str, tiny: None) -> None:
     """Its random numbers depend on the seed alone, so that evaluate.py gives the same too."""
     result = run("run", *settings(model), "data.validate_on=test", "trainer.max_epochs=2")
     metrics = result["metrics"]
@@ -249,7 +251,7 @@ def test_a_test_gives_what_the_last_validation_gave_on_the_same_images(model: st
     assert evaluated == {f"test/{name}": metrics[f"test/{name}"] for name in names}
 
 
-def test_a_resumed_gan_keeps_its_schedules(tiny: None) -> None:
+def test_resumed_gan_keeps_its_schedules(tiny: None) -> None:
     for scheduler in ("onecycle", "step"):
         overrides = (*settings("gan"), f"scheduler={scheduler}", "trainer.max_epochs=3", "checkpoint.every_n_steps=2")
         run(f"whole_{scheduler}", *overrides)
@@ -265,7 +267,7 @@ def test_a_resumed_gan_keeps_its_schedules(tiny: None) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_no_loss_that_is_not_finite_is_learned_from(model: str, tiny: None) -> None:
+def test_loss_that_is_not_finite_ends_the_training(model: str, tiny: None) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) after step") as raised:
         run("run", *settings(model), "optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=2")
     assert ("clipping" in str(raised.value)) == ("gan" not in model)  # Lightning clips no gradients of two optimizers
@@ -284,7 +286,7 @@ def metrics_of(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_an_autoencoder_learns_in_two_processes_what_it_learns_in_one(shell: Callable, tmp_path: Path) -> None:
+def test_autoencoder_in_two_processes_equals_one_process(shell: Callable, tmp_path: Path) -> None:
     """897 examples: the last batch gives the processes unequal numbers."""
     for folder, how in (("one", ("data.batch_size=64",)), ("two", (*TWO, "data.batch_size=32"))):
         (tmp_path / folder).mkdir()
@@ -306,9 +308,7 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_vae_learns_in_two_processes_and_a_gan_says_that_it_does_not(
-    shell: Callable, tmp_path: Path, pictures: list[str]
-) -> None:
+def test_vae_trains_in_two_processes_and_gan_refuses(shell: Callable, tmp_path: Path, pictures: list[str]) -> None:
     normalization = ("data.mean=[0.5]", "data.std=[0.5]", "data.batch_size=4", "trainer.max_epochs=2", "logger=none")
     answer = shell("model=vae", *pictures, *normalization, *TWO)
     assert answer.returncode == 0, answer.stderr
@@ -348,7 +348,7 @@ def test_a_vae_learns_in_two_processes_and_a_gan_says_that_it_does_not(
         ("model=autoencoder model.steps_per_batch=0", "model.steps_per_batch=0 must be at least 1"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(overrides: str, line: str, tiny: None) -> None:
+def test_wrong_settings_give_one_line(overrides: str, line: str, tiny: None) -> None:
     short = ("data.val_size=0", "logger=none", "trainer.max_epochs=1", "trainer.accelerator=cpu")
     with pytest.raises(Exception) as raised:
         run("run", "data=mnist", *short, *overrides.split())
@@ -400,7 +400,7 @@ CLASSIFIER = ("model=mlp", "model.net.hidden_sizes=[32]", "data=mnist", "data.va
 CLASSIFIER += ("trainer.max_epochs=20", "trainer.accelerator=cpu", "callbacks.pictures=null")
 
 
-def test_the_judge_tells_good_generators_from_bad_ones(digits: None) -> None:
+def test_judge_tells_good_generators_from_bad_ones(digits: None) -> None:
     assert run("classifier", *CLASSIFIER, "logger=none", "threads=1")["metrics"]["test/acc"] == 1
     perfect = judged(lambda data: next(iter(data.test_dataloader()))[0])
     assert perfect["recognized"] > 0.95
@@ -415,7 +415,7 @@ def test_the_judge_tells_good_generators_from_bad_ones(digits: None) -> None:
     assert perfect["frechet"] < halved["frechet"]
 
 
-def test_a_judged_run_logs_every_epoch_and_changes_no_bits(digits: None) -> None:
+def test_judge_logs_every_epoch_and_changes_no_bits(digits: None) -> None:
     run("classifier", *CLASSIFIER, "logger=none", "threads=1")
     torch.set_num_threads(1)
     overrides = (*settings("gan"), "trainer.max_epochs=2", "callbacks.pictures=null")
@@ -443,7 +443,7 @@ def test_a_judged_run_logs_every_epoch_and_changes_no_bits(digits: None) -> None
         ("model=gan callbacks.judge.run=nowhere", "nowhere is neither a run directory nor a checkpoint"),
     ],
 )
-def test_what_a_judge_cannot_judge(overrides: str, line: str, tiny: None) -> None:
+def test_judge_refuses_what_it_cannot_judge(overrides: str, line: str, tiny: None) -> None:
     short = ("data=mnist", "data.val_size=0", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "logger=none")
     run("classifier", "model=mlp", *short)
     run("generator", *settings("gan"), *short)
@@ -453,7 +453,7 @@ def test_what_a_judge_cannot_judge(overrides: str, line: str, tiny: None) -> Non
     assert line in format_error(raised.value)
 
 
-def test_a_judge_needs_a_run() -> None:
+def test_judge_without_a_run_is_refused() -> None:
     with pytest.raises(Exception) as raised:
         run("run", "model=gan", "data=mnist", "callbacks=judge")
     assert "callbacks.judge.run" in format_error(raised.value)
@@ -476,7 +476,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
 @pytest.mark.parametrize("model", MODELS)
-def test_pictures_of_what_a_model_makes(model: str, data: str, tiny: None) -> None:
+def test_generative_plots_are_written(model: str, data: str, tiny: None) -> None:
     run("run", *settings(model), f"data={data}", "trainer.max_epochs=2")
     assert drawn() == PICTURES[model]
     for name in drawn():
@@ -485,7 +485,7 @@ def test_pictures_of_what_a_model_makes(model: str, data: str, tiny: None) -> No
         assert 250 < image.shape[1] < 1300
 
 
-def test_images_lie_side_by_side_in_a_mosaic() -> None:
+def test_mosaic_places_images_side_by_side() -> None:
     images = torch.arange(1, 6, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 3, 4)
     whole = mosaic(images, 3)
     assert whole.shape == (2 * (3 + GAP) + GAP, 3 * (4 + GAP) + GAP)
@@ -494,7 +494,7 @@ def test_images_lie_side_by_side_in_a_mosaic() -> None:
     assert mosaic(images.expand(5, 3, 3, 4), 3).shape == (*whole.shape, 3)
 
 
-def test_codes_are_projected_on_what_varies_most() -> None:
+def test_codes_are_projected_on_their_principal_components() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(500, 4, generator=generator) * torch.tensor([0.1, 5.0, 0.1, 2.0])
     points, names = project_codes(codes)

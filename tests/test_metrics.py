@@ -37,7 +37,7 @@ def outputs_of(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.cat([model(inputs) for inputs, _ in batches]), torch.cat([targets for _, targets in batches])
 
 
-def test_classes_are_measured_over_all_examples_of_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
+def test_classification_metrics_cover_all_examples_of_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
     """Evaluated in batches of 25: a mean of the metrics of the batches would be another number."""
     caplog.set_level("INFO")
     result = run(*POINTS, "metrics=classes", "data.eval_batch_size=25")
@@ -65,7 +65,7 @@ def test_classes_are_measured_over_all_examples_of_an_epoch(caplog: pytest.LogCa
     assert written["metrics"]["val/f1"] == result["metrics"]["val/f1"]
 
 
-def test_numbers_are_measured_in_their_own_units(tmp_path: Path) -> None:
+def test_regression_metrics_are_in_the_units_of_the_targets(tmp_path: Path) -> None:
     lines = [f"{x},{1000 + 50 * x + 7 * (x % 3)}" for x in range(60)]
     (tmp_path / "table.csv").write_text("\n".join(["x,price", *lines]))
     table = ("data=csv", f"data.path={tmp_path / 'table.csv'}", "data.target=price", "model=mlp_regression")
@@ -90,7 +90,7 @@ def test_a_metric_with_a_value_for_each_class_is_logged_for_each() -> None:
 
 
 @pytest.mark.parametrize("model", ["blobs_mlp", "logistic"])
-def test_two_classes_may_be_one_probability(model: str) -> None:
+def test_binary_metrics_take_log_odds(model: str) -> None:
     result = run(f"model={model}", *POINTS[1:], "+metrics.f1._target_=torchmetrics.classification.BinaryF1Score")
     _, _, module = load_run("run", "last")
     outputs, targets = outputs_of("run", "test")
@@ -100,7 +100,7 @@ def test_two_classes_may_be_one_probability(model: str) -> None:
     assert result["metrics"]["test/f1"] == pytest.approx(expected.item())
 
 
-def test_one_example_has_no_r2(caplog: pytest.LogCaptureFixture) -> None:
+def test_r2_of_one_example_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     result = run("model=line", "data=doubles", "data.val_size=1", "optimizer=by_hand", "scheduler=none")
     assert result["metrics"]["val/rmse"] >= 0
     assert result["status"] == "finished"
@@ -120,7 +120,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_wrong_metric_is_said_in_a_line(words: str, random_images: Callable[[int, int], None]) -> None:
+def test_wrong_metric_gives_one_line(words: str, random_images: Callable[[int, int], None]) -> None:
     random_images(40, 10)
     own = () if "data=" in words else POINTS
     with pytest.raises(Exception) as error:
@@ -145,7 +145,7 @@ def test_a_wrong_metric_is_said_in_a_line(words: str, random_images: Callable[[i
         {"_target_": "torchmetrics.classification.MulticlassF1Score"},
     ],
 )
-def test_a_stored_metric_is_one_of_torchmetrics(metrics: dict) -> None:
+def test_stored_metric_must_be_of_torchmetrics(metrics: dict) -> None:
     config = {"choices": {"overrides": []}, "metrics": metrics}
     with pytest.raises(ValueError, match=r"^a\.ckpt is refused: config\.metrics"):
         check_safe(config, "a.ckpt")
@@ -153,14 +153,14 @@ def test_a_stored_metric_is_one_of_torchmetrics(metrics: dict) -> None:
     check_safe(config | {"metrics": {"f1": good}}, "a.ckpt")
 
 
-def test_the_number_of_classes_may_be_given() -> None:
+def test_typed_number_of_classes_is_kept() -> None:
     cfg = compose(*POINTS, "metrics=classes", "+metrics.f1.num_classes=7")
     metrics = build_metrics(cfg, build(cfg)[0])
     assert (metrics["f1"].num_classes, metrics["auroc"].num_classes) == (7, 2)
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(shell: Callable, tmp_path: Path) -> None:
+def test_metrics_of_two_processes_equal_those_of_one(shell: Callable, tmp_path: Path) -> None:
     """61 validation examples in batches of 25: the processes have different numbers of them. No step is made."""
     common = (*POINTS, "data.val_size=61", "data.eval_batch_size=25", "metrics=classes", "logger=none", "threads=1")
     common += ("trainer.max_epochs=0", "validate_before_training=true", "callbacks.pictures=null")

@@ -47,7 +47,7 @@ def column(name: str, folder: str = "run") -> list[float]:
         ("test", "test_", "test/test_"),
     ],
 )
-def test_a_metric_is_called_by_stage_and_name(stage: str, logged: str, name: str) -> None:
+def test_metric_names_are_stage_and_name(stage: str, logged: str, name: str) -> None:
     assert metric_name(stage, logged) == name
 
 
@@ -55,7 +55,7 @@ class Own:
     monitor, mode = "val/fid", "min"
 
 
-def test_the_config_comes_before_the_model_and_that_before_what_is_usual() -> None:
+def test_config_precedes_model_precedes_default_monitor() -> None:
     measured = ["train/loss", "val/loss", "val/acc", "val/fid", "val/f1"]
     assert Monitors(None, None).resolve(measured) == Monitor("val/acc", "max")
     assert Monitors(None, None).resolve(measured[:2]) == Monitor("val/loss", "min")
@@ -74,12 +74,12 @@ def test_the_config_comes_before_the_model_and_that_before_what_is_usual() -> No
     ("name", "mode"),
     [("val/acc", "max"), ("val/g_loss", "min"), ("val_top5_acc", "max"), ("val/rmse", "min"), ("val/score", None)],
 )
-def test_a_mode_is_known_where_the_name_says_it(name: str, mode: str | None) -> None:
+def test_mode_follows_from_known_metric_names(name: str, mode: str | None) -> None:
     assert known_mode(name, {}) == mode
     assert known_mode(name, {name.replace("val_", "val/").partition("/")[2]: "max"}) == "max"  # the metric says it
 
 
-def test_a_number_is_better_than_none_and_nan_is_not() -> None:
+def test_number_is_better_than_none_and_nan_is_not() -> None:
     for mode, good, bad in (("max", 2.0, 1.0), ("min", 1.0, 2.0)):
         monitor = Monitor("val/x", mode)
         assert monitor.is_better(bad, None)
@@ -90,7 +90,7 @@ def test_a_number_is_better_than_none_and_nan_is_not() -> None:
         assert monitor.is_better(bad, math.nan)
 
 
-def test_the_best_checkpoint_is_that_of_the_monitored_metric() -> None:
+def test_best_checkpoint_is_that_of_the_monitored_metric() -> None:
     """By accuracy in per cent and by a loss that is to be high: two different epochs."""
     high = run("trainer.max_epochs=4", "monitor=train/loss", "mode=max", folder="high")
     low = run("trainer.max_epochs=4", "monitor=train_loss", folder="low")
@@ -101,7 +101,7 @@ def test_the_best_checkpoint_is_that_of_the_monitored_metric() -> None:
     assert (high["monitor"], high["mode"], low["monitor"], low["mode"]) == ("train/loss", "max", "train/loss", "min")
 
 
-def test_an_f1_of_torchmetrics_chooses_the_best_epoch() -> None:
+def test_f1_of_torchmetrics_chooses_the_best_epoch() -> None:
     result = run("trainer.max_epochs=6", "optimizer.lr=0.1", "monitor=val/f1", F1)
     scores = column("val/f1")
     assert (result["monitor"], result["mode"]) == ("val/f1", "max")
@@ -109,7 +109,7 @@ def test_an_f1_of_torchmetrics_chooses_the_best_epoch() -> None:
     assert torch.load("run/checkpoints/best.ckpt")["epoch"] == scores.index(max(scores)) < 5
 
 
-def test_a_resumed_run_keeps_its_best_unless_the_monitor_changes() -> None:
+def test_resumed_run_keeps_its_best_unless_the_monitor_changes() -> None:
     run("trainer.max_epochs=2")
     state = torch.load("run/checkpoints/last.ckpt")["callbacks"]["Checkpoints"]
     assert state == {"best": max(column("val/acc")), "by": ["val/acc", "max"]}
@@ -132,7 +132,7 @@ def test_early_stopping_follows_the_monitor(mode: str, epochs: int) -> None:
     assert run(*stop, "monitor=train/loss", f"mode={mode}")["epochs"] == epochs
 
 
-def test_early_stopping_goes_on_where_it_was() -> None:
+def test_early_stopping_keeps_its_patience_after_resume() -> None:
     stop = ("callbacks=early_stopping", "callbacks.early_stopping.patience=4", "monitor=train/loss", "mode=max")
     assert run(*stop, "trainer.max_epochs=3")["epochs"] == 3
     assert run("resume=run", "trainer.max_epochs=20")["epochs"] == 5
@@ -167,7 +167,7 @@ AT_ONCE = [words for words in WRONG if "not measured" not in WRONG[words] and "n
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_wrong_monitor_is_said_in_a_line(words: str) -> None:
+def test_wrong_monitor_gives_one_line(words: str) -> None:
     with pytest.raises(ValueError) as error:
         run("trainer.max_epochs=2", *words.split())
     line = format_error(error.value)
@@ -179,7 +179,7 @@ def test_a_wrong_monitor_is_said_in_a_line(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", AT_ONCE[:5])
-def test_the_most_of_it_before_torch_is_loaded(words: str, shell: Callable, tmp_path: Path) -> None:
+def test_wrong_monitor_is_found_before_torch_is_loaded(words: str, shell: Callable, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('torch is loaded')")
     answer = shell(*words.split(), PYTHONPATH=str(tmp_path))
     assert answer.returncode == 1
@@ -200,7 +200,7 @@ def job(number: int, metrics: dict[str, float], monitor: object, mode: object = 
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 0)])
-def test_a_sweep_is_ranked_by_the_monitor_of_its_runs(mode: str, best: int) -> None:
+def test_sweep_is_ranked_by_the_monitor_of_its_runs(mode: str, best: int) -> None:
     for number in range(3):
         job(number, {"val/fid": float(number), "val/acc": 1 - number / 10}, "val/fid", mode)
     summary = Summary(Path("sweep"))
@@ -210,14 +210,14 @@ def test_a_sweep_is_ranked_by_the_monitor_of_its_runs(mode: str, best: int) -> N
     assert "Ranked by val/fid, the " in Path("sweep/summary.md").read_text()
 
 
-def test_jobs_of_earlier_versions_are_ranked_as_they_were() -> None:
+def test_jobs_of_earlier_versions_are_ranked_as_before() -> None:
     job(0, {"val/loss": 0.2, "train/loss": 0.1}, None)
     job(1, {"val/loss": 0.1, "train/loss": 0.2}, None)
     assert Summary(Path("sweep")).best().settings == {"optimizer.lr": "1"}
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [(7, "max"), ("val/fid", "up"), ("val/fid", None), (["val/fid"], "max")])
-def test_a_monitor_that_is_none_makes_a_job_unreadable(monitor: object, mode: object) -> None:
+def test_invalid_stored_monitor_makes_a_job_unreadable(monitor: object, mode: object) -> None:
     job(0, {"val/fid": 1.0}, "val/fid", "min")
     job(1, {"val/fid": 0.5}, monitor, mode)
     assert [job.status for job in Summary(Path("sweep")).jobs] == ["finished", "unreadable"]
@@ -233,7 +233,7 @@ def test_a_monitor_that_is_none_makes_a_job_unreadable(monitor: object, mode: ob
         (("model._target_=tests.test_monitor.Own",), Monitor("val/fid", "min")),
     ],
 )
-def test_a_search_is_about_the_monitor(overrides: tuple[str, ...], monitor: Monitor) -> None:
+def test_search_optimizes_the_monitor(overrides: tuple[str, ...], monitor: Monitor) -> None:
     objective = search_objective(compose(*overrides))
     assert objective.resolve([monitor.name]) == monitor
     assert len(objective.candidates) == 1
@@ -243,7 +243,7 @@ SWEEP = ("-m", *POINTS, "trainer.max_epochs=2", "monitor=val/f1", F1)
 
 
 @pytest.mark.slow
-def test_a_sweep_by_an_f1(shell: Callable, tmp_path: Path) -> None:
+def test_sweep_is_ranked_by_f1(shell: Callable, tmp_path: Path) -> None:
     answer = shell(*SWEEP, "optimizer.lr=0,0.05")
     assert answer.returncode == 0, answer.stderr
     summary = Summary(tmp_path / "outputs/last_sweep")
@@ -253,7 +253,7 @@ def test_a_sweep_by_an_f1(shell: Callable, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_by_an_f1(shell: Callable, tmp_path: Path) -> None:
+def test_search_optimizes_f1(shell: Callable, tmp_path: Path) -> None:
     search = ("sweep=mnist_lr", "hydra.sweeper.n_trials=6", "hydra.sweeper.startup_trials=2")
     answer = shell(*SWEEP, *search, "callbacks.pruning.startup_trials=1")
     assert answer.returncode == 0, answer.stderr

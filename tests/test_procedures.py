@@ -174,7 +174,7 @@ class ExactGAN(ExactModule):
     training_step = PlainGAN.training_step
 
 
-def test_a_module_of_lightnings_documentation_does_everything(caplog: pytest.LogCaptureFixture) -> None:
+def test_module_of_lightnings_documentation_trains_resumes_and_evaluates(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     result = run(LitAutoEncoder, logger="tensorboard")
     assert result["status"] == "finished"
@@ -199,7 +199,7 @@ EVALUATE = OmegaConf.create(
 )
 
 
-def test_the_loss_of_an_epoch_is_a_mean_over_its_batches() -> None:
+def test_loss_of_an_epoch_is_the_mean_over_its_batches() -> None:
     """It is logged in each step alone, so Lightning itself knows only that of the last batch."""
     seen: list[float] = []
 
@@ -213,7 +213,7 @@ def test_the_loss_of_an_epoch_is_a_mean_over_its_batches() -> None:
     assert float(rows()[0]["train/loss"]) == pytest.approx(sum(seen) / 10)
 
 
-def test_all_ways_to_log_have_one_name() -> None:
+def test_every_way_to_log_gives_the_same_metric_name() -> None:
     result = run(Noisy)
     assert list(rows()[0]) == ["epoch", "step", "train/loss", "train/both", "val/loss", "val/acc", "seconds"]
     assert rows()[0]["train/both"] == rows()[0]["train/loss"]
@@ -224,7 +224,7 @@ def test_all_ways_to_log_have_one_name() -> None:
 
 
 @pytest.mark.parametrize("model", [LitAutoEncoder, Noisy, PlainGAN, ExactGAN])
-def test_any_procedure_goes_on_at_the_end_of_an_epoch_to_the_bit(model: type) -> None:
+def test_any_procedure_resumes_bitwise_after_an_epoch(model: type) -> None:
     """Dropout, noise and a schedule that follows a metric included."""
     run(model, folder="whole")
     run(model, "trainer.max_epochs=1", folder="parts")
@@ -235,9 +235,7 @@ def test_any_procedure_goes_on_at_the_end_of_an_epoch_to_the_bit(model: type) ->
 
 
 @pytest.mark.parametrize("step", [3, 13, 26])
-def test_two_optimizers_go_on_from_the_middle_of_an_epoch_to_the_bit(
-    step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_optimizers_resume_bitwise_within_an_epoch(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run(ExactGAN, folder="whole")
     training_step = ExactGAN.training_step
 
@@ -256,7 +254,7 @@ def test_two_optimizers_go_on_from_the_middle_of_an_epoch_to_the_bit(
     assert differences(final_state(Path("whole"))[1], final_state(Path("parts"))[1]) == []
 
 
-def test_a_plain_module_says_what_a_resume_in_mid_epoch_is(
+def test_plain_module_warns_when_it_resumes_within_an_epoch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(Noisy, folder="whole")
@@ -283,7 +281,7 @@ def test_a_plain_module_says_what_a_resume_in_mid_epoch_is(
     assert rows("whole")[2]["train/loss"] == rows("parts")[2]["train/loss"]
 
 
-def test_the_live_line_shows_what_a_module_puts_there(
+def test_progress_shows_metrics_logged_with_prog_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ProgressBar, "enable", lambda self: setattr(self, "_live", True))
@@ -296,7 +294,7 @@ def test_the_live_line_shows_what_a_module_puts_there(
     assert re.search(r"100 %  g_loss -?[\d.]+  d_loss", capsys.readouterr().err)
 
 
-def test_a_class_that_a_checkpoint_may_not_name_is_said_at_the_start(
+def test_class_that_checkpoints_may_not_name_is_warned_of_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(LitAutoEncoder, folder="known")
@@ -309,7 +307,7 @@ def test_a_class_that_a_checkpoint_may_not_name_is_said_at_the_start(
         evaluate.evaluate(EVALUATE, Path("run"))
 
 
-def test_a_gan_counts_the_steps_of_both_optimizers(caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_of_both_optimizers_of_a_gan_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     result = run(PlainGAN, "trainer.log_every_n_steps=5", logger="tensorboard")
     assert (result["epochs"], result["steps"], result["optimizers"]) == (3, 60, 2)
@@ -320,7 +318,7 @@ def test_a_gan_counts_the_steps_of_both_optimizers(caplog: pytest.LogCaptureFixt
     assert [event.step for event in events.Scalars("g_loss")] == [10, 20, 30, 40, 50, 60]
 
 
-def test_without_a_measure_of_the_best_the_last_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_without_a_monitored_metric_keeps_last_ckpt(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     result = run(PlainGAN)
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
@@ -332,7 +330,7 @@ def test_without_a_measure_of_the_best_the_last_is_kept(caplog: pytest.LogCaptur
         evaluate.evaluate(EVALUATE, Path("run"))
 
 
-def test_a_module_that_says_nothing_trains(caplog: pytest.LogCaptureFixture) -> None:
+def test_module_that_logs_nothing_trains(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     result = run(Silent)
     assert (result["status"], result["steps"]) == ("finished", 30)  # of the optimizer, without a gradient
@@ -343,7 +341,7 @@ def test_a_module_that_says_nothing_trains(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize("model", [LitAutoEncoder, Noisy, PlainGAN, ExactGAN, Silent])
 @pytest.mark.parametrize("mode", ["fast", "limit", "profile"])
-def test_debug_modes_take_any_procedure(model: type, mode: str) -> None:
+def test_debug_modes_work_with_any_procedure(model: type, mode: str) -> None:
     assert run(model, f"debug={mode}")["status"] == "finished"
 
 
@@ -374,7 +372,7 @@ def built(model: type, *overrides: str, **arguments: Any) -> Any:
     return build(cfg)[1]
 
 
-def test_a_constructor_gets_what_it_has_parameters_for() -> None:
+def test_constructor_receives_what_it_has_parameters_for() -> None:
     got = built(Passing).got
     assert type(got["input_shape"]) is tuple
     assert (got["input_shape"], got["num_classes"]) == ((1, 28, 28), 10)
@@ -385,7 +383,7 @@ def test_a_constructor_gets_what_it_has_parameters_for() -> None:
 
 
 @pytest.mark.parametrize("override", ["optimizer=sgd", "optimizer.lr=0.1", "+optimizer.amsgrad=true", "scheduler=none"])
-def test_a_choice_that_the_model_would_ignore_is_refused(override: str) -> None:
+def test_optimizer_that_the_model_would_ignore_is_refused(override: str) -> None:
     with pytest.raises(
         ValueError, match=r"LitAutoEncoder makes its own, its constructor takes no (optim|sched)"
     ) as error:
@@ -393,14 +391,14 @@ def test_a_choice_that_the_model_would_ignore_is_refused(override: str) -> None:
     assert str(error.value).startswith(override)
 
 
-def test_an_unused_optimizer_is_not_in_what_distinguishes_runs() -> None:
+def test_unused_optimizer_is_not_a_hyperparameter() -> None:
     run(LitAutoEncoder)
     config = torch.load("run/checkpoints/last.ckpt")["config"]
     assert (config["choices"]["optimizer"], config["choices"]["scheduler"]) == (None, None)
 
 
 @pytest.mark.parametrize("target", ["lit_models.nets.CNN", "lit_models.losses.check_targets"])
-def test_a_net_is_no_model(target: str) -> None:
+def test_net_as_the_model_is_refused(target: str) -> None:
     cfg = compose(*SHORT)
     cfg.model = {"_target_": target}
     with pytest.raises(ValueError, match=f"model._target_={target} is not a LightningModule; a net goes to model.net"):
@@ -413,7 +411,7 @@ class Picky(LitAutoEncoder):
             raise ValueError(f"this model takes series, and the data gives inputs of shape {datamodule.shape}")
 
 
-def test_a_model_says_itself_what_it_takes() -> None:
+def test_check_data_of_a_model_refuses_data() -> None:
     with pytest.raises(ValueError, match=r"this model takes series, and the data gives inputs of shape \(1, 28, 28\)"):
         built(Picky)
 
@@ -429,12 +427,12 @@ class TwoOptimizers(ExactModule):
         raise AssertionError("never called")
 
 
-def test_several_optimizers_need_steps_of_ones_own() -> None:
+def test_several_optimizers_with_automatic_optimization_are_refused() -> None:
     with pytest.raises(ValueError, match="TwoOptimizers has 2 optimizers: set automatic_optimization = False"):
         run(TwoOptimizers)
 
 
-def test_compile_needs_a_net() -> None:
+def test_compile_without_a_net_is_refused() -> None:
     with pytest.raises(
         ValueError, match="compile=true compiles the net of a model, and LitAutoEncoder has no attribute"
     ):
@@ -477,7 +475,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "lines"), [("tiny_autoencoder", 25), ("tiny_gan", 45)])
-def test_the_examples_of_the_readme_are_short(name: str, lines: int) -> None:
+def test_readme_examples_are_short(name: str, lines: int) -> None:
     text = EXAMPLES[f"lit_models/{name}.py"]
     assert len(text.splitlines()) <= lines
     assert max(map(len, text.splitlines())) <= 120
@@ -485,7 +483,7 @@ def test_the_examples_of_the_readme_are_short(name: str, lines: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "step", "saved"), [("tiny_autoencoder", 25, 24), ("tiny_gan", 50, 48)])
-def test_the_examples_of_the_readme_survive_kill_9(name: str, step: int, saved: int, project: Path) -> None:
+def test_readme_examples_resume_bitwise_after_kill_9(name: str, step: int, saved: int, project: Path) -> None:
     """Ten batches in an epoch: both are killed in the third one, after a checkpoint in its middle."""
 
     def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
