@@ -43,8 +43,8 @@ class Plots(GenerativePlots):
     Of every run: ``loss`` and, for classifiers, ``accuracy``, ``confusion`` and ``classes``. Of images: ``samples``,
     ``predictions``, ``mistakes``, for nets that begin with a convolution ``filters``, and for those that judge each
     label ``goodness``. Of points in the plane: ``boundary``, and ``boundaries`` over the epochs. Of lines: ``line``,
-    and ``surface``, the loss over weight and bias with the path of the training. Of what generates or reconstructs: see
-    :class:`GenerativePlots`.
+    and ``surface``, the loss over weight and bias with the path of the training. Of what generates, reconstructs or
+    continues: see :class:`GenerativePlots`.
 
     Args:
         every_n_epochs: also draws the training every n epochs. None draws it only after its end.

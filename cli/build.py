@@ -142,11 +142,19 @@ def _parameters(cls: Any) -> set[str]:
     return names
 
 
-def load_run(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
-    """Return the config, the datamodule and the trained module of a run, from its checkpoint alone."""
+def load_run(run: str, checkpoint: str, keep_float64: bool = False) -> tuple[DictConfig, Any, Any]:
+    """Return the config, the datamodule and the trained module of a run, from its checkpoint alone.
+
+    Args:
+        run: see :func:`find_checkpoint`.
+        checkpoint: see :func:`find_checkpoint`.
+        keep_float64: do not round the weights of a training in double precision to float32.
+    """
     stored = load_checkpoint(find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
     datamodule, model = build(cfg)
+    if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
+        model.double()
     model.load_state_dict(stored["state_dict"])
     return cfg, datamodule, model.eval()
 

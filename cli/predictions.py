@@ -108,6 +108,30 @@ class Reconstructions(Numbers):
         return reconstructions(examples.inputs, self.datamodule.to_uint8(outputs))
 
 
+class Continuations(Numbers):
+    """Continuations of series, each by as many numbers as it has."""
+
+    max_shown = 6
+
+    def predict(self, inputs: "Tensor") -> "Tensor":
+        return self.model.continue_series(self.datamodule.normalize(inputs), inputs.shape[1])
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        return super().rows(examples._replace(targets=None), outputs)  # the targets are not what comes next
+
+    def format(self, row: Row) -> str:
+        name, numbers = row["input"], row["prediction"]
+        start = f"{name[:28]}…" if len(name) > 30 else name
+        more = f" … ({len(numbers):,} numbers)" if len(numbers) > 6 else ""
+        return f"{start}  continued by {_format_value(numbers[:6])}{more}"
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        from plots.series import continuations
+
+        labels = [name if len(name) <= 60 else f"{name[:58]}…" for name in examples.names]
+        return continuations(examples.inputs.numpy(), outputs.numpy(), labels)
+
+
 class Samples(Numbers):
     """Images that a generator makes from latent vectors."""
 
@@ -137,7 +161,7 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
     Raises:
         ValueError: it predicts nothing, or generates nothing and ``samples`` are wanted.
     """
-    from runs.offers import Classifies, Generates, Reconstructs
+    from runs.offers import Classifies, ContinuesSeries, Generates, Reconstructs
 
     if samples:
         if not isinstance(model, Generates):
@@ -145,6 +169,8 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
         return Samples(datamodule, model)
     if isinstance(model, Reconstructs):
         return Reconstructions(datamodule, model)
+    if isinstance(model, ContinuesSeries):
+        return Continuations(datamodule, model)
     if isinstance(model, Generates):
         raise ValueError(f"{type(model).__name__} predicts nothing about an input, it generates: try samples=64")
     is_classifier = datamodule.class_names and isinstance(model, Classifies)

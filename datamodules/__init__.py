@@ -6,7 +6,7 @@ from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import InMemoryDataModule
 from datamodules.pairs import MNISTPairs
-from datamodules.synthetic import Blobs, OneRandom, Separable, Table, Tabular
+from datamodules.synthetic import Blobs, OneRandom, Separable, Sines, Table, Tabular
 
 __all__ = [
     "CIFAR10",
@@ -20,6 +20,7 @@ __all__ = [
     "MNISTPairs",
     "OneRandom",
     "Separable",
+    "Sines",
     "Table",
     "Tabular",
 ]

@@ -3,6 +3,7 @@
 from lit_models.autoencoder import VAE, Autoencoder
 from lit_models.distillation import Distillation
 from lit_models.finetuning import FineTuning
+from lit_models.forecaster import Forecaster
 from lit_models.forward_forward import ForwardForward
 from lit_models.gan import GAN
 from lit_models.line import LineByAutograd, LineByHand
@@ -17,6 +18,7 @@ __all__ = [
     "Classifier",
     "Distillation",
     "FineTuning",
+    "Forecaster",
     "ForwardForward",
     "LineByAutograd",
     "LineByHand",

@@ -26,6 +26,10 @@ PROJECT = Path(__file__).parent.parent
 DATA_ROOT = Path(os.environ.get("DATA_ROOT") or PROJECT / "data")
 
 
+# What makes an experiment on generated data small enough for a test.
+SMALLER = {"sines_lstm": ("data.size=10", "data.length=50")}
+
+
 @pytest.fixture(autouse=True)
 def _working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in its own directory, where ``outputs/`` goes."""

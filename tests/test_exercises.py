@@ -17,7 +17,7 @@ from cli.errors import format_error
 from lit_models import FineTuning, losses, nets
 from runs.expectations import check_expected
 from runs.result import has_diverged
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, SMALLER
 
 EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
 LINES = ["line_diverging", "line_slow", "line_rescaled"]
@@ -226,7 +226,7 @@ def test_experiments_have_a_header_and_train_two_batches(
     if experiment == "cifar10_distillation":
         run("teacher", "experiment=cifar10_teacher", *limits)
         small.append("model.teacher=teacher")
-    result, *_ = run("run", f"experiment={experiment}", *small, *limits)
+    result, *_ = run("run", f"experiment={experiment}", *small, *SMALLER.get(experiment, []), *limits)
     assert result["status"] in ("finished", "diverged")
     assert result["steps"] >= 1
 

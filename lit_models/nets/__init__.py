@@ -7,6 +7,7 @@ from lit_models.nets.forward_forward import ForwardForwardNet
 from lit_models.nets.gan import DCGANDiscriminator, DCGANGenerator, MLPDiscriminator, MLPGenerator
 from lit_models.nets.lenet import LeNet
 from lit_models.nets.line import Line, RawLine
+from lit_models.nets.lstm import SeriesLSTM
 from lit_models.nets.mlp import MLP, BinaryMLP
 from lit_models.nets.resnet import ResNet18
 from lit_models.nets.siamese import SiameseNet
@@ -30,6 +31,7 @@ __all__ = [
     "RawLine",
     "ResNet18",
     "ResidualCNN",
+    "SeriesLSTM",
     "SiameseNet",
     "StackedCNN",
 ]
