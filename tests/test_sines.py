@@ -215,8 +215,9 @@ def test_wrong_settings_give_one_line(overrides: list[str], message: str) -> Non
 
 def test_continuation_of_the_test_waves_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: dict[str, Any] = {}
+    folder = Path.cwd()
     monkeypatch.undo()  # conftest draws nothing
-    monkeypatch.chdir(Path.cwd())
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(Plots, "_draw", lambda self, trainer, drawn: figures.update(drawn))
     run("run", *SINES, "optimizer.max_iter=2")
     panels = figures["continuation"].axes
