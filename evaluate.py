@@ -3,8 +3,10 @@
 python evaluate.py run=last split=val
 """
 
+import contextlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +25,39 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")
-    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    if (attack := cfg.get("attack")) not in (None, "fgsm"):
+        raise ValueError(f"attack={attack} must be fgsm or null")
+    _, file = find_checkpoint(cfg.run, cfg.checkpoint)
+    written = run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json"
+    attacked = written.with_name(f"fgsm_{'' if cfg.split == 'test' else f'{cfg.split}_'}{file.name}")
+    for path in (written, *(attacked.with_suffix(ending) for ending in (".json", ".png") if attack)):
+        _check_not_overwritten(path)
+    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, keep_float64=True)
 
     import lightning.pytorch as pl
 
     from callbacks import has_step, logged_metrics
     from callbacks.epoch_metrics import EpochMetrics
+    from callbacks.fgsm import FGSM
     from callbacks.per_class_accuracy import PerClassAccuracy
     from callbacks.signal_handler import SignalHandler
 
     datamodule.test_split = cfg.split
+    attacks = [FGSM(cfg.epsilons)] if attack else []
     trainer = pl.Trainer(
         **cfg.trainer,
         precision=stored.trainer.precision,
-        callbacks=[PerClassAccuracy(), EpochMetrics(build_metrics(stored, datamodule)), signals := SignalHandler()],
+        callbacks=[
+            PerClassAccuracy(),
+            EpochMetrics(build_metrics(stored, datamodule)),
+            *attacks,
+            signals := SignalHandler(),
+        ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    datamodule.trainer = trainer  # for its device and precision
     datamodule.setup()
     if not len(datamodule.test_dataloader()):
         raise ValueError(f"split={cfg.split}: this run has no such examples (data.val_size={stored.data.val_size})")
@@ -58,15 +75,32 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if not metrics:
         raise ValueError(f"{type(model).__name__} logs nothing in its {steps[0]} step")
 
-    _, file = find_checkpoint(cfg.run, cfg.checkpoint)
     width = max(map(len, metrics))
     overall_first = sorted(metrics, key=lambda name: name.count("/"))
     lines = [f"  {name:<{width}}  {format_metric(name, metrics[name])}" for name in overall_first]
     log.info("%s of %s\n%s", cfg.split, file, "\n".join(lines))
+    for fgsm in attacks:
+        log.info("attack=fgsm on %s of %s\n%s", cfg.split, file, fgsm.table())
+        fgsm.write(attacked, cfg.split, file, datamodule.class_names)
     result = {"checkpoint": str(file), "split": cfg.split, "metrics": metrics}
-    with atomic_write(run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json") as temporary:
+    with atomic_write(written) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _check_not_overwritten(file: Path) -> None:
+    """Raise ValueError for a file that is not an earlier evaluation, such as one beside a checkpoint alone.
+
+    A picture is one where the evaluation lies beside it.
+    """
+    if not os.path.lexists(file):
+        return
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        table = file.with_suffix(".json")
+        found = json.loads(table.read_text(encoding="utf-8")) if file.is_file() and table.is_file() else None
+        if isinstance(found, dict) and {"checkpoint", "split", "metrics"} <= set(found):
+            return
+    raise ValueError(f"{file} would be overwritten, and is not an evaluation of this project: move it elsewhere")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from cli.build import load_run
 from cli.main import main
+from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
         raise ValueError(f"output={output} must end in one of {', '.join(formats)}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"output={output}: there is no directory {output.parent}")
+    if output.exists() and output.samefile(find_checkpoint(cfg.run, cfg.checkpoint)[1]):
+        raise ValueError(f"output={output} would overwrite the checkpoint of the run")
     if output.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if not find_spec(name)]):
         raise ValueError(f"output={output} needs {', '.join(missing)}: pip install {' '.join(ONNX_PACKAGES)}")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)

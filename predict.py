@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cli.build import load_run
 from cli.examples import Examples, ImageFiles, Latents, Rows, Source, Split, find_files
 from cli.main import main
-from cli.predictions import Numbers, predictions_of
+from cli.predictions import Numbers, is_table, predictions_of
 from runs.files import atomic_write, write_png
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,9 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
     _check_not_overwritten(files, table, picture, output=cfg.output)
-    _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    data = [Path(str(stored.data[name])) for name in ("path", "test_path") if stored.data.get(name)]
+    _check_not_overwritten(data, table, picture, output=cfg.output)
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
     source: Source
     if cfg.images:
@@ -64,11 +66,14 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     return table
 
 
-def _check_not_overwritten(files: Iterable[Path], *written: Path, output: str) -> None:
-    existing = [path for path in written if path.exists()]
+def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, output: str) -> None:
+    """Raise ValueError where files that are to be read, or others that are no earlier predictions, are in the way."""
+    existing = [path for path in (table, picture) if path.exists()]
     for file in files if existing else ():
         if file.exists() and any(file.samefile(path) for path in existing):
             raise ValueError(f"output={output} would overwrite {file}, which is to be read")
+    if existing and not is_table(table):
+        raise ValueError(f"output={output} would overwrite {existing[0]}, which this command did not write: move it")
 
 
 def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
@@ -89,13 +94,12 @@ def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
             writer = csv.DictWriter(file, rows[0])
             if not count:
                 writer.writeheader()
-                lines = list(filter(None, map(predictions.format, rows[: len(shown.names)])))
-                for line in lines:
+                for line in filter(None, map(predictions.format, rows[: len(shown.names)])):
                     log.info("  %s", line)
             writer.writerows(rows)
             count += len(rows)
             progress.update(len(rows))
-    if lines and count > len(lines):
+    if count > len(shown.names) and predictions.format(rows[0]):
         log.info("  … and %s more", f"{count - len(shown.names):,}")
     return shown
 

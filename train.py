@@ -7,7 +7,7 @@ conf/ names the parts. Training procedures are in lit_models/, data in datamodul
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,12 +29,67 @@ from runs.threads import spread_threads
 log = logging.getLogger(__name__)
 
 
+class Training(NamedTuple):
+    """A Trainer with those of its callbacks that the command asks afterwards."""
+
+    trainer: Any
+    summary: Any
+    history: Any
+    signals: Any
+
+
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train and test what ``cfg`` describes, write everything to ``run_dir`` and return its result.json."""
+    cfg.choices.overrides = task_overrides()
+    ckpt_path = find_checkpoint(cfg.resume)[1] if cfg.resume else None
+    if ckpt_path:
+        cfg = merge_resume_config(cfg, ckpt_path)
+    datamodule, model = build(cfg)
+    config = resolve_config(cfg, datamodule, model)
+    trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
+    set_up_data(trainer, datamodule, ckpt_path)
+    if cfg.threads is None:
+        limit_threads(model, datamodule)
+    summary.write_config(update_last=is_rank_zero() and not is_debug_run())
+
+    from callbacks import write_errors
+
+    status = "failed"
+    try:
+        with signals, spread_threads(enabled=trainer.world_size == 1):
+            fit_and_test(trainer, datamodule, model, ckpt_path, validate_first=cfg.validate_before_training)
+        status = "failed" if write_errors(trainer) else "diverged" if has_diverged(history.rows) else "finished"
+    except Exception as error:
+        status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
+        raise
+    finally:
+        result = summary.write_result(status)
+    if is_rank_zero():
+        result = report(cfg, config, result, summary, history)
+    if errors := write_errors(trainer):
+        raise OSError(f"the training has ended, but not everything could be written: {'; '.join(map(str, errors))}")
+    return result
+
+
+def resolve_config(cfg: DictConfig, datamodule: Any, model: Any) -> dict[str, Any]:
+    """Return the config as the plain values that every checkpoint holds; compile the net if it says so."""
+    if cfg.get("compile"):
+        if not hasattr(model, "net"):
+            name = type(model).__name__
+            raise ValueError(f"compile=true compiles the net of a model, and {name} has no attribute net")
+        model.net.compile()  # in place, so the names of its weights stay
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
+    if reason := refusal(config):  # the run is trained as asked
+        log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
+    return config
+
+
+def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamodule: Any, model: Any) -> Training:
+    """Return the Trainer of a run with its callbacks and loggers."""
     # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
 
-    from callbacks import has_step, write_errors
     from callbacks.checkpoints import Checkpoints
     from callbacks.epoch_metrics import EpochMetrics
     from callbacks.metrics_history import MetricsHistory
@@ -42,23 +97,6 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     from callbacks.signal_handler import SignalHandler
     from loggers.profiler import NoProfiler
     from runs.checkpoint_io import AtomicCheckpointIO
-
-    cfg.choices.overrides = task_overrides()
-    ckpt_path = find_checkpoint(cfg.resume)[1] if cfg.resume else None
-    if ckpt_path:
-        cfg = merge_resume_config(cfg, ckpt_path)
-    datamodule, model = build(cfg)
-    if cfg.get("compile"):
-        if not hasattr(model, "net"):
-            raise ValueError(
-                f"compile=true compiles the net of a model, and {type(model).__name__} has no attribute net"
-            )
-        model.net.compile()  # in place, so the names of its weights stay
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
-
-    if reason := refusal(config):  # the run is trained as asked
-        log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
 
     compared_overrides = relevant_overrides(cfg.choices.overrides, [])
     summary = RunSummary(run_dir, config, getattr(datamodule, "md5", None), compared_overrides)
@@ -77,33 +115,26 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
     check_group(trainer.global_rank, trainer.world_size)
+    return Training(trainer, summary, history, signals)
+
+
+def set_up_data(trainer: Any, datamodule: Any, ckpt_path: Path | None) -> None:
+    """Load the data. This reports what is wrong with it before the run writes anything."""
     datamodule.trainer = trainer  # for its device and ranks
-    datamodule.setup()  # reports what is wrong with the data before the run writes anything
-    if cfg.threads is None:
-        limit_threads(model, datamodule)
+    datamodule.setup()
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
-    summary.write_config(update_last=is_rank_zero() and not is_debug_run())
+
+
+def fit_and_test(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None, validate_first: bool) -> None:
+    """Train from the start or from a checkpoint, and test the final weights."""
+    from callbacks import has_step
 
     warn_when_waiting(trainer.world_size)
-    status = "failed"
-    try:
-        with signals, spread_threads(enabled=trainer.world_size == 1):
-            if cfg.validate_before_training and not ckpt_path and has_step(model, "val"):
-                trainer.validate(model, datamodule=datamodule, verbose=False)
-            trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            if has_step(model, "test"):
-                trainer.test(model, datamodule=datamodule, verbose=False)
-        status = "failed" if write_errors(trainer) else "diverged" if has_diverged(history.rows) else "finished"
-    except Exception as error:
-        status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
-        raise
-    finally:
-        result = summary.write_result(status)
-    if is_rank_zero():
-        result = report(cfg, config, result, summary, history)
-    if errors := write_errors(trainer):
-        raise OSError(f"the training has ended, but not everything could be written: {'; '.join(map(str, errors))}")
-    return result
+    if validate_first and not ckpt_path and has_step(model, "val"):
+        trainer.validate(model, datamodule=datamodule, verbose=False)
+    trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    if has_step(model, "test"):
+        trainer.test(model, datamodule=datamodule, verbose=False)
 
 
 def report(

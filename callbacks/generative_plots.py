@@ -1,4 +1,4 @@
-"""Plots of what a model makes: images from random numbers, reconstructions, and codes."""
+"""Plots of what a model makes: images from random numbers, reconstructions, codes, and continued series."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from callbacks import get_datamodule
 from plots.generative import code_plane, latent_walk, project_codes, reconstructions, sample_grid, samples_over_epochs
-from runs.offers import Generates, Reconstructs
+from plots.series import continuations
+from runs.offers import ContinuesSeries, Generates, Reconstructs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,14 +21,16 @@ COLUMNS = 10  # of reconstructions, and of samples over the epochs
 MAX_EPOCHS = 12  # in generated_epochs.png; every checkpoint holds the samples of each
 MAX_CODES = 5000  # in codes.png
 WALK = 16  # steps along each axis of walk.png
+SERIES = 3  # in continuation.png
 
 
 class GenerativePlots(pl.Callback):
-    """What :class:`callbacks.plots.Plots` draws of models that generate images, or encode and reconstruct inputs.
+    """What :class:`callbacks.plots.Plots` draws of models that generate, encode and reconstruct, or continue inputs.
 
     Of generators: ``generated``, images of the same latent vectors after each epoch, and ``generated_epochs``, the
     first of them over the epochs. Of autoencoders: ``codes`` of test examples in the plane, ``reconstructions`` of test
-    images and, where a code has two numbers, ``walk``, the images along a grid of codes.
+    images and, where a code has two numbers, ``walk``, the images along a grid of codes. Of models of series:
+    ``continuation``, the first test series, each continued by as many numbers as it has.
     """
 
     def __init__(self) -> None:
@@ -68,14 +71,18 @@ class GenerativePlots(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.samples, self._sample_stride = state.get("samples", {}), state.get("sample_stride", 1)
 
-    # --- autoencoders -----------------------------------------------------------------------------------------------
+    # --- autoencoders and forecasts ---------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._codes: list[Tensor] = []  # (B, D)
         self._code_targets: list[Tensor] = []  # (B,)
         self._reconstructions: tuple[Tensor, Tensor] | None = None  # uint8 (N, C, H, W) each
+        self._continuations: tuple[Tensor, Tensor] | None = None  # (N, T) each
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        if isinstance(pl_module, ContinuesSeries) and self._continuations is None:
+            series = batch[0][:SERIES]
+            self._continuations = series.cpu(), pl_module.continue_series(series, series.shape[1]).cpu()
         if not isinstance(pl_module, Reconstructs) or sum(map(len, self._codes)) >= MAX_CODES:
             return
         inputs, targets = batch if isinstance(batch, (tuple, list)) else (batch, batch)
@@ -89,6 +96,10 @@ class GenerativePlots(pl.Callback):
         figures: dict[str, Figure] = {}
         if self._reconstructions is not None:
             figures["reconstructions"] = reconstructions(*self._reconstructions, COLUMNS)
+        if self._continuations is not None:
+            series, continued = (part.double().numpy() for part in self._continuations)
+            labels = [f"test series {number}" for number in range(1, len(series) + 1)]
+            figures["continuation"] = continuations(series, continued, labels)
         if not self._codes or self._codes[0].shape[1] < 2:
             return figures
         codes, targets = torch.cat(self._codes)[:MAX_CODES], torch.cat(self._code_targets)[:MAX_CODES]

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from callbacks import get_datamodule, get_metrics_history, get_net
 from callbacks.generative_plots import GenerativePlots
-from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
+from plots.classification import (
+    confusion_matrix,
+    decision_boundaries,
+    decision_boundary,
+    goodness_of_labels,
+    per_class_accuracy,
+)
 from plots.figure import to_pixels
 from plots.generative import adversarial_losses
 from plots.images import filters, image_grid, predictions
@@ -20,7 +26,7 @@ from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs import internals
 from runs.files import write_png
-from runs.offers import Classifies
+from runs.offers import Classifies, MeasuresGoodness
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +41,10 @@ class Plots(GenerativePlots):
     """Draws the training after its end, on request also during it, and the test.
 
     Of every run: ``loss`` and, for classifiers, ``accuracy``, ``confusion`` and ``classes``. Of images: ``samples``,
-    ``predictions``, ``mistakes`` and, for nets that begin with a convolution, ``filters``. Of points in the plane:
-    ``boundary``, and ``boundaries`` over the epochs. Of lines: ``line``, and ``surface``, the loss over weight and bias
-    with the path of the training. Of what generates or reconstructs: see :class:`GenerativePlots`.
+    ``predictions``, ``mistakes``, for nets that begin with a convolution ``filters``, and for those that judge each
+    label ``goodness``. Of points in the plane: ``boundary``, and ``boundaries`` over the epochs. Of lines: ``line``,
+    and ``surface``, the loss over weight and bias with the path of the training. Of what generates, reconstructs or
+    continues: see :class:`GenerativePlots`.
 
     Args:
         every_n_epochs: also draws the training every n epochs. None draws it only after its end.
@@ -90,6 +97,7 @@ class Plots(GenerativePlots):
         self._targets: list[Tensor] = []  # (B,)
         self._mistakes: list[tuple[Tensor, ...]] = []  # images (B, C, H, W), probs (B, classes), targets (B,)
         self._first_images: tuple[Tensor, ...] | None = None  # the same for the first test images
+        self._goodness: Tensor | None = None  # of these images, (B, layers, classes)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         super().on_test_batch_end(trainer, pl_module, outputs, batch)
@@ -107,6 +115,8 @@ class Plots(GenerativePlots):
             self._mistakes.append((to_uint8(inputs[wrong]).cpu(), probs[wrong].cpu(), targets[wrong].cpu()))
             if self._first_images is None and len(targets):
                 self._first_images = to_uint8(inputs[:6]).cpu(), probs[:6].cpu(), targets[:6].cpu()
+                if isinstance(pl_module, MeasuresGoodness):
+                    self._goodness = pl_module.goodness(inputs[:6]).cpu()
 
     # --- draw -------------------------------------------------------------------------------------------------------
 
@@ -133,7 +143,7 @@ class Plots(GenerativePlots):
             figures["loss"] = loss_curve(history.rows, curve, len(datamodule.train_indices), checked_on)
         elif any("train/g_loss" in row for row in history.rows):
             figures["losses"] = adversarial_losses(history.rows, history.curves, len(datamodule.train_indices))
-        if any("train/acc" in row for row in history.rows):
+        if any("train/acc" in row or "val/acc" in row for row in history.rows):
             figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
         # Of a module without one net, the first convolution may be far from the images.
@@ -188,6 +198,8 @@ class Plots(GenerativePlots):
             images, first_probs, first_targets = self._first_images
             figures["samples"] = image_grid(images, [names[target] for target in first_targets])
             figures["predictions"] = predictions(images, first_probs, first_targets, names)
+            if self._goodness is not None:
+                figures["goodness"] = goodness_of_labels(images, self._goodness, first_targets, names)
             images, wrong_probs, wrong_targets = (torch.cat(part) for part in zip(*self._mistakes, strict=True))
             if len(images):
                 order = wrong_probs.max(1).values.argsort(descending=True)[:MAX_MISTAKES]

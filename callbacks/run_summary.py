@@ -58,7 +58,9 @@ class RunSummary(pl.Callback):
                 log.warning("outputs/last does not point at this run, %s: %s", self.run_dir, error)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.result["params"] = sum(parameter.numel() for parameter in pl_module.parameters())
+        net = {id(parameter) for parameter in get_net(pl_module).parameters()}  # also frozen ones, but not a teacher's
+        counted = (one for one in pl_module.parameters() if one.requires_grad or id(one) in net)
+        self.result["params"] = sum(parameter.numel() for parameter in counted)
         processes = f"{trainer.world_size} processes, each on " if trainer.world_size > 1 else ""
         self.result["device"] = processes + _device_name(trainer.strategy.root_device)
 

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,15 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 from cli.compose import data_root
 from cli.process import seed_and_set_threads
 from runs.checkpoint import find_checkpoint, load_checkpoint
-from runs.safety import check_metric
+from runs.safety import PRINTING_PROFILERS, check_metric
 
 
 def build(cfg: DictConfig) -> tuple[Any, Any]:
     """Return the datamodule and the LightningModule of a config, seeded.
 
-    The model's class gets what its constructor has a parameter for: ``net``, where its config has one, ``optimizer``
-    and ``scheduler``, which make one from parameters and from an optimizer, and ``input_shape`` and ``num_classes`` of
-    the datamodule. So does the class of the net.
+    The model's class gets what its constructor has a parameter for: ``net`` and ``teacher``, where its config has one,
+    ``optimizer`` and ``scheduler``, which make one from parameters and from an optimizer, and ``input_shape`` and
+    ``num_classes`` of the datamodule. So do the classes of the nets.
 
     Raises:
         ValueError: the model is no LightningModule, it makes its own optimizer and one was chosen, or it does not take
@@ -37,10 +36,14 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     # Passed to the constructors directly: Hydra would make a list of its own class of a shape.
     shapes = {"input_shape": tuple(datamodule.shape), "num_classes": datamodule.num_classes}
     parts: dict[str, Any] = {}
-    if OmegaConf.is_config(cfg.model.get("net")):
-        of_net = _parameters(get_object(cfg.model.net._target_))
-        make_net = instantiate(cfg.model.net, _partial_=True)
-        parts["net"] = make_net(**{name: shapes[name] for name in shapes if name in of_net})
+    trained = _choose_teacher(cfg, datamodule) if "teacher" in taken else None
+    for name in ("net", "teacher"):
+        if OmegaConf.is_config(cfg.model.get(name)):
+            of_net = _parameters(get_object(cfg.model[name]._target_))
+            make_net = instantiate(cfg.model[name], _partial_=True)
+            parts[name] = make_net(**{shape: shapes[shape] for shape in shapes if shape in of_net})
+    if trained is not None:
+        parts["teacher"].load_state_dict(trained)
     for group in ("optimizer", "scheduler"):
         if group in taken:
             parts[group] = instantiate(cfg[group]) or None
@@ -55,6 +58,31 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     if callable(check := getattr(model, "check_data", None)):
         check(datamodule)
     return datamodule, model
+
+
+def _choose_teacher(cfg: DictConfig, datamodule: Any) -> dict[str, Any] | None:
+    """Replace the run that ``model.teacher`` names by the config of its net, and return the weights of that net.
+
+    With its config and its weights in the checkpoints, the teacher is built again without its run.
+
+    Raises:
+        ValueError: the run has no classifier with a net, or one that learned from other data.
+    """
+    run = cfg.model.get("teacher")
+    if run is None or OmegaConf.is_dict(run):
+        return None
+    from runs.offers import Classifies
+
+    stored, data, model = _load_run(str(run))
+    if not (data.class_names and isinstance(model, Classifies) and OmegaConf.is_config(stored.model.get("net"))):
+        raise ValueError(f"model.teacher={run} is not the run of a classifier with a net")
+    for name in ("data set", "shape", "class_names", "mean", "std"):
+        theirs, ours = (getattr(one, name, type(one).__name__) for one in (data, datamodule))
+        if theirs != ours:
+            raise ValueError(f"model.teacher={run} learned from other data: its {name} is {theirs}, here it is {ours}")
+    cfg.model.teacher = stored.model.net
+    net: Any = getattr(model, "net", None)
+    return net.state_dict()
 
 
 def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
@@ -114,11 +142,19 @@ def _parameters(cls: Any) -> set[str]:
     return names
 
 
-def load_run(run: str, checkpoint: str) -> tuple[DictConfig, Any, Any]:
-    """Return the config, the datamodule and the trained module of a run, from its checkpoint alone."""
+def load_run(run: str, checkpoint: str, keep_float64: bool = False) -> tuple[DictConfig, Any, Any]:
+    """Return the config, the datamodule and the trained module of a run, from its checkpoint alone.
+
+    Args:
+        run: see :func:`find_checkpoint`.
+        checkpoint: see :func:`find_checkpoint`.
+        keep_float64: do not round the weights of a training in double precision to float32.
+    """
     stored = load_checkpoint(find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
     datamodule, model = build(cfg)
+    if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
+        model.double()
     model.load_state_dict(stored["state_dict"])
     return cfg, datamodule, model.eval()
 
@@ -128,26 +164,45 @@ def load_classifier(run: str) -> tuple[Any, Any]:
 
     The seed and the threads stay those of the other run.
     """
+    return _load_run(run)[1:]
+
+
+def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
+    """Return the config, the datamodule and the trained module of a run, and change no random number of this one."""
     import torch
 
     stored = load_checkpoint(find_checkpoint(run)[1])
+    cfg = stored_config(stored)
     with torch.random.fork_rng():
-        datamodule, model = _instantiate(stored_config(stored))
+        datamodule, model = _instantiate(cfg)
     model.load_state_dict(stored["state_dict"])
-    return datamodule, model.eval()
+    return cfg, datamodule, model.eval()
 
 
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
-    """Return the config in a checkpoint, with the data root of this machine where the stored one does not exist."""
+    """Return the config in a checkpoint, without what would read or write a file that the checkpoint names.
+
+    The data root is that of this machine where the stored one does not hold the data set: nothing is downloaded to a
+    directory that a checkpoint names.
+    """
+    from hydra.utils import get_object
+
     cfg = OmegaConf.create(checkpoint["config"])
-    if "weights" in cfg.model:
-        cfg.model.weights = None  # the initial weights; the trained ones are in the checkpoint
-    published = "root" in cfg.data and "image" not in cfg.data
-    if published and not _holds_data(Path(str(cfg.data.root))):
+    _clear_weights(cfg.model)
+    if "teacher" in cfg.model and not OmegaConf.is_dict(cfg.model.teacher):
+        cfg.model.teacher = None  # build() puts the teacher's net in place of the run that is typed
+    if cfg.trainer.get("profiler") not in (None, *PRINTING_PROFILERS) and not OmegaConf.is_config(cfg.trainer.profiler):
+        cfg.trainer.profiler = None
+    has_data = getattr(get_object(cfg.data._target_), "has_data", None)  # of a published data set
+    if has_data and not has_data(str(cfg.data.get("root"))):
         cfg.data.root = data_root()
     return cfg
 
 
-def _holds_data(root: Path) -> bool:
-    """Return whether a directory holds data sets. Nothing is downloaded to another one that a checkpoint names."""
-    return any(next(root.glob(pattern), None) for pattern in ("*.pt", "*MNIST*", "cifar*"))
+def _clear_weights(model: DictConfig) -> None:
+    """Name no file of initial weights: the trained ones are in the checkpoint."""
+    for key, value in model.items():
+        if key == "weights":
+            model[key] = None
+        elif OmegaConf.is_dict(value):
+            _clear_weights(value)

@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from cli.errors import PEER_DIED, format_error, print_error
+from runs.format import printable
 from runs.overrides import train_command
 from runs.rank import is_rank_zero
 from sweeps.callback import SweepSummary
@@ -30,7 +31,7 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
     if isinstance(error, KeyboardInterrupt) and SweepSummary.sweep_dir:
         command = resume_command()
     if command := command or getattr(error, "resume_command", None):
-        print(f"resume with: {command}", file=sys.stderr)
+        print(f"resume with: {printable(command)}", file=sys.stderr)
     codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
     sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, run_dir
@@ -32,6 +33,7 @@ from runs.files import check_path
 from runs.format import printable
 from runs.interrupts import remember_interrupts
 from runs.migrate import upgrade_overrides
+from runs.overrides import override_key
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 
@@ -62,18 +64,19 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         check_rank_variables(alone=config_name != "config")
         for directory in (_working_directory(), PROJECT, Path(data_root())):
             check_path(directory)
+        if not is_rank_zero():
+            _prepare_other_rank()
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
-    if not is_rank_zero():
-        _prepare_other_rank()
     command = "train" if config_name == "config" else config_name
     current, notes = upgrade_overrides(sys.argv[1:], command)
     sys.argv[1:] = current
     if is_rank_zero():
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {printable(note)}", file=sys.stderr)
     try:
+        _refuse_output_subdir()
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
     except SystemExit as error:
@@ -89,7 +92,7 @@ def _working_directory() -> Path:
 
 
 def _usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
-    print(f"error: {message}; a setting is NAME=VALUE, and --help shows all", file=sys.stderr)
+    print(f"error: {printable(message)}; a setting is NAME=VALUE, and --help shows all", file=sys.stderr)
     sys.exit(2)
 
 
@@ -100,9 +103,11 @@ def _prepare_other_rank() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
+    check_path(Path(tempfile.gettempdir()))
     own_dir = tempfile.mkdtemp(prefix="lit-classics-")
     atexit.register(shutil.rmtree, own_dir, ignore_errors=True)
-    sys.argv += [f"hydra.run.dir={own_dir}", "hydra/job_logging=none"]
+    quoted = QuotedString(own_dir, Quote.single).with_quotes()  # the name may hold a comma
+    sys.argv += [f"hydra.run.dir={quoted}", "hydra/job_logging=none"]
 
 
 def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: str) -> None:
@@ -118,8 +123,10 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     _refuse_nested_launch(show_traceback)
-    # Processes that a launcher starts for jobs must find the project too.
+    # Processes that a launcher starts for jobs must find the project too, and no module in the working directory, which
+    # may be that of an untrusted sweep.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
         if prints_config(config_name):
@@ -127,8 +134,6 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
         else:
             run_job()
     except (Exception, KeyboardInterrupt) as error:
-        if SweepSummary.sweep_dir:
-            run_dir.remove_sweep_files(SweepSummary.sweep_dir)
         run_dir.remove_empty_dirs()
         begun = isinstance(error, OSError) and SweepSummary.sweep_dir and SweepSummary.sweep_dir.is_dir()
         exit_with_error(error, show_traceback, resume_command() if begun else None)
@@ -145,6 +150,8 @@ def _run_job(
     if is_multirun():
         prefix_log_lines(HydraConfig.get().job.num)
     try:
+        if is_multirun():
+            run_dir.check_job_dir(output_dir)
         if missing := OmegaConf.missing_keys(cfg):
             raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
         return _train_job(task, cfg, output_dir) if is_training else task(cfg, output_dir)
@@ -157,7 +164,8 @@ def _run_job(
                 print_error(error, show_traceback)
             return result
         run_dir.remove_empty_dirs()
-        exit_with_error(error, show_traceback, resume_command() if is_multirun() else None)
+        resumable = is_multirun() and not isinstance(error, run_dir.JobDirError)
+        exit_with_error(error, show_traceback, resume_command() if resumable else None)
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path) -> object:
@@ -171,8 +179,15 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
         if result := run_dir.load_result_or_resume(output_dir, cfg):
             return result
-        with single_job_argv(output_dir, cfg.resume):
+        with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
+
+
+def _refuse_output_subdir() -> None:
+    """Hydra would write its own config.yaml there, over that of the run, before anything is checked."""
+    for override in sys.argv[1:]:
+        if override_key(override) == "hydra.output_subdir" and override.partition("=")[2] != "null":
+            exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

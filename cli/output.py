@@ -6,6 +6,8 @@ import io
 import logging
 import sys
 
+from runs.format import printable
+
 _incomplete: set[str] = set()  # outputs with lost lines
 
 
@@ -46,4 +48,4 @@ def flush_output() -> bool:
 
 def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # the disk of stderr may be full too
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)

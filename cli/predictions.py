@@ -1,5 +1,6 @@
 """What the model of a run says about examples: as rows of a table, as lines of text, and as a figure."""
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class Numbers:
         return rows
 
     def format(self, row: Row) -> str:
-        """Return a row as it is printed; one without words is not."""
+        """Return a row as it is printed; nothing where there is nothing to say."""
         target = f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
         return f"{row['input']}  {_format_value(row['prediction'])}{target}"
 
@@ -75,7 +76,8 @@ class Classes(Numbers):
         if not hasattr(self.datamodule, "load_image"):
             return None
         probs, captions = self.model.probabilities(outputs), [Path(name).name for name in examples.names]
-        return predictions(examples.inputs, probs, examples.targets, self.datamodule.class_names, captions=captions)
+        images = self.datamodule.to_uint8(self.datamodule.normalize(examples.inputs))
+        return predictions(images, probs, examples.targets, self.datamodule.class_names, captions=captions)
 
 
 class Reconstructions(Numbers):
@@ -106,6 +108,30 @@ class Reconstructions(Numbers):
         return reconstructions(examples.inputs, self.datamodule.to_uint8(outputs))
 
 
+class Continuations(Numbers):
+    """Continuations of series, each by as many numbers as it has."""
+
+    max_shown = 6
+
+    def predict(self, inputs: "Tensor") -> "Tensor":
+        return self.model.continue_series(self.datamodule.normalize(inputs), inputs.shape[1])
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        return super().rows(examples._replace(targets=None), outputs)  # the targets are not what comes next
+
+    def format(self, row: Row) -> str:
+        name, numbers = row["input"], row["prediction"]
+        start = f"{name[:28]}…" if len(name) > 30 else name
+        more = f" … ({len(numbers):,} numbers)" if len(numbers) > 6 else ""
+        return f"{start}  continued by {_format_value(numbers[:6])}{more}"
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        from plots.series import continuations
+
+        labels = [name if len(name) <= 60 else f"{name[:58]}…" for name in examples.names]
+        return continuations(examples.inputs.numpy(), outputs.numpy(), labels)
+
+
 class Samples(Numbers):
     """Images that a generator makes from latent vectors."""
 
@@ -121,7 +147,7 @@ class Samples(Numbers):
         ]
 
     def format(self, row: Row) -> str:
-        return ""  # the picture shows them
+        return ""  # the figure shows it
 
     def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
         from plots.generative import sample_grid
@@ -135,7 +161,7 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
     Raises:
         ValueError: it predicts nothing, or generates nothing and ``samples`` are wanted.
     """
-    from runs.offers import Classifies, Generates, Reconstructs
+    from runs.offers import Classifies, ContinuesSeries, Generates, Reconstructs
 
     if samples:
         if not isinstance(model, Generates):
@@ -143,10 +169,24 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
         return Samples(datamodule, model)
     if isinstance(model, Reconstructs):
         return Reconstructions(datamodule, model)
+    if isinstance(model, ContinuesSeries):
+        return Continuations(datamodule, model)
     if isinstance(model, Generates):
         raise ValueError(f"{type(model).__name__} predicts nothing about an input, it generates: try samples=64")
     is_classifier = datamodule.class_names and isinstance(model, Classifies)
     return (Classes if is_classifier else Numbers)(datamodule, model)
+
+
+def is_table(file: Path) -> bool:
+    """Return whether a file is a table of predictions, by its header."""
+    if not file.is_file():
+        return False
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            columns = set(next(csv.reader([lines.readline(1000)]), []))
+    except (OSError, ValueError, csv.Error):
+        return False
+    return bool(columns & {"prediction", "squared error", "latent vector"}) or {"label", "probability"} <= columns
 
 
 def _format_value(value: Any) -> str:

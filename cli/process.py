@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import read_write
 
 from cli import PROJECT
@@ -74,18 +74,19 @@ def _default_threads() -> int:
 
 
 @contextlib.contextmanager
-def single_job_argv(run_dir: Path, resume: str | None) -> Iterator[None]:
+def single_job_argv(resume: str | None) -> Iterator[None]:
     """Make ``sys.argv`` the command of one job of a sweep while it runs.
 
     Lightning starts the other ranks of a run with ``sys.argv``, which would be the whole sweep again. Afterwards this
     destroys the process group and removes the environment variables that Lightning set for the job.
     """
     arguments, environment = sys.argv, dict(os.environ)
-    resume_override = [f"resume={resume}"] if resume else []
+    # The name of a directory may hold a quote or a comma.
+    resume_override = [f"resume={QuotedString(resume, Quote.single).with_quotes()}"] if resume else []
     sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *resume_override]
     hydra_cfg: Any = HydraConfig.get()
     with read_write(hydra_cfg):
-        hydra_cfg.run.dir = str(run_dir)
+        hydra_cfg.run.dir = "."  # Lightning passes it to the other ranks, which have directories of their own
     try:
         yield
     finally:

@@ -5,22 +5,23 @@ refused does not disturb the one that is running.
 """
 
 import contextlib
+import csv
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_multirun, task_overrides
-from runs.checkpoint import find_checkpoint
-from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, make_unique_dir
+from runs.checkpoint import CHECKPOINT_GROUPS, find_checkpoint
+from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, make_unique_dir, read_yaml
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from sweeps.jobs import JOB_DIR
@@ -29,16 +30,20 @@ log = logging.getLogger(__name__)
 
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
 _names_before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
-# Files that the sweepers write before the first job.
-SWEEP_FILES = {"multirun.yaml", ".study.lock"}
+_named_by_settings: set[str] = set()  # the directories of jobs whose names :func:`job_dir` has chosen
+SUBMITIT_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the default of Hydra's launcher
 
 
-class SharedJobDir(ValueError):
-    """Two jobs of a sweep have one directory, so nothing can be recorded there for the second."""
+class JobDirError(ValueError):
+    """A job of a sweep cannot have this directory, so nothing can be recorded there."""
 
 
 class RecordDirs(Callback):
-    """Makes the directory of a run or a sweep before Hydra does, to record which directories this process has made."""
+    """Makes the directory of a run or a sweep before Hydra does, to record which directories this process has made.
+
+    Submitit unpickles the files in its directory and appends to its logs there. A sweep may come from anyone, so each
+    command gets a new one.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         HydraConfig.instance().set_config(config)  # for ${hydra:...} in the name; Hydra does it after this
@@ -46,6 +51,10 @@ class RecordDirs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._make(config, "hydra.sweep.dir")
+        launcher: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+        if launcher.get("submitit_folder") == SUBMITIT_FOLDER:
+            with read_write(config.hydra):
+                config.hydra.launcher.submitit_folder = SUBMITIT_FOLDER.replace("%j", f"{secrets.token_hex(8)}/%j")
 
     def _make(self, config: DictConfig, key: str) -> None:
         # Hydra raises these errors again when it makes the directory itself. From a callback it would only log them.
@@ -91,11 +100,13 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
     keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume")]
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
-    name = next((path.name for path in Path(sweep_dir).glob(f"*-{digest}")), f"{number}-{digest}")
+    made = [path.name for path in Path(sweep_dir).glob(f"*-{digest}") if JOB_DIR.fullmatch(path.name)]
+    name = next(iter(made), f"{number}-{digest}")
     _track(make_dirs(directory := Path(sweep_dir, name)), directory)
     if not is_within(directory, Path(sweep_dir)):
         raise ValueError(f"{directory} is refused: it is a link to {os.readlink(directory)}, outside of the sweep")
     check_folder(directory)
+    _named_by_settings.add(os.path.abspath(directory))
     return name
 
 
@@ -109,10 +120,10 @@ def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
     Raises:
         ValueError: another process is training there, and this one does not wait.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     try:
-        lock = FileLock(directory / ".lock").acquire(timeout=-1 if wait else 0)
+        lock = _acquire(directory / ".lock", timeout=-1 if wait else 0)
     except Timeout:
         raise ValueError(f"another process is training in {directory}") from None
     with lock:
@@ -126,6 +137,21 @@ def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
                         logger.removeHandler(handler)  # torch logs at exit, which would open the file again
                 _remove_files(directory, {f"{HydraConfig.get().job.name}.log", ".lock"})
             raise
+
+
+def _acquire(file: Path, timeout: float) -> Any:
+    """Lock a file. Its directory is made again where another process, in which no run has begun, has removed it."""
+    from filelock import FileLock
+
+    while True:
+        if made := make_dirs(file.parent):
+            _names_before.pop(os.path.abspath(file.parent), None)
+            _track(made, file.parent)
+        try:
+            return FileLock(file).acquire(timeout=timeout)
+        except FileNotFoundError:
+            if os.path.lexists(file):  # a link that leads nowhere
+                raise
 
 
 def check_unused(folder: Path, resume: str | None) -> None:
@@ -145,33 +171,72 @@ def check_unused(folder: Path, resume: str | None) -> None:
 
 
 def _died_early(folder: Path) -> bool:
-    """Return whether a run ended here before its first checkpoint, so that the same command may begin anew."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    """Return whether a run ended here before its first epoch did, so that the same command may begin anew."""
+    config, metrics = read_yaml(folder / "config.yaml"), folder / "metrics.csv"
+    if not config or any((folder / "checkpoints").glob("*.ckpt")):
         return False
-    return isinstance(config, dict) and "choices" in config and not any((folder / "checkpoints").glob("*.ckpt"))
+    try:
+        check_folder(folder)
+        result = read_result(folder) or {}
+        rows = list(csv.DictReader(metrics.read_text(encoding="utf-8").splitlines())) if metrics.is_file() else []
+    except (OSError, ValueError, csv.Error):
+        return False
+    of_run = {*CHECKPOINT_GROUPS, "trainer", "seed"} <= set(config)
+    overrides = config["choices"].get("overrides") if of_run and isinstance(config.get("choices"), dict) else None
+    # Rows of an epoch have its seconds; epoch 0 is a validation before any training.
+    epochs = [row for row in rows if row.get("seconds") and row.get("epoch") != "0"]
+    return isinstance(overrides, list) and not result.get("epochs") and not epochs
 
 
 def is_recorded(error: BaseException) -> bool:
     """Return whether an error ends one job of a sweep, not the sweep. The job's result.json then has the reason."""
-    ends_job = isinstance(error, Exception) and not isinstance(error, SharedJobDir)
+    ends_job = isinstance(error, Exception) and not isinstance(error, JobDirError)
     return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128
+
+
+def check_job_dir(directory: Path) -> None:
+    """Raise JobDirError for a directory, named by ``hydra.sweep.subdir``, that has the files of anything but this job.
+
+    That may be another job, a run of its own, or files of the user's. The directories of :func:`job_dir` are named by
+    the settings of the job, which may have been typed in another way.
+    """
+    if os.path.abspath(directory) in _named_by_settings:
+        return
+    hint = "hydra.sweep.subdir must name a directory for each job"
+    if directory.resolve().parent != (sweep_dir := Path(HydraConfig.get().sweep.dir)).resolve():
+        raise JobDirError(f"{directory} does not lie directly in {sweep_dir}, the directory of the sweep: {hint}")
+    try:
+        check_folder(directory)
+    except ValueError as error:
+        raise JobDirError(str(error)) from error
+    found = [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(directory / name)]
+    overrides = _overrides_of(directory) if found else None
+    if found and overrides is None:
+        raise JobDirError(f"{directory} has {', '.join(found)} in it, which this job would overwrite: {hint}")
+    if overrides is not None and set(overrides) != set(task_overrides()):
+        raise JobDirError(f"{directory} has the result of another job, {train_command(overrides)}: {hint}")
+
+
+def _overrides_of(directory: Path) -> list[str] | None:
+    """Return the overrides of the run in a directory, or None where it has no run of this project."""
+    if os.path.lexists(directory / "result.json"):
+        with contextlib.suppress(ValueError):
+            return (read_result(directory) or {}).get("overrides")
+        return None
+    choices = read_yaml(directory / "config.yaml").get("choices")
+    overrides = choices.get("overrides") if isinstance(choices, dict) else None
+    is_ours = isinstance(overrides, list) and all(isinstance(override, str) for override in overrides)
+    return overrides if is_ours else None
 
 
 def load_result_or_resume(directory: Path, cfg: DictConfig) -> dict[str, Any] | None:
     """Return the result of a job that an earlier command finished; let an interrupted job resume.
 
     Raises:
-        SharedJobDir: ``hydra.sweep.subdir`` names the same directory for another job.
+        JobDirError: see :func:`check_job_dir`.
     """
+    check_job_dir(directory)
     result = read_result(directory) or {}
-    by_settings = JOB_DIR.fullmatch(directory.name)  # the same ones may have been typed in another way
-    if result and not by_settings and set(result["overrides"]) != set(task_overrides()):
-        raise SharedJobDir(
-            f"{directory} has the result of another job, {train_command(result['overrides'])}: "
-            "hydra.sweep.subdir must name a directory for each job"
-        )
     if result.get("status") in ("finished", "diverged", "pruned"):
         log.info("%s: done before", " ".join(task_overrides()))
         return result
@@ -194,15 +259,6 @@ def _remove_files(directory: Path, names: set[str]) -> None:
             (directory / name).unlink()
 
 
-def remove_sweep_files(directory: Path) -> None:
-    """Remove the files of the sweepers from a sweep in which no job has begun and no other process searches."""
-    from filelock import FileLock, Timeout
-
-    if (new := _new_names(directory)) and new <= SWEEP_FILES:
-        with contextlib.suppress(Timeout, OSError), FileLock(directory / ".study.lock", timeout=0):
-            _remove_files(directory, SWEEP_FILES)
-
-
 def remove_empty_dirs() -> None:
     """Remove the empty directories among those that this process has made."""
     for path in _made_dirs:
@@ -211,11 +267,18 @@ def remove_empty_dirs() -> None:
 
 
 def record_failure(directory: Path, reason: str) -> dict[str, Any]:
-    """Write why a job of a sweep failed into its result.json, which is created for a job that never started."""
+    """Write why a job of a sweep failed into its result.json, which is created for a job that never started.
+
+    A result.json of anything else is kept.
+    """
     overrides = task_overrides()
     result: dict[str, Any] = {"command": train_command(overrides), "overrides": overrides}
     result |= {"status": "failed", "metrics": {}}
-    with contextlib.suppress(ValueError):  # a broken result.json
+    if os.path.lexists(directory / "result.json"):
+        found = _overrides_of(directory)
+        by_settings = os.path.abspath(directory) in _named_by_settings
+        if found is None or not (by_settings or set(found) == set(overrides)):
+            return result | {"reason": reason}  # it is not ours to replace
         result = read_result(directory) or result
     result |= {"reason": reason}
     try:

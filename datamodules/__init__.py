@@ -5,7 +5,8 @@ from datamodules.csv_table import CSVTable
 from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import InMemoryDataModule
-from datamodules.synthetic import Blobs, OneRandom, Separable, Table, Tabular
+from datamodules.pairs import MNISTPairs
+from datamodules.synthetic import Blobs, OneRandom, Separable, Sines, Table, Tabular
 
 __all__ = [
     "CIFAR10",
@@ -16,8 +17,10 @@ __all__ = [
     "FashionMNIST",
     "ImageFolder",
     "InMemoryDataModule",
+    "MNISTPairs",
     "OneRandom",
     "Separable",
+    "Sines",
     "Table",
     "Tabular",
 ]

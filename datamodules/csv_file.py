@@ -21,7 +21,8 @@ class CSVFile:
 
     Args:
         path: the file. The delimiter is the comma, semicolon or tab that is most frequent in its first line.
-        names: names of the columns if the file has no header, that is, if its first line holds numbers only.
+        names: names of the columns if the file has no header, that is, if its first line holds numbers only. Without
+            any they are x1, x2, … in a file without a header; None reads the first line as one in any case.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is not a table, or it is empty.
@@ -45,8 +46,9 @@ class CSVFile:
         lines = [(number, cells) for number, cells in lines if any(cells)]
         if not lines:
             raise ValueError(f"{path} is empty")
-        if names and not set(names) & set(lines[0][1]) and all(map(is_number, lines[0][1])):
-            lines.insert(0, (0, list(names)))
+        first = lines[0][1]
+        if names is not None and not set(names) & set(first) and all(map(is_number, first)):
+            lines.insert(0, (0, list(names) or [f"x{number}" for number in range(1, len(first) + 1)]))
         (_, self.header), *lines = lines
         self.lines, self.rows = [number for number, _ in lines], [cells for _, cells in lines]
         self._numbers: dict[str, np.ndarray] = {}

@@ -56,6 +56,7 @@ class ImageFolder(ImageDataModule):
         self.name, self.shape, self.root = "image_folder", tuple(image), Path(root)
         check_fractions(val_size=val_size, test_size=test_size)
         self.class_names = tuple(fitted_state["class_names"] if fitted_state else self._classes())
+        check_names(self.class_names, root)
         self.num_classes = len(self.class_names)
         super().__init__(root=self.root, **images)
         self.num_workers, self.val_fraction, self.test_fraction = num_workers, val_size, test_size
@@ -73,7 +74,6 @@ class ImageFolder(ImageDataModule):
             raise FileNotFoundError(
                 f"data.root={self.root} holds no directories of images, one for each of two or more classes"
             )
-        check_names(names, training)
         return names
 
     def _files(self, folder: Path) -> tuple[list[Path], Tensor]:

@@ -30,7 +30,7 @@ class ImageDataModule(InMemoryDataModule):
         **loading: see :class:`InMemoryDataModule`.
     """
 
-    name: str  # in published.DATASETS
+    name = ""  # in published.DATASETS
     dark_background = False  # whether images show bright objects on black
     center = False  # whether the object is centered and scaled to a fixed size
 
@@ -56,6 +56,11 @@ class ImageDataModule(InMemoryDataModule):
         self.mean, self.std = tuple(mean), tuple(std)
         self._mean, self._std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
         self.md5 = sources.md5_of(self.name) if self.name in DATASETS else None
+
+    @classmethod
+    def has_data(cls, root: str | os.PathLike[str]) -> bool:
+        """Return whether a directory holds this published data set. Of other data it is not known."""
+        return sources.has_data(cls.name, root) if cls.name in DATASETS else True
 
     def load(self) -> tuple[Batch, Batch]:
         return sources.load(self.name, self.root)

@@ -42,6 +42,7 @@ class InMemoryDataModule(pl.LightningDataModule):
     num_classes: int  # length of the net's output
     class_names: tuple[str, ...] = ()  # empty for regression
     augment: Augment | None = None  # applied to training batches only
+    loader_class: type[BatchLoader] = BatchLoader
     _mean: Tensor  # for normalize, in subclasses that standardize
     _std: Tensor
 
@@ -196,7 +197,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         device = self._device()
         inputs, targets = self._parts[part]
         inputs, targets = self._parts[part] = inputs.to(device), targets.to(device)
-        return BatchLoader(
+        return self.loader_class(
             inputs, targets, indices.to(device), batch_size or len(indices), **self._loader_options(training)
         )
 

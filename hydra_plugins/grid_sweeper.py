@@ -4,7 +4,10 @@ Hydra's own (hydra._internal.core_plugins.basic_sweeper) composes each of them t
 job runs, and to run it. For jobs as short as those of ``experiment=line_scan`` that takes most of the time.
 """
 
+import contextlib
 import itertools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,17 +53,39 @@ class GridSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
-        with atomic_write(sweep_dir / "multirun.yaml") as temporary:
-            OmegaConf.save(self.config, temporary)
         size, returns = self.max_batch_size or len(jobs), []
-        for start in range(0, len(jobs), size):
-            batch = jobs[start : start + size]
-            for job in batch:
-                self.loader.load_sweep_config(self.config, job)  # reports an error before the first job runs
-            returns.append(self.launcher.launch(batch, initial_job_idx=start))
-            for job_return in returns[-1]:
-                _ = job_return.return_value  # raises the exception of the job
+        with contextlib.ExitStack() as begun:
+            for start in range(0, len(jobs), size):
+                batch = jobs[start : start + size]
+                for job in batch:
+                    self.loader.load_sweep_config(self.config, job)  # reports an error before the first job runs
+                if not start:
+                    begun.enter_context(_multirun_yaml(self.config, sweep_dir))
+                returns.append(self.launcher.launch(batch, initial_job_idx=start))
+                for job_return in returns[-1]:
+                    _ = job_return.return_value  # raises the exception of the job
         return returns
+
+
+@contextlib.contextmanager
+def _multirun_yaml(config: DictConfig, sweep_dir: Path) -> Iterator[None]:
+    """Write ``multirun.yaml``, by which a sweep is recognized.
+
+    After an error it is removed, if it is still the file that this process made, and nothing else was made beside it.
+    """
+    before, file, made = set(os.listdir(sweep_dir)), sweep_dir / "multirun.yaml", None
+    with atomic_write(file) as temporary:
+        OmegaConf.save(config, temporary)
+        with contextlib.suppress(OSError):  # a sweep is resumed, or another process begins one here
+            os.link(temporary, file)
+            made = file.stat().st_ino
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if made == file.stat().st_ino and set(os.listdir(sweep_dir)) - before == {file.name}:
+                file.unlink()
+        raise
 
 
 def _expand(override: Override) -> list[str]:

@@ -52,6 +52,8 @@ class ExactModule(GradientSteps):
     ) -> None:
         """Add a batch to what ``stage`` reports at the end of the epoch.
 
+        Of the evaluations that L-BFGS makes in a step, the first one counts.
+
         Args:
             stage: ``train``, ``val`` or ``test``.
             count: examples in the batch.
@@ -60,6 +62,8 @@ class ExactModule(GradientSteps):
         """
         if stage == "train":
             self._check_finite(means)
+            if self._evaluates_again:
+                return
         self._epochs[stage].add(count, means, sums or {})
 
     def means(self, stage: str) -> dict[str, Tensor]:
@@ -97,7 +101,8 @@ class ExactModule(GradientSteps):
     def _check_finite(self, losses: Mapping[str, Tensor]) -> None:
         # Reading a loss waits for the GPU, and several processes, which must stop together, wait for each other. So
         # this checks only every log_every_n_steps steps.
-        if self._distributed or self.device.type != "cpu":
+        # L-BFGS reads every loss itself.
+        if self._distributed or (self.device.type != "cpu" and not self._evaluates_again):
             every = self.trainer.log_every_n_steps or 50  # type: ignore[attr-defined]  # Lightning declares it nowhere
             if self.global_step % every:
                 return
@@ -108,10 +113,13 @@ class ExactModule(GradientSteps):
 
     def _raise_if_not_finite(self, name: str, value: float) -> None:
         if not (self.allow_divergence or math.isfinite(value)):
-            clips = self._fast or self.automatic_optimization  # Lightning clips no gradients of manual optimization
-            clipping = ", or gradient clipping with trainer.gradient_clip_val=1" if clips else ""
+            remedy = ""
+            if self.uses_lbfgs:
+                remedy = ", or optimizer.line_search_fn=strong_wolfe"
+            elif self._fast or self.automatic_optimization:  # Lightning clips no gradients of manual optimization
+                remedy = ", or gradient clipping with trainer.gradient_clip_val=1"
             raise FloatingPointError(
-                f"the training {name} is {value} after step {self.global_step}; try a smaller optimizer.lr{clipping}"
+                f"the training {name} is {value} after step {self.global_step}; try a smaller optimizer.lr{remedy}"
             )
 
     # --- random numbers ----------------------------------------------------------------------------------------------
@@ -156,6 +164,7 @@ class ExactModule(GradientSteps):
         return inputs.contiguous(memory_format=torch.contiguous_format if tiny else torch.channels_last)
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         internals.share_step_counter(self.trainer)
         self._step_seed = _derive_seed(self.seed, self.global_rank)
         # The sums were read from a checkpoint before the module was on its device. They are those of all processes, so

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from runs import internals
@@ -41,6 +41,7 @@ class GradientSteps(internals.QuickHooks):
             raise ValueError(f"model.steps_per_batch={steps_per_batch} must be at least 1")
         self.steps_per_batch = steps_per_batch
         self._fast = self._distributed = self._tiny_batches = False
+        self._evaluates_again = False  # whether L-BFGS has the loss of the running step already
         self._outside_autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -93,14 +94,48 @@ class GradientSteps(internals.QuickHooks):
                 return f"the callback {type(callback).__name__}"
         return None
 
+    @property
+    def uses_lbfgs(self) -> bool:
+        """Whether an optimizer evaluates the loss several times in a step."""
+        return any(isinstance(optimizer, LBFGS) for optimizer in self.trainer.optimizers)
+
+    def on_fit_start(self) -> None:
+        if not self.uses_lbfgs:
+            return
+        if self.own_gradient_step or not (self._fast or self.automatic_optimization):
+            raise ValueError(f"{type(self).__name__} makes its own gradient steps and cannot be combined with L-BFGS")
+        if not self._fast:  # Lightning would take the loss of the last evaluation for that of the step
+            reason = self._requires_automatic_optimization()
+            raise ValueError(f"L-BFGS evaluates the loss several times in a step and cannot be combined with {reason}")
+
     def gradient_step(self, batch: Any, batch_idx: int, optimizer: Optimizer) -> Tensor:
-        """Make one gradient step on the loss that ``training_step`` returns, and return that loss."""
+        """Make one gradient step on the loss that ``training_step`` returns, and return that loss.
+
+        L-BFGS evaluates the loss at several points. That of the first one, where the step begins, is returned.
+        """
+        if isinstance(optimizer, LBFGS):
+            return self._lbfgs_step(batch, batch_idx, optimizer)
         optimizer.zero_grad()
         loss = self._training_loss(batch, batch_idx)
         with self._outside_autocast():
             loss.backward()
             optimizer.step()
         return loss.detach()
+
+    def _lbfgs_step(self, batch: Any, batch_idx: int, optimizer: LBFGS) -> Tensor:
+        def evaluate() -> Tensor:
+            optimizer.zero_grad()
+            loss = self._training_loss(batch, batch_idx)
+            self._evaluates_again = True
+            with self._outside_autocast():
+                loss.backward()
+            return loss
+
+        try:
+            first: Any = optimizer.step(evaluate)
+        finally:
+            self._evaluates_again = False
+        return first.detach()
 
     def _training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Call the class's ``training_step``, which :meth:`configure_callbacks` may have replaced on the instance."""

@@ -53,9 +53,12 @@ class TensorBoard(TensorBoardLogger):
     def log_dir(self) -> str:
         file = Path(self.save_dir) / "dashboard.txt"
         recorded = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        # The run may come from anyone and name any directory here. Only directories for event files are accepted.
-        if not recorded or not is_within(Path(recorded), Path("outputs"), Path(self.save_dir)):
-            recorded = str(make_unique_dir(f"outputs/{self.title}", " ({})")[0])
+        # The run may come from anyone and name any directory here.
+        if not recorded or not (is_within(Path(recorded), Path(self.save_dir)) or _has_only_events(Path(recorded))):
+            title = self.title
+            if Path("outputs", title).resolve() != Path("outputs").resolve() / title:  # through a link: outputs/last
+                title = title.replace("/", " ")
+            recorded = str(make_unique_dir(f"outputs/{title}", " ({})")[0])
             with atomic_write(file) as temporary:
                 temporary.write_text(f"{recorded}\n", encoding="utf-8")
         return recorded
@@ -133,6 +136,21 @@ class TensorBoard(TensorBoardLogger):
                 raise
             self.write_error = cause
             log.warning("no more event files for TensorBoard: %s; the training continues", cause)
+
+
+def _has_only_events(directory: Path) -> bool:
+    """Return whether a directory in ``outputs/`` is one for event files, in which nothing of the user's lies.
+
+    The projector of TensorBoard writes through links, into ``projector_config.pbtxt`` and a directory for each step.
+    """
+    if not is_within(directory, Path("outputs")) or not directory.is_dir():
+        return False
+    if any(path.is_symlink() or not (path.is_file() or path.is_dir()) for path in directory.rglob("*")):
+        return False
+    names = {path.name for path in directory.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents.")}
+    others = {name for name in names if not name.isdecimal()} - events - {"projector_config.pbtxt"}
+    return bool(events) and not others
 
 
 @functools.cache

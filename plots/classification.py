@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plots.figure import CLASSES, TRAIN, literal, new_figure, style_axes
+from plots.figure import CLASSES, TRAIN, WRONG, literal, new_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +56,42 @@ def per_class_accuracy(counts: np.ndarray, class_names: Sequence[str]) -> "Figur
         else:
             axes.text(axes.get_xlim()[0], index, "no example", va="center", ha="left", fontsize=8)
     axes.grid(axis="y", visible=False)
+    return figure
+
+
+def goodness_of_labels(images: Tensor, goodness: Tensor, targets: Tensor, class_names: Sequence[str]) -> "Figure":
+    """Draw images with the goodness of each label below, the layers of the net one after the other in a bar.
+
+    Args:
+        images: uint8 ``(N, C, H, W)``.
+        goodness: ``(N, layers, classes)``.
+        targets: the true classes, ``(N,)``.
+    """
+    size, layers, classes = goodness.shape
+    best = goodness.sum(1).argmax(1)
+    figure = new_figure(1.75 * size + 0.4, 2.2 + 0.2 * classes)
+    panels = figure.subplots(2, size, squeeze=False, height_ratios=(1.5, 0.4 + 0.2 * classes))
+    longest = 1.05 * goodness.sum(1).max().item() or 1.0
+    for index, (above, below) in enumerate(panels.T):
+        above.imshow(images[index].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        above.axis("off")
+        label, target = int(best[index]), int(targets[index])
+        wrong = label != target
+        title = class_names[label] + (f"\ntrue: {class_names[target]}" if wrong else "")
+        above.set_title(literal(title), fontsize=10, color=WRONG if wrong else "black")
+        style_axes(below, "goodness", "label" if index == 0 else "")
+        start = np.zeros(classes)
+        for layer, values in enumerate(goodness[index].numpy()):
+            color = CLASSES[layer % len(CLASSES)]
+            below.barh(range(classes), values, left=start, color=color, height=0.7, label=f"layer {layer + 1}")
+            start += values
+        below.set_yticks(range(classes), [literal(name) for name in class_names] if index == 0 else [""] * classes)
+        below.plot(start[target] + 0.03 * longest, target, "<", color="black", markersize=5, label="true label")
+        below.set_xlim(0, 1.05 * longest)
+        below.set_ylim(classes - 0.5, -0.5)
+        below.grid(axis="y", visible=False)
+    place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 0.97), "ncols": layers + 1}
+    panels[1, 0].legend(fontsize=7, frameon=False, borderaxespad=0, **place).set_in_layout(False)
     return figure
 
 

@@ -22,12 +22,15 @@ def image_grid(
 ) -> "Figure":
     """Draw images, uint8 ``(N, C, H, W)``, up to six in a row, each with its title above and its caption below.
 
+    Wide images, up to twice as wide as high, are as high as others, and fewer are in a row.
+
     Args:
         colors: colors of the titles.
         title: title of the whole figure.
     """
-    columns = min(6, len(images))
-    cell, header = np.array([1.55, 2.05 if captions else 1.9]), 0.3 if title else 0.0  # inches
+    side = 1.4 * min(max(images.shape[3] / images.shape[2], 1), 2.1)  # width of an image in inches; its height is 1.4
+    columns = min(round(9.3 // (side + 0.14)), len(images))
+    cell, header = np.array([side + 0.15, 2.05 if captions else 1.9]), 0.3 if title else 0.0
     width, height = cell * (columns, -(-len(images) // columns)) + (0, header)
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
@@ -35,12 +38,12 @@ def image_grid(
     axes.axis("off")
     for index, image in enumerate(images):
         left, top = cell * (index % columns, index // columns) + (0.07, header + 0.42)
-        extent = (left, left + 1.4, top + 1.4, top)
+        extent = (left, left + side, top + 1.4, top)
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, extent=extent)
-        color = colors[index] if colors else "black"
-        axes.text(left + 0.7, top - 0.05, literal(titles[index]), ha="center", va="bottom", fontsize=10, color=color)
+        color, middle = colors[index] if colors else "black", left + side / 2
+        axes.text(middle, top - 0.05, literal(titles[index]), ha="center", va="bottom", fontsize=10, color=color)
         if captions:
-            axes.text(left + 0.7, top + 1.43, literal(captions[index][-22:]), ha="center", va="top", fontsize=7)
+            axes.text(middle, top + 1.43, literal(captions[index][-22:]), ha="center", va="top", fontsize=7)
     axes.text(width / 2, 0.2, literal(title), ha="center", va="center", fontsize=11)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from runs.files import check_folder
+from runs.files import check_folder, is_within
 from runs.migrate import upgrade_checkpoint
 from runs.safety import check_safe
 
@@ -27,8 +27,10 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
     if checkpoint not in ("last", "best"):
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
-    path = (Path("outputs", "last") if run == "last" else Path(run)).resolve()
+    given = Path("outputs", "last") if run == "last" else Path(run)
+    path = given.resolve()
     if path.is_file():
+        _check_not_elsewhere(given)
         if not zipfile.is_zipfile(path):  # reported before torch is loaded
             raise ValueError(f"{path} is damaged or not a checkpoint")
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -51,6 +53,16 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise FileNotFoundError(f"the run in {path} has no {checkpoint}.ckpt: it ended before its first epoch did")
     check_folder(path)
     return path, file
+
+
+def _check_not_elsewhere(file: Path) -> None:
+    """Raise ValueError for a checkpoint that is a link out of its directory: to resume it would continue another run.
+
+    The directory itself may be a link, as ``outputs/last`` is.
+    """
+    folder = file.absolute().parent
+    if not is_within(file, folder.parent if folder.name == "checkpoints" else folder):
+        raise ValueError(f"{file} is refused: it is a link to {file.resolve()}; name that file itself")
 
 
 def read_checkpoint(file: str | Path, map_location: Any = "cpu") -> Any:

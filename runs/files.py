@@ -5,9 +5,12 @@ import errno
 import io
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,8 +18,9 @@ if TYPE_CHECKING:
 # What a training writes in its directory, besides logs.
 RUN_FILES = ("config.yaml", "result.json", "metrics.csv", "dashboard.txt")
 RUN_DIRS = ("checkpoints", "pictures")
-# What the commands write into, without replacing it, in the directory of a run or a sweep.
+# What the commands write into, without replacing it, in any directory that they are given, besides logs and locks:
 WRITTEN_INTO = (*RUN_DIRS, "evaluations", "predictions", "study.db", ".submitit")
+LOG_SUFFIXES = (".log", ".lock")
 
 
 @contextlib.contextmanager
@@ -48,6 +52,17 @@ def remove_leftovers(folder: Path, *names: str) -> None:
         for leftover in folder.glob(f".{name}.*.tmp"):
             if leftover.name.removeprefix(f".{name}.").removesuffix(".tmp").isdecimal() and leftover.is_file():
                 leftover.unlink(missing_ok=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file, or an empty one where there is no such file with a mapping in it."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a FIFO is waited for
+            return {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_png(path: Path, pixels: "np.ndarray") -> None:
@@ -101,15 +116,24 @@ def check_folder(folder: Path) -> None:
     """Raise ValueError for the directory of a run or a sweep through which a command would write somewhere else.
 
     In an untrusted run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
-    written by :func:`atomic_write`, which replaces a link.
+    written by :func:`atomic_write`, which replaces a link. Of a run everything is checked: its ``dashboard.txt`` may
+    name any directory in it for event files. Of a directory in which only a checkpoint lies, such as the user's own,
+    it is what the commands write into.
     """
     check_path(folder.resolve())
-    for path in folder.iterdir():
-        if path.name in WRITTEN_INTO or path.suffix == ".log":
-            if path.is_symlink() and not is_within(path, folder):
+    is_run = any(os.path.lexists(folder / name) for name in ("config.yaml", "dashboard.txt"))
+    written = (path for path in folder.iterdir() if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES))
+    paths = list(folder.iterdir() if is_run else written)
+    while paths:
+        path = paths.pop()
+        kind = path.lstat().st_mode
+        if stat.S_ISLNK(kind):
+            if not is_within(path, folder) and path.resolve() != folder.resolve():
                 raise ValueError(f"{path} is refused: it is a link to {os.readlink(path)}, outside of {folder}")
-            if not (path.is_file() or path.is_dir()):
-                raise ValueError(f"{path} is refused: it is neither a file nor a directory")
+        elif stat.S_ISDIR(kind):
+            paths += path.iterdir()
+        elif not stat.S_ISREG(kind):
+            raise ValueError(f"{path} is refused: it is neither a file nor a directory")
 
 
 def check_path(path: Path) -> None:
@@ -120,4 +144,5 @@ def check_path(path: Path) -> None:
 
 def is_within(path: Path, *parents: Path) -> bool:
     """Return whether a path, with symbolic links resolved, lies strictly inside one of these directories."""
-    return any(parent.resolve() in path.resolve().parents for parent in parents)
+    real = Path(os.path.realpath(path))  # Path.resolve raises an error for a link to itself
+    return any(parent.resolve() in real.parents for parent in parents)

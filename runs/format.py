@@ -27,7 +27,7 @@ def format_metrics(metrics: dict[str, float]) -> str:
         stage, _, metric = name.partition("/")
         if metric:
             stages.setdefault(stage, []).append(f"{metric} {format_metric(name, value)}")
-    return "  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items())
+    return printable("  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items()))
 
 
 def check_positive_int(name: str, value: object) -> None:
@@ -63,7 +63,8 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def text_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a line for each row, its cells padded to the width of their columns."""
+    """Return a line for each row, its cells printable and padded to the width of their columns."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

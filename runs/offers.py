@@ -69,6 +69,15 @@ class Compares(Protocol):
 
 
 @runtime_checkable
+class MeasuresGoodness(Protocol):
+    """Classifies by how well an input and each class go together, as a forward-forward net."""
+
+    def goodness(self, inputs: Tensor) -> Tensor:
+        """Return the goodness of each class in each layer, ``(B, layers, classes)``."""
+        ...
+
+
+@runtime_checkable
 class ContinuesSeries(Protocol):
     """Continues series of numbers."""
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from runs.format import printable
+
 Path = tuple[str, ...]
 
 # Modules whose classes a stored config may name. Every other class is refused.
@@ -41,19 +43,21 @@ NOT_INSTANTIATED = ("callbacks", "logger")
 # Arguments of the Trainer that may be a word. All others are numbers, so that a checkpoint names no file and no
 # service. train.py sets those of the second line itself and ignores the stored ones.
 TRAINER_WORDS = ("accelerator", "devices", "gradient_clip_algorithm", "max_time", "precision", "profiler", "strategy")
+PRINTING_PROFILERS = ("simple", "advanced")  # the others write files, and are not taken from a checkpoint
 TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
 
 
 def check_safe(config: dict[str, Any], origin: str) -> None:
     """Raise ValueError for a stored config that would run, read or write something when it is used."""
     for path, value in _walk(config):
-        place = ".".join(("config", *path))
+        place = printable(".".join(("config", *path)))
+        _check_printable(path, value, f"{origin} is refused: {place}")
         if isinstance(value, str) and ("${" in value or value == "???"):
             raise ValueError(f"{origin} is refused: {place} holds {value[:80]!r}, which would be evaluated")
         if path[-1] in UNUSED_INSTRUCTIONS:
             raise ValueError(f"{origin} is refused: {place} is not used by this project")
         if path[-1] == "_target_" and path[0] not in NOT_INSTANTIATED:
-            _check_target(str(value)[:80], path, f"{origin} is refused: {place}={str(value)[:80]}")
+            _check_target(str(value), path, f"{origin} is refused: {place}={str(value)[:80]}")
         if path[0] == "trainer" and path[-1] != "_target_" and isinstance(value, str):
             _check_trainer_word(path, value, f"{origin} is refused: {place}={value[:80]!r}")
     _check_choices(config["choices"], f"{origin} is refused: config.choices")
@@ -75,6 +79,16 @@ def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from _walk(value, (*path, str(key)))
 
 
+def _check_printable(path: Path, value: Any, message: str) -> None:
+    """Raise ValueError for a key or a word that would print lines of its own or move the cursor."""
+    if path[-1] != printable(path[-1]):
+        raise ValueError(f"{message} has control characters in its name")
+    # Runs from before names were put in one line hold the line breaks of a table's header. The table does it then.
+    of_table = path[:-1] in (("data", "fitted_state", "columns"), ("data", "fitted_state", "class_names"))
+    if isinstance(value, str) and value != printable(value, keep="\r\n" if of_table else ""):
+        raise ValueError(f"{message} holds {value[:80]!r}, which has control characters")
+
+
 def check_metric(target: str, message: str) -> None:
     """Raise ValueError, which begins with the message, for a ``_target_`` that is no metric of a kind known here."""
     _check_target(target, ("metrics", "name", "_target_"), message)
@@ -94,6 +108,8 @@ def _check_target(target: str, path: Path, message: str) -> None:
     kind, title = _kind(path)
     if not (kind and inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(MODULES)):
         raise ValueError(f"{message} is not a {title or 'part of a run'}")
+    if len(path) > 2 and issubclass(found, _kind(("model", "_target_"))[0] or ()):
+        raise ValueError(f"{message} is a training procedure, which may read files: it is not a part of one")
 
 
 def _kind(path: Path) -> tuple[type | None, str]:
@@ -108,9 +124,10 @@ def _kind(path: Path) -> tuple[type | None, str]:
         from torchmetrics import Metric
 
         return (Metric, "metric of torchmetrics") if len(path) == 3 else (None, "")
-    if path[0] == "model":  # its net and its loss too
-        return nn.Module, "model"
+    if path[0] == "model" and len(path) > 2:  # its net and its loss
+        return nn.Module, "net or loss"
     parts: dict[Path, tuple[type, str]] = {
+        ("model",): (pl.LightningModule, "model"),
         ("data",): (pl.LightningDataModule, "data set"),
         ("optimizer",): (Optimizer, "optimizer"),
         ("scheduler",): (LRScheduler, "scheduler"),

@@ -7,7 +7,7 @@ from runs.expectations import Comparison
 from runs.format import format_metric, format_metrics, pluralize, text_columns
 
 # The plot to open first.
-MAIN_PLOTS = ("predictions", "boundary", "line", "generated", "reconstructions", "loss")
+MAIN_PLOTS = ("predictions", "boundary", "line", "generated", "reconstructions", "continuation", "loss")
 
 
 def summary_line(result: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def _summarize(sweep_dir: Path) -> Summary:
         if study.exists(sweep_dir):
             with study.storage_errors(sweep_dir):
                 importances = study.importances(study.open_study(sweep_dir))
-            texts = [f"{name} {importance:.2f}" for name, importance in importances.items()]
+            texts = [f"{printable(name)} {importance:.2f}" for name, importance in importances.items()]
             summary.importance = f"importance: {', '.join(texts)}" if texts else ""
     return summary
 

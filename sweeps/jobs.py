@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runs.files import read_yaml
 from runs.format import printable
 from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
+from sweeps.study import check_study
+from sweeps.study import exists as study_exists
 
 # The name of a job's directory: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
@@ -54,9 +57,15 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 
 def check_sweep_dir(sweep_dir: Path) -> None:
-    """Raise ValueError for a directory with files that a sweep would overwrite, unless a sweep has made them."""
-    begun = (sweep_dir / "study.db").exists() or any(map(_is_job_dir, sweep_dir.iterdir()))
-    if found := [name for name in SUMMARY_FILES if not begun and os.path.lexists(sweep_dir / name)]:
+    """Raise ValueError for a directory with files that a sweep would overwrite, unless a sweep has made them.
+
+    A grid writes ``multirun.yaml`` before its first job, and a search its study.
+    """
+    check_study(sweep_dir)
+    has_config = {"hydra", "sweep_resume"} <= read_yaml(sweep_dir / "multirun.yaml").keys()
+    begun = has_config or study_exists(sweep_dir)
+    overwritten = [*(() if has_config else ("multirun.yaml",)), *(() if begun else SUMMARY_FILES)]
+    if found := [name for name in overwritten if os.path.lexists(sweep_dir / name)]:
         raise ValueError(
             f"{sweep_dir} has {', '.join(found)} in it, which this sweep would overwrite: hydra.sweep.dir=… names "
             "another directory"

@@ -1,6 +1,10 @@
 """The study of a search: Optuna's database in the directory of the sweep."""
 
 import contextlib
+import functools
+import os
+import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +13,71 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY_NAME = "search"
+MARK = "lit-classics"  # an attribute of each study that this project makes
+TIMEOUT = 60  # seconds to wait for another process that writes
+# A journal that ends with these bytes names a file, which SQLite deletes after it has rolled the journal back.
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+STUDY_TABLES = {"studies", "study_user_attributes", "trials", "trial_user_attributes"}
+VERSION_TABLES = {"version_info", "alembic_version"}
+# Studies of earlier versions have no mark, but their trials name the process that ran them.
+OWN_STUDY = f"""
+SELECT 1 FROM studies WHERE study_name = '{STUDY_NAME}' AND (
+    study_id IN (SELECT study_id FROM study_user_attributes WHERE key = '{MARK}')
+    OR study_id IN (SELECT study_id FROM trials JOIN trial_user_attributes USING (trial_id) WHERE key = 'worker')
+    OR study_id NOT IN (SELECT study_id FROM trials))
+"""
 
 
 def exists(sweep_dir: Path) -> bool:
     """Return whether a sweep is a search."""
-    return (sweep_dir / "study.db").exists()
+    return os.path.lexists(sweep_dir / "study.db")
+
+
+def check_study(sweep_dir: Path) -> None:
+    """Raise ValueError for a ``study.db`` that is not ours to write, before SQLite opens it.
+
+    The sweep may come from anyone, and SQLite acts on the files beside a database. Of these only the journal of a
+    killed search is used, which SQLite rolls back.
+
+    Raises:
+        OSError: the file cannot be read, or is not a database.
+    """
+    file = sweep_dir / "study.db"
+    for name in ("study.db", "study.db-journal", "study.db-wal", "study.db-shm"):
+        with contextlib.suppress(FileNotFoundError):  # another process has ended its transaction
+            mode = os.lstat(sweep_dir / name).st_mode
+            if not stat.S_ISREG(mode) or name.endswith(("-wal", "-shm")):
+                kind = "a link" if stat.S_ISLNK(mode) else "no file that a search makes"
+                raise ValueError(f"{sweep_dir / name} is refused: it is {kind}")
+            if name.endswith("-journal") and _tail(sweep_dir / name, len(JOURNAL_MAGIC)) == JOURNAL_MAGIC:
+                raise ValueError(f"{sweep_dir / name} is refused: it names a file, which SQLite would delete")
+    if file.exists() and not _is_ours(file):
+        raise ValueError(
+            f"{file} is refused: it is not the study of a search of this project: hydra.sweep.dir=… names another "
+            "directory"
+        )
+
+
+def _tail(file: Path, size: int) -> bytes:
+    with open(file, "rb") as content:
+        content.seek(max(0, os.fstat(content.fileno()).st_size - size))
+        return content.read(size)
+
+
+def _is_ours(file: Path) -> bool:
+    """Return whether a database has a study of this project, or nothing that could be lost."""
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=TIMEOUT)) as database:
+            schema = database.execute("SELECT type, name FROM sqlite_master WHERE type != 'index'").fetchall()
+            if any(kind != "table" for kind, _ in schema):  # a view or a trigger, which runs when a table is used
+                return False
+            tables = {name for _, name in schema}
+            if tables >= STUDY_TABLES and database.execute(OWN_STUDY).fetchone():
+                return True
+            names = [name.replace('"', '""') for name in tables - VERSION_TABLES]
+            return not any(database.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name in names)
+    except sqlite3.Error as error:
+        raise OSError(f"{file}: {error}") from error
 
 
 def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":
@@ -21,11 +85,19 @@ def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":
 
     Args:
         **settings: for ``optuna.create_study``.
+
+    Raises:
+        ValueError, OSError: see :func:`check_study`.
     """
     import optuna
 
+    check_study(sweep_dir)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(storage=_storage(sweep_dir), study_name=STUDY_NAME, load_if_exists=True, **settings)
+    storage = _storage(sweep_dir)
+    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, load_if_exists=True, **settings)
+    if not study.get_trials(deepcopy=False):
+        study.set_user_attr(MARK, True)
+    return study
 
 
 @contextlib.contextmanager
@@ -57,9 +129,12 @@ def read_trial(study: "optuna.Study", number: int) -> "optuna.trial.FrozenTrial"
 
 def _storage(sweep_dir: Path) -> "optuna.storages.RDBStorage":
     import optuna
+    from sqlalchemy.pool import QueuePool
 
-    url = f"sqlite:///{sweep_dir.resolve() / 'study.db'}"
-    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})  # seconds
+    # The path is no part of the URL, in which Optuna replaces {...} and SQLAlchemy decodes %2F and ends it at a "?".
+    file = str(sweep_dir.resolve() / "study.db")
+    connect = functools.partial(sqlite3.connect, file, timeout=TIMEOUT, check_same_thread=False)
+    return optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": QueuePool})
 
 
 def importances(study: "optuna.Study") -> dict[str, float]:

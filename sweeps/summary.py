@@ -120,17 +120,18 @@ class Summary:
         return "\n".join(lines)
 
     def __str__(self) -> str:
+        sweep_dir = printable(str(self.sweep_dir))
         ranked = bool(self.scores(self.jobs))
         rows = (self.mean_rows(True) if self.replicates else self.job_rows(True)) if ranked else []
         rows = [{key: cell for key, cell in row.items() if key != "reason"} for row in rows]
         lines = text_columns([list(rows[0]), *(list(row.values()) for row in rows[:MAX_ROWS])]) if rows else []
         if len(rows) > MAX_ROWS:
-            lines.append(f"  … and {len(rows) - MAX_ROWS} more in {self.sweep_dir / 'summary.csv'}")
+            lines.append(f"  … and {len(rows) - MAX_ROWS} more in {sweep_dir}/summary.csv")
         lines += self._failure_lines()
         pruned = sum(job.status == "pruned" for job in self.jobs)
         counts = {"failed": len(self.failed()), "pruned": pruned}
         number = "".join([pluralize(len(self.jobs), "run"), *(f", {n} {what}" for what, n in counts.items() if n)])
-        lines += ["", f"  {number}, in {self.sweep_dir}"]
+        lines += ["", f"  {number}, in {sweep_dir}"]
         if ranked:
             lines.append(f"  best: {self.best().command}")
         if self.importance:

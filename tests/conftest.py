@@ -26,6 +26,10 @@ PROJECT = Path(__file__).parent.parent
 DATA_ROOT = Path(os.environ.get("DATA_ROOT") or PROJECT / "data")
 
 
+# What makes an experiment on generated data small enough for a test.
+SMALLER = {"sines_lstm": ("data.size=10", "data.length=50")}
+
+
 @pytest.fixture(autouse=True)
 def _working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in its own directory, where ``outputs/`` goes."""
@@ -35,18 +39,20 @@ def _working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no plots: that takes longer than the tiny trainings. tests/test_dashboard.py tests the plots."""
-    if not request.module.__name__.endswith(("test_dashboard", "test_full_disk", "test_generative")):
+    if not request.module.__name__.endswith(("test_classics", "test_dashboard", "test_full_disk", "test_generative")):
         for part in ("_training_figures", "_test_figures", "_epoch_figures", "_code_figures"):
             monkeypatch.setattr(f"callbacks.plots.Plots.{part}", lambda *_: {})
 
 
 def replace_images(train: int, test: int, replace: Callable[[object, str, object], None] = setattr) -> None:
     """Replace the image data sets by ``train`` random images, the first ``test`` of which are also the test set."""
+    from datamodules import MNIST
     from datamodules.images import ImageDataModule
 
     def load(self):
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (train, *self.shape), dtype=torch.uint8, generator=generator)
+        shape = MNIST.shape if isinstance(self, MNIST) else self.shape  # also of the images of pairs
+        images = torch.randint(256, (train, *shape), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (train,), generator=generator)
         return (images, labels), (images[:test], labels[:test])
 

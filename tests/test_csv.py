@@ -362,6 +362,20 @@ def test_predictions_do_not_overwrite_their_input(output: str, tmp_path: Path) -
     assert rows.read_text() == "40,0.002\n"
 
 
+def test_predictions_do_not_overwrite_the_table_of_their_run(tmp_path: Path) -> None:
+    """The test set is read from it, and its columns may be called like those of predictions."""
+    make_table()
+    Path("answers").mkdir()
+    table = Path("answers/predictions.csv")
+    table.write_text(Path("table.csv").read_text().replace("kind", "prediction", 1))
+    kind = [f"data.path={table}" if text.startswith("data.path=") else text for text in KIND]
+    run("run", *(text.replace("data.target=kind", "data.target=prediction") for text in kind), "trainer.max_epochs=1")
+    before = table.read_bytes()
+    with pytest.raises(ValueError, match=r"would overwrite .*predictions.csv, which is to be read"):
+        predict_rows(Path("run"), split="test", output=str(table.resolve().parent))
+    assert table.read_bytes() == before
+
+
 # --- command line ------------------------------------------------------------------------------------------------
 
 

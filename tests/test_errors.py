@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 import train
 from cli.compose import compose
 from cli.errors import format_error
+from cli.exit_codes import exit_with_error
 from tests.conftest import PROJECT
 
 # Command line: part of its error line. All of these fail before torch is loaded.
@@ -286,6 +288,44 @@ def test_missing_gpu_gives_one_line(shell, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_debug_traceback_shows_the_traceback(shell) -> None:
     assert "Traceback (most recent call last)" in shell("model=lenet", "data=blobs", "debug=traceback").stderr
+
+
+@pytest.mark.parametrize("override", ["hydra.output_subdir=.", "++hydra.output_subdir=x", "~hydra.output_subdir"])
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_output_subdir_of_hydra_is_refused(override: str, script: str, shell, tmp_path: Path) -> None:
+    """Hydra would write its config.yaml over that of the run or of the user before anything is checked."""
+    (tmp_path / "config.yaml").write_text("mine\n")
+    where = "hydra.run.dir=."
+    answer = shell(*([where] if script == "train.py" else ["run=.", where]), override, script=script)
+    assert answer.returncode == 1
+    assert answer.stderr == f"error: {override} is refused: a run writes its config.yaml itself\n"
+    assert (tmp_path / "config.yaml").read_text() == "mine\n"
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_output_subdir_may_be_null(shell) -> None:
+    answer = shell("hydra.output_subdir=null", "trainer.max_epochs=abc")
+    assert answer.stderr.startswith("error: trainer.max_epochs=abc must be")
+
+
+def test_name_of_the_working_directory_is_printed_without_control_characters(shell, tmp_path: Path) -> None:
+    (folder := tmp_path / "${x}\x1b[31m").mkdir()
+    answer = shell("model=mlp", cwd=folder)
+    assert answer.returncode == 1
+    assert "${x}\\x1b[31m cannot be used" in answer.stderr and "\x1b" not in answer.stderr
+
+
+def test_resume_command_is_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the directory of the run, which outputs/last may lead to."""
+    error = RuntimeError("stopped")
+    error.resume_command = "python train.py 'resume=a\x1b[31m\nb'"  # type: ignore[attr-defined]
+    signal_before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            exit_with_error(error, show_traceback=False)
+    finally:
+        signal.signal(signal.SIGINT, signal_before)
+    assert capsys.readouterr().err.splitlines()[-1] == r"resume with: python train.py 'resume=a\x1b[31m\nb'"
 
 
 def test_unknown_option_has_exit_code_2(shell, tmp_path) -> None:

@@ -17,7 +17,7 @@ from cli.errors import format_error
 from lit_models import FineTuning, losses, nets
 from runs.expectations import check_expected
 from runs.result import has_diverged
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, SMALLER
 
 EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
 LINES = ["line_diverging", "line_slow", "line_rescaled"]
@@ -223,7 +223,10 @@ def test_experiments_have_a_header_and_train_two_batches(
     random_images(200, 200)
     small = [] if compose(f"experiment={experiment}").data.val_size == 0 else ["data.val_size=20"]
     limits = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=2")
-    result, *_ = run("run", f"experiment={experiment}", *small, *limits)
+    if experiment == "cifar10_distillation":
+        run("teacher", "experiment=cifar10_teacher", *limits)
+        small.append("model.teacher=teacher")
+    result, *_ = run("run", f"experiment={experiment}", *small, *SMALLER.get(experiment, []), *limits)
     assert result["status"] in ("finished", "diverged")
     assert result["steps"] >= 1
 

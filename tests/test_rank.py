@@ -1,13 +1,26 @@
 """Stale rank variables in the environment give one line and a non-zero exit code instead of silence."""
 
 import os
+import sys
+import tempfile
+from pathlib import Path
 
+import hydra
 import pytest
+from omegaconf import DictConfig
 
+from cli import CONF
+from cli.main import _prepare_other_rank
 from runs import rank
 from runs.rank import SIZES, check_group, check_rank_variables, global_rank, warn_when_waiting
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "trainer.max_epochs=1")
+
+
+def compose(*overrides: str) -> DictConfig:
+    """Return Hydra's own settings."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", list(overrides), return_hydra_config=True).hydra
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +83,30 @@ def test_waiting_rank_prints_what_it_waits_for(
     assert capsys.readouterr().err == ""
     warn_when_waiting(2)
     assert capsys.readouterr().err == "rank 1 waits for the other 1 at host:29500\n"
+
+
+@pytest.mark.parametrize("name", ["a,b", "it's", 'a "quoted" one', "back\\slash", "{x}", "a=b c"])
+def test_name_of_the_temporary_directory_reaches_hydra_as_it_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    _prepare_other_rank()
+    own_dir = compose(*sys.argv[1:2]).run.dir
+    assert Path(own_dir).is_dir() and Path(own_dir).parent == tmp_path / name
+
+
+def test_name_of_the_temporary_directory_is_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra would put the values of environment variables into the name of a directory, which the log shows."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "${oc.env:SECRET}"))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    Path(tempfile.gettempdir()).mkdir()
+    with pytest.raises(ValueError, match="Hydra would evaluate the name"):
+        _prepare_other_rank()
+    assert sys.argv == ["train.py"]
+    assert not list(Path(tempfile.gettempdir()).iterdir())
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, real_root: Path) -> Path:
     with open(copy / "rows.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([("size", "age", "price"), *((n, 40 - n, 3 * n + 1) for n in range(40))])
+    (copy / "series.csv").write_text("0,0.1,0.2,0.3\n0.5,0.4,0.3,0.2\n")
     return copy
 
 

