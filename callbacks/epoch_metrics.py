@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks import get_datamodule
-from runs.offers import Classifies
+from runs.offers import Classifies, Reconstructs
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,9 @@ class EpochMetrics(pl.Callback):
                 predictions, targets = predictions[:, 0], targets.reshape(-1)
         elif isinstance(pl_module, Classifies):
             predictions = pl_module.probabilities(predictions)
+        elif isinstance(pl_module, Reconstructs):
+            name, model = next(iter(self._running)), type(pl_module).__name__
+            raise ValueError(f"metrics.{name} compares classes, and {model} predicts none: it reconstructs its inputs")
         for metric in self._running.values():
             of_two = bool(data.class_names) and not hasattr(metric, "num_classes")
             metric.update(predictions[:, 1] if of_two and predictions.dim() == 2 else predictions, targets)

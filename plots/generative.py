@@ -40,7 +40,8 @@ def reconstructions(originals: Tensor, reconstructed: Tensor, columns: int = 10)
     for pair in zip(originals.split(columns), reconstructed.split(columns), strict=True):
         rows += pair
         labels += ["original", "reconstruction"]
-    return _labeled_rows(rows, labels, "images and their reconstructions", pair_gap=True)
+    title = "images and their reconstructions" if len(originals) > 5 else ""  # which is wider than a few images
+    return _labeled_rows(rows, labels, title, pair_gap=True)
 
 
 def latent_walk(images: Tensor, first: Sequence[float], second: Sequence[float], axis_names: Sequence[str]) -> "Figure":

@@ -120,6 +120,11 @@ WRONG = {
 }
 
 
+def test_metrics_of_classes_are_refused_for_a_model_that_reconstructs() -> None:
+    with pytest.raises(ValueError, match=r"metrics\.f1 compares classes, and \w+ predicts none: it reconstructs"):
+        run("data=blobs", "model=autoencoder", "metrics=classes", "trainer.max_epochs=1", "data.val_size=20")
+
+
 @pytest.mark.parametrize("words", WRONG)
 def test_wrong_metric_gives_one_line(words: str, random_images: Callable[[int, int], None]) -> None:
     random_images(40, 10)
