@@ -129,6 +129,9 @@ class GradientSteps(internals.QuickHooks):
             self._evaluates_again = True
             with self._outside_autocast():
                 loss.backward()
+            for parameter in self.parameters():  # L-BFGS takes views of them; those of convolutions are channels-last
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.contiguous()
             return loss
 
         try:

@@ -108,6 +108,8 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
             optimizer.zero_grad()
             loss = loss_of(module, inputs, targets)
             loss.backward()
+            for parameter in module.parameters():  # as GradientSteps does for L-BFGS
+                parameter.grad = None if parameter.grad is None else parameter.grad.contiguous()
             return loss
 
         for _ in range(2):

@@ -280,3 +280,18 @@ def test_a_net_of_other_layers_reads_and_continues() -> None:
     (inputs, targets), _ = data.load()
     assert model(inputs).shape == targets.shape == (4, 19)
     assert model.continue_series(inputs, 7).shape == (4, 7)
+
+
+def test_lbfgs_trains_a_convolutional_net(random_images: Any, tmp_path: Path) -> None:
+    """Its gradients are channels-last, and L-BFGS takes views of them."""
+    random_images(40, 20)
+    settings = ("model=cnn", "data=mnist", "data.val_size=0", "data.batch_size=null", "optimizer=lbfgs")
+    brief = (
+        "scheduler=none",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "logger=none",
+        "callbacks.pictures=null",
+    )
+    result = train.train(compose(*settings, *brief), tmp_path)
+    assert result["metrics"]["train/loss"] < 2.2  # ln(10) is 2.3
