@@ -50,6 +50,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     set_up_data(trainer, datamodule, ckpt_path)
     if cfg.threads is None:
         limit_threads(model, datamodule)
+    if reason := refusal(config):  # the run is trained as asked
+        log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
 
     from callbacks import write_errors
@@ -80,8 +82,6 @@ def resolve_config(cfg: DictConfig, datamodule: Any, model: Any) -> dict[str, An
         model.net.compile()  # in place, so the names of its weights stay
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
-    if reason := refusal(config):  # the run is trained as asked
-        log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
     return config
 
 

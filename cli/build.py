@@ -29,7 +29,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
 
 def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     # Imported here, so that --help and a mistyped name are answered at once.
-    from hydra.utils import get_object, instantiate
+    from hydra.utils import instantiate
 
     datamodule = instantiate(cfg.data)
     taken = _parameters(model_class(cfg))
@@ -39,7 +39,7 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     trained = _choose_teacher(cfg, datamodule) if "teacher" in taken else None
     for name in ("net", "teacher"):
         if OmegaConf.is_config(cfg.model.get(name)):
-            of_net = _parameters(get_object(cfg.model[name]._target_))
+            of_net = _parameters(_locate(cfg.model[name]._target_))
             make_net = instantiate(cfg.model[name], _partial_=True)
             parts[name] = make_net(**{shape: shapes[shape] for shape in shapes if shape in of_net})
     if trained is not None:
@@ -92,7 +92,7 @@ def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
         ValueError: it is none of torchmetrics.classification or torchmetrics.regression, its name is taken, or it is
             for other targets than those of the data.
     """
-    from hydra.utils import get_object, instantiate
+    from hydra.utils import instantiate
 
     metrics, classes = {}, len(datamodule.class_names)
     for name, settings in (cfg.get("metrics") or {}).items():
@@ -103,7 +103,7 @@ def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
         if name in ("loss", "acc") or not re.fullmatch(r"[A-Za-z]\w*", str(name)):
             raise ValueError(f"metrics.{name}: a metric has a name of letters, digits and _, but not loss or acc")
         check_metric(str(settings._target_), f"metrics.{name}._target_={settings._target_}")
-        taken = _parameters(get_object(settings._target_))
+        taken = _parameters(_locate(settings._target_))
         kind = settings._target_.split(".")[1]
         if (kind == "classification") != bool(classes):
             takes, gives = ("classes", "numbers") if kind == "classification" else ("numbers", "classes")
@@ -119,12 +119,18 @@ def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
 def model_class(cfg: DictConfig) -> Any:
     """Return the class of the model. Raise ValueError where it is no LightningModule."""
     import lightning.pytorch as pl
-    from hydra.utils import get_object
 
-    found = get_object(target := cfg.model._target_)
+    found = _locate(target := cfg.model._target_)
     if not (inspect.isclass(found) and issubclass(found, pl.LightningModule)):
         raise ValueError(f"model._target_={target} is not a LightningModule; a net goes to model.net._target_")
     return found
+
+
+def _locate(target: str) -> Any:
+    """Return what a ``_target_`` names. Hydra's ``get_object`` would log the error as well as raise it."""
+    from hydra.utils import instantiate
+
+    return instantiate({"_target_": str(target), "_partial_": True}).func
 
 
 def _parameters(cls: Any) -> set[str]:
@@ -185,7 +191,6 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
     The data root is that of this machine where the stored one does not hold the data set: nothing is downloaded to a
     directory that a checkpoint names.
     """
-    from hydra.utils import get_object
 
     cfg = OmegaConf.create(checkpoint["config"])
     _clear_weights(cfg.model)
@@ -193,7 +198,7 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
         cfg.model.teacher = None  # build() puts the teacher's net in place of the run that is typed
     if cfg.trainer.get("profiler") not in (None, *PRINTING_PROFILERS) and not OmegaConf.is_config(cfg.trainer.profiler):
         cfg.trainer.profiler = None
-    has_data = getattr(get_object(cfg.data._target_), "has_data", None)  # of a published data set
+    has_data = getattr(_locate(cfg.data._target_), "has_data", None)  # of a published data set
     if has_data and not has_data(str(cfg.data.get("root"))):
         cfg.data.root = data_root()
     return cfg
