@@ -1,6 +1,7 @@
 """Write the config and the result of a run."""
 
 import logging
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ class RunSummary(pl.Callback):
             try:
                 update_symlink(Path("outputs", "last"), self.run_dir)
             except OSError as error:  # such as a file system without links; the run does not need it
-                log.warning("outputs/last does not point at this run, %s: %s", self.run_dir, error)
+                run_dir = os.path.relpath(self.run_dir)
+                log.warning("outputs/last does not point at this run, %s: %s", run_dir, error)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         net = {id(parameter) for parameter in get_net(pl_module).parameters()}  # also frozen ones, but not a teacher's
