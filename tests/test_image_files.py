@@ -339,7 +339,8 @@ def test_files_are_predicted_in_batches(
         rows = predict_images(run, "digits", Path("to").resolve())
     assert [row["label"] for row in rows] == [Path(row["input"]).stem[-1] for row in rows]
     assert len(rows) == 150
-    assert sizes == [64, 64, 22, 48]  # the last ones are drawn
+    assert sizes[:3] == [64, 64, 22]
+    assert set(sizes[3:]) == {48}  # those that are drawn
     printed = [record.getMessage() for record in caplog.records if record.name == "predict"]
     assert len(printed) == 48 + 2
     assert printed[-2].strip() == "… and 102 more"
