@@ -105,6 +105,7 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
             scheduler = make(optimizer)
 
         def closure(optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+            torch.manual_seed(1)  # else the line search of L-BFGS compares losses with different dropout
             optimizer.zero_grad()
             loss = loss_of(module, inputs, targets)
             loss.backward()
