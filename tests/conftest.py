@@ -97,3 +97,17 @@ def read_predictions(table: Path) -> list[dict[str, Any]]:
         rows = list(csv.DictReader(lines))
     numbers = ("prediction", "truth") if "prediction" in rows[0] else ("probability",)
     return [{name: json.loads(cell) if name in numbers else cell for name, cell in row.items()} for row in rows]
+
+
+def run(folder: str, *overrides: str) -> dict[str, Any]:
+    """Train in this process, in a directory of this name. Return the result."""
+    import train
+    from cli.compose import compose
+
+    path = Path(folder)
+    path.mkdir(exist_ok=True)
+    return train.train(compose(*overrides), path)
+
+
+def count_parameters(net: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())

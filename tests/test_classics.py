@@ -16,7 +16,6 @@ from torch import nn
 
 import evaluate
 import predict
-import train
 from cli.build import build
 from cli.compose import compose
 from cli.errors import format_error
@@ -24,6 +23,7 @@ from datamodules import MNISTPairs
 from datamodules.pairs import draw_partners
 from lit_models import Distillation, ForwardForward, Siamese, nets
 from runs.offers import Classifies, Compares, MeasuresGoodness
+from tests.conftest import count_parameters, run
 from tests.kill_and_resume import differences, final_state
 
 GRAY, COLOR, PAIR = (1, 28, 28), (3, 32, 32), (2, 28, 28)
@@ -63,16 +63,6 @@ def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_models.nets.siamese.ResNet", SmallTrunk)
 
 
-def run(folder: str, *overrides: str) -> dict[str, Any]:
-    path = Path(folder)
-    path.mkdir(exist_ok=True)
-    return train.train(compose(*overrides), path)
-
-
-def parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
 @pytest.mark.parametrize(
     ("net", "count"),
     [
@@ -83,7 +73,7 @@ def parameters(net: nn.Module) -> int:
     ],
 )
 def test_number_of_parameters(net: nn.Module, count: int) -> None:
-    assert parameters(net) == count
+    assert count_parameters(net) == count
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------------
@@ -282,7 +272,7 @@ def test_the_loss_of_a_student_is_that_of_the_tutorial(teacher: None) -> None:
 
 def test_a_teacher_teaches_and_does_not_learn(teacher: None) -> None:
     result = run("student", *STUDENT, *QUICK, "trainer.max_epochs=2")
-    assert result["params"] == parameters(nets.StackedCNN(GRAY, 10, [[2], [2]], 8))  # without the teacher
+    assert result["params"] == count_parameters(nets.StackedCNN(GRAY, 10, [[2], [2]], 8))  # without the teacher
     checkpoint = torch.load("student/checkpoints/last.ckpt", weights_only=True)
     trained = torch.load("teacher/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     names = [name for name in trained if name.startswith("net.")]

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import nn
 
 import evaluate
-import train
 from callbacks.judge import Judge
 from callbacks.plots import Plots
 from cli.build import build, load_classifier
@@ -29,6 +28,7 @@ from datamodules.images import ImageDataModule
 from lit_models import GAN, VAE, Autoencoder, nets
 from lit_models.exact import _derive_seed
 from plots.generative import GAP, code_plane, mosaic, project_codes
+from tests.conftest import count_parameters, run
 from tests.kill_and_resume import differences, final_state, kill_and_resume
 
 GRAY, COLOR = (1, 28, 28), (3, 32, 32)
@@ -51,16 +51,6 @@ def tiny(random_images: Callable[[int, int], None]) -> None:
     random_images(200, 50)
 
 
-def run(folder: str, *overrides: str) -> dict[str, Any]:
-    path = Path(folder)
-    path.mkdir(exist_ok=True)
-    return train.train(compose(*overrides), path)
-
-
-def parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
 # --- architectures --------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +68,7 @@ def parameters(net: nn.Module) -> int:
     ],
 )
 def test_parameter_counts(net: nn.Module, count: int) -> None:
-    assert parameters(net) == count
+    assert count_parameters(net) == count
 
 
 @pytest.mark.parametrize("size", [5, 8, 20, 28, 32, 33, 64])
