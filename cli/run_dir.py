@@ -168,6 +168,7 @@ def check_unused(folder: Path, resume: str | None) -> None:
             f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
             f"directory, resume={folder} resumes a run"
         )
+    check_folder(folder)
 
 
 def _died_early(folder: Path) -> bool:

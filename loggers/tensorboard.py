@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -30,8 +31,8 @@ CHARTS = {
 class TensorBoard(TensorBoardLogger):
     """Writes event files, to a directory whose name describes the run, such as ``outputs/mnist_cnn/lr=0.1 seed=2``.
 
-    TensorBoard shows that name. The file ``dashboard.txt`` in the run directory holds the path. When the disk is full,
-    no more events are written, and the training continues.
+    TensorBoard shows that name. The file ``dashboard.txt`` in the run directory holds the path, and ``run.txt`` there
+    the way back. When the disk is full, no more events are written, and the training continues.
 
     Args:
         save_dir: run directory.
@@ -51,16 +52,17 @@ class TensorBoard(TensorBoardLogger):
 
     @functools.cached_property
     def log_dir(self) -> str:
-        file = Path(self.save_dir) / "dashboard.txt"
+        run_dir, file = Path(self.save_dir), Path(self.save_dir) / "dashboard.txt"
         recorded = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         # The run may come from anyone and name any directory here.
-        if not recorded or not (is_within(Path(recorded), Path(self.save_dir)) or _has_only_events(Path(recorded))):
+        if not recorded or not (is_within(Path(recorded), run_dir) or _has_events_of(run_dir, Path(recorded))):
             title = self.title
             if Path("outputs", title).resolve() != Path("outputs").resolve() / title:  # through a link: outputs/last
                 title = title.replace("/", " ")
             recorded = str(make_unique_dir(f"outputs/{title}", " ({})")[0])
-            with atomic_write(file) as temporary:
-                temporary.write_text(f"{recorded}\n", encoding="utf-8")
+            for path, text in ((Path(recorded, "run.txt"), _way_back(run_dir, Path(recorded))), (file, recorded)):
+                with atomic_write(path) as temporary:
+                    temporary.write_text(f"{text}\n", encoding="utf-8")
         return recorded
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -138,8 +140,12 @@ class TensorBoard(TensorBoardLogger):
             log.warning("no more event files for TensorBoard: %s; the training continues", cause)
 
 
-def _has_only_events(directory: Path) -> bool:
-    """Return whether a directory in ``outputs/`` is one for event files, in which nothing of the user's lies.
+def _way_back(run_dir: Path, events_dir: Path) -> str:
+    return os.path.relpath(run_dir.resolve(), events_dir.resolve())
+
+
+def _has_events_of(run_dir: Path, directory: Path) -> bool:
+    """Return whether a directory in ``outputs/`` has the event files of this run, and nothing of the user's.
 
     The projector of TensorBoard writes through links, into ``projector_config.pbtxt`` and a directory for each step.
     """
@@ -147,10 +153,13 @@ def _has_only_events(directory: Path) -> bool:
         return False
     if any(path.is_symlink() or not (path.is_file() or path.is_dir()) for path in directory.rglob("*")):
         return False
-    names = {path.name for path in directory.iterdir()}
-    events = {name for name in names if name.startswith("events.out.tfevents.")}
-    others = {name for name in names if not name.isdecimal()} - events - {"projector_config.pbtxt"}
-    return bool(events) and not others
+    names = {path.name for path in directory.iterdir() if not path.name.isdecimal()}
+    others = {name for name in names if not name.startswith("events.out.tfevents.")}
+    if others - {"projector_config.pbtxt"} != {"run.txt"}:
+        return False
+    return Path(directory, "run.txt").read_text(encoding="utf-8", errors="replace").strip() == _way_back(
+        run_dir, directory
+    )
 
 
 @functools.cache

@@ -222,6 +222,12 @@ def test_only_a_run_that_ended_before_its_first_epoch_may_begin_anew(
         run_dir.check_unused(tmp_path, None)
 
 
+def test_log_that_is_a_link_to_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.log").symlink_to("/dev/null")
+    with pytest.raises(ValueError, match=r"train\.log is refused: it is a link to /dev/null"):
+        run_dir.check_unused(tmp_path, None)
+
+
 def test_config_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "metrics.csv")

@@ -281,16 +281,20 @@ def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -
     assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
 
 
-@pytest.mark.parametrize("there", ["a file of the user's", "nothing", "a link", "a fifo"])
-def test_dashboard_txt_names_a_directory_of_event_files_only(there: str, untrusted: Path) -> None:
+@pytest.mark.parametrize("there", ["a file of the user's", "nothing", "a link", "a fifo", "another run's events"])
+def test_dashboard_txt_names_a_directory_of_the_runs_event_files_only(there: str, untrusted: Path) -> None:
     (events := Path("outputs/important/run")).mkdir(parents=True)
     (events / "events.out.tfevents.1.host.2.0").touch()
     (events / "projector_config.pbtxt").touch()
+    (events / "run.txt").write_text("../../untrusted\n")
     (events / "00002" / "layer").mkdir(parents=True)
     Path("outputs/untrusted/dashboard.txt").write_text(f"{events}\n")
     assert TensorBoard("outputs/untrusted", title="a/b").log_dir == str(events)
     if there == "nothing":
-        (events / "events.out.tfevents.1.host.2.0").unlink()
+        shutil.rmtree(events)
+        events.mkdir()
+    elif there == "another run's events":
+        (events / "run.txt").write_text("../../2026-11-26_12-00-00\n")
     elif there == "a link":
         (events / "00002/layer/metadata.tsv").symlink_to("/dev/null")
     elif there == "a fifo":
