@@ -518,11 +518,11 @@ def test_multirun_yaml_is_removed_only_by_the_process_that_made_it(other: str, t
 
 def test_read_only_lock_file_still_locks(shell: Shell, tmp_path: Path) -> None:
     make_paths(tmp_path, "r/.lock")
-    (tmp_path / "r/.lock").chmod(0o444)
-    before = (tmp_path / "r/.lock").read_bytes()
-    with filelock.FileLock(tmp_path / "r/.lock"):
+    with filelock.FileLock(lock := tmp_path / "r/.lock"):
+        lock.write_text("of the holder\n")
+        lock.chmod(0o444)
         assert "another process is training" in shell(*BLOBS, "hydra.run.dir=r").stderr
-    assert (tmp_path / "r/.lock").read_bytes() == before
+        assert lock.read_text() == "of the holder\n"
 
 
 @pytest.mark.slow
