@@ -179,6 +179,15 @@ def test_directories_train_val_and_test_are_the_splits() -> None:
     assert sum(len(labels) for _, labels in folder.test_dataloader()) == 6
 
 
+def test_first_images_held_out_for_the_test_are_of_several_classes() -> None:
+    make_images(Path("pictures"))
+    folder = ImageFolder("pictures", **SETTINGS)
+    folder.setup()
+    files, labels = folder._parts[1]
+    assert set(labels[:6].tolist()) == {0, 1}
+    assert [folder.class_names[label] for label in labels] == [file.parent.name for file in files]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cifar10_from_files_trains_identically_to_memory(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is the same, so weights and metrics are identical to the bit."""
