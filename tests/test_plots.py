@@ -46,6 +46,15 @@ def test_names_with_dollar_signs_are_drawn_literally(name: str) -> None:
     assert pixels.shape != without.shape or (pixels != without).any()
 
 
+def test_shortened_caption_begins_with_an_ellipsis() -> None:
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    figure = image_grid(images, ["", ""], captions=["six_and_sixteen_22.png", "seven_and_seventeen.png"])
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_fontsize() == 7] == [
+        "six_and_sixteen_22.png",
+        "…ven_and_seventeen.png",
+    ]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 30])
 def test_image_grid_has_up_to_six_images_per_row(size: int) -> None:
     figure = image_grid(torch.zeros(size, 1, 8, 8, dtype=torch.uint8), ["a"] * size)
