@@ -64,6 +64,13 @@ def test_image_grid_has_up_to_six_images_per_row(size: int) -> None:
     assert height == pytest.approx(1.9 * -(-size // 6))
 
 
+def test_loss_after_one_example_has_no_repeated_tick_labels() -> None:
+    figure = loss_curve([], [(1, 0.5)], 1, "validation")
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(set(labels)) == len(labels)
+
+
 def test_walk_has_room_for_the_axis_name() -> None:
     images = torch.zeros(16, 1, 28, 28, dtype=torch.uint8)
     figure = latent_walk(images, range(4), (-0.0054, -0.54, -120, -150), ("first", "second"))
