@@ -117,7 +117,8 @@ class Judge(pl.Callback):
     def _log(self, stage: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._real and trainer.is_global_zero:
             real = torch.cat(self._real)
-            log.info("the judge recognizes %.1f %% of %d real images", 100 * real.float().mean().item(), len(real))
+            share, count = real.float().mean().item(), f"{len(real):,}"
+            log.info("the judge recognizes %.1f %% of %s real images", 100 * share, count)
         recognized, *counts = trainer.strategy.reduce(self._counts, reduce_op="sum").double()
         shares = torch.stack(counts) / sum(counts)
         figures = {

@@ -52,7 +52,8 @@ class ProgressBar(LightningProgressBar):
         self._is_first_batch = trainer.global_step == 0
         log.info(describe_run(trainer, pl_module))
         steps = _batches_before(trainer, trainer.max_epochs or 0)
-        is_whole_run = isinstance(trainer.limit_train_batches, float)  # debug=fast sets a number of batches
+        limit = trainer.limit_train_batches
+        is_whole_run = isinstance(limit, float) and limit == 1  # the integer 1 is one batch
         one_step = len(trainer.optimizers) == 1  # for each batch
         if 0 < steps < FEW_STEPS and one_step and is_whole_run and (get_datamodule(trainer).batch_size or 1) > 1:
             hint = "a smaller data.batch_size or a larger trainer.max_epochs makes more"

@@ -45,7 +45,7 @@ def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: 
         converted = ImageOps.invert(converted)
         notes.append("inverted")
     if converted.size != (width, height):
-        notes.append(f"{size} resized")
+        notes.append(f"{size} {'cropped and centered' if center else 'resized'}")
         if center:
             converted = _center(converted, width, path)
         else:

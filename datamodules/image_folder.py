@@ -125,7 +125,8 @@ class ImageFolder(ImageDataModule):
         rest, test, val = torch.arange(len(names)), torch.arange(0), torch.arange(0)
         if hold_out_test:
             held_out = _below(numbers[:, 0], self.test_fraction)
-            test, rest = rest[held_out], rest[~held_out]
+            order = numbers[held_out, 0].argsort(stable=True)  # the first ones are drawn: of several classes
+            test, rest = rest[held_out][order], rest[~held_out]
         if hold_out_val:
             fraction, second = self.val_fraction, numbers[rest, 1]
             held_out = _below(second, fraction) if self.folds is None else (second * self.folds).long() == self.fold

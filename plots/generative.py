@@ -53,7 +53,7 @@ def latent_walk(images: Tensor, first: Sequence[float], second: Sequence[float],
         second: the codes along the rows, from the top.
         axis_names: of the two axes.
     """
-    figure, axes = _image_figure(images, len(first), left=70, bottom=50)
+    figure, axes = _image_figure(images, len(first), left=100, bottom=50)
     axes.axis("on")
     axes.spines[:].set_visible(False)
     height, width = np.array(images.shape[2:]) + GAP

@@ -32,6 +32,8 @@ def loss_curve(
     values = [value for _, value in (*points, *val_points) if np.isfinite(value)]
     if values and min(values) > 0 and max(values) > 100 * min(values):
         axes.set_yscale("log")
+    if len(points) == 1:  # ticks less than one example apart would have the same labels
+        axes.set_xticks([points[0][0]])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(frameon=False)
     return figure

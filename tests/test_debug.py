@@ -52,6 +52,7 @@ def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytes
         (["trainer.max_epochs=2"], True),
         (["trainer.max_epochs=20"], False),
         (["debug=fast"], False),
+        (["trainer.limit_train_batches=0.5"], False),  # as debug=limit does: few by intention
     ):
         caplog.clear()
         run("model=mlp", "data.batch_size=128", *settings)

@@ -134,11 +134,11 @@ def test_dark_digits_are_inverted_and_transparency_becomes_white() -> None:
     ink.putalpha(white_on_black)
     ink.save("ink_on_nothing.png")
     expected, notes = load_image(Path("white_on_black.png"), **MNIST)
-    assert notes == ["100 x 100 resized"]
+    assert notes == ["100 x 100 cropped and centered"]
     for name, expected_notes in [("black_on_white", []), ("ink_on_nothing", ["transparent parts made white"])]:
         pixels, notes = load_image(Path(f"{name}.png"), **MNIST)
         assert torch.equal(pixels, expected)
-        assert notes == [*expected_notes, "inverted", "100 x 100 resized"]
+        assert notes == [*expected_notes, "inverted", "100 x 100 cropped and centered"]
 
 
 def test_photo_is_never_inverted() -> None:
@@ -183,7 +183,7 @@ def test_image_of_extreme_aspect_ratio_is_read(size: tuple[int, int], like: dict
     pixels, notes = load_image(Path("odd.png"), **like)
     assert pixels.shape == like["shape"]
     assert pixels.max() == 100
-    assert notes == [f"{size[0]} x {size[1]} resized"]
+    assert notes == [f"{size[0]} x {size[1]} {'cropped and centered' if like is MNIST else 'resized'}"]
 
 
 @pytest.mark.parametrize("color", ["black", "white"])

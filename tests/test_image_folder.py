@@ -179,6 +179,15 @@ def test_directories_train_val_and_test_are_the_splits() -> None:
     assert sum(len(labels) for _, labels in folder.test_dataloader()) == 6
 
 
+def test_first_images_held_out_for_the_test_are_of_several_classes() -> None:
+    make_images(Path("pictures"))
+    folder = ImageFolder("pictures", **SETTINGS)
+    folder.setup()
+    files, labels = folder._parts[1]
+    assert set(labels[:6].tolist()) == {0, 1}
+    assert [folder.class_names[label] for label in labels] == [file.parent.name for file in files]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cifar10_from_files_trains_identically_to_memory(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is the same, so weights and metrics are identical to the bit."""
@@ -435,10 +444,12 @@ def test_run_learns_and_keeps_its_class_names_without_the_images() -> None:
     settings = [setting for setting in RUN if "max_epochs" not in setting]
     result = run("run", *settings, "data.num_workers=0", "trainer.max_epochs=4")
     assert result["metrics"]["test/acc"] == 1
-    green = sum(name.startswith("green/") for name in split_files(ImageFolder("pictures", **SETTINGS))["test"])
-    predictions = predict_rows(Path("run"), split="test", limit=green + 1)
-    targets = [row["truth"] for row in predictions]
-    assert targets == [row["label"] for row in predictions] == ["green"] * green + ["red"]
+    folder = ImageFolder("pictures", **SETTINGS)
+    folder.setup()
+    expected = [folder.class_names[label] for label in folder._parts[1][1][:6]]
+    predictions = predict_rows(Path("run"), split="test", limit=6)
+    assert [row["truth"] for row in predictions] == [row["label"] for row in predictions] == expected
+    assert set(expected) == {"green", "red"}
     Path("pictures").rename("elsewhere")
     _, datamodule, _ = load_run("run", "last")
     assert datamodule.class_names == ("green", "red")

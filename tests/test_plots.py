@@ -9,6 +9,7 @@ from PIL import Image
 
 from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
 from plots.figure import new_figure, style_axes, to_pixels
+from plots.generative import latent_walk
 from plots.images import image_grid, predictions
 from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
@@ -46,12 +47,35 @@ def test_names_with_dollar_signs_are_drawn_literally(name: str) -> None:
     assert pixels.shape != without.shape or (pixels != without).any()
 
 
+def test_shortened_caption_begins_with_an_ellipsis() -> None:
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    figure = image_grid(images, ["", ""], captions=["six_and_sixteen_22.png", "seven_and_seventeen.png"])
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_fontsize() == 7] == [
+        "six_and_sixteen_22.png",
+        "…ven_and_seventeen.png",
+    ]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 30])
 def test_image_grid_has_up_to_six_images_per_row(size: int) -> None:
     figure = image_grid(torch.zeros(size, 1, 8, 8, dtype=torch.uint8), ["a"] * size)
     width, height = figure.get_size_inches()
     assert width == pytest.approx(1.55 * min(size, 6))
     assert height == pytest.approx(1.9 * -(-size // 6))
+
+
+def test_loss_after_one_example_has_no_repeated_tick_labels() -> None:
+    figure = loss_curve([], [(1, 0.5)], 1, "validation")
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_walk_has_room_for_the_axis_name() -> None:
+    images = torch.zeros(16, 1, 28, 28, dtype=torch.uint8)
+    figure = latent_walk(images, range(4), (-0.0054, -0.54, -120, -150), ("first", "second"))
+    figure.draw_without_rendering()
+    assert figure.axes[0].yaxis.label.get_window_extent().x0 > 0
 
 
 def test_decision_boundaries_include_the_first_and_the_last_epoch() -> None:
