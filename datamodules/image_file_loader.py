@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch_loader import BatchLoader
 from datamodules.image_files import load_image
-from runs.format import printable
 from runs.threads import leave_thread_pool
 
 log = logging.getLogger(__name__)
@@ -29,21 +28,21 @@ class ImageFileDataset(Dataset[Any]):
     def __init__(self, files: list[Path], labels: Tensor, shape: tuple[int, ...]) -> None:
         self.files, self.labels, self.shape = files, labels, shape
 
-    def __getitems__(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-        """Return indices ``(B,)``, images ``(B, C, H, W)``, labels ``(B,)``, and the indices of unreadable files.
+    def __getitems__(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, str]]:
+        """Return indices ``(B,)``, images ``(B, C, H, W)``, labels ``(B,)``, and why which files cannot be read.
 
         These are arrays because a worker sends tensors through /dev/shm, which has 64 MB in a Docker container: a
         larger batch hangs the run. Arrays go through a pipe.
         """
         images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
         whole: list[int] = []
-        broken: list[int] = []
+        broken: dict[int, str] = {}  # index -> reason
         for index in indices:
             try:
                 images[len(whole)], _ = load_image(self.files[index], self.shape, False, False)
                 whole.append(index)
-            except ValueError:
-                broken.append(index)
+            except ValueError as error:
+                broken[index] = str(error)
         labels = self.labels[whole]
         return np.array(whole, np.int64), images[: len(whole)].numpy(), labels.numpy(), broken
 
@@ -89,7 +88,7 @@ class ImageFileLoader(BatchLoader):
     ) -> None:
         super().__init__(indices, dataset.labels, indices, batch_size, **options)
         self.files, self.num_workers, self.device = dataset, num_workers, device
-        self._skipped: set[Path] = set()
+        self._skipped: set[int] = set()
         self._batches: list[list[int]] = []  # of this epoch; the reader shares the list
         self._reader: DataLoader[Any] | None = None
 
@@ -106,7 +105,7 @@ class ImageFileLoader(BatchLoader):
                 generator=torch.Generator(),  # else torch draws the workers' seed from the global one
             )
         for *batch, broken in self._reader:
-            self._warn_skipped(self.files.files[index] for index in broken)
+            self._warn_skipped(broken)
             index, images, labels = (torch.from_numpy(array).to(self.device) for array in batch)
             yield index, images, labels
 
@@ -114,8 +113,8 @@ class ImageFileLoader(BatchLoader):
         """End the workers. Python's garbage collector would need five seconds."""
         self._reader = None
 
-    def _warn_skipped(self, files: Iterator[Path]) -> None:
-        for file in files:
-            if file not in self._skipped:
-                self._skipped.add(file)
-                log.warning("skipped: %s is not an image (%d so far)", printable(str(file)), len(self._skipped))
+    def _warn_skipped(self, broken: dict[int, str]) -> None:
+        for index, reason in broken.items():
+            if index not in self._skipped:
+                self._skipped.add(index)
+                log.warning("skipped: %s (%d so far)", reason, len(self._skipped))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -14,11 +14,13 @@ from runs.format import printable
 
 # The only formats that Pillow may open, whatever the name of a file. For PostScript it would start Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-IMG_EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMG_EXTENSIONS = tuple(".apng .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
 # More than a full-frame camera takes (61 million). Decoding and converting needs up to 15 bytes a pixel: 1 GB.
 MAX_PIXELS = 2**26
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit; here it is an error
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
+BITS, PHOTOMETRIC = 258, 262  # tags of TIFF 6.0, section 8
+WHITE_IS_ZERO = 0
 
 
 def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: bool) -> tuple[Tensor, list[str]]:
@@ -32,7 +34,8 @@ def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: 
             authors did (http://yann.lecun.com/exdb/mnist). An image that already has the right size is left unchanged.
 
     Raises:
-        ValueError: the file is not an image, is too large, or shows no object to crop to.
+        ValueError: the file is not an image, is too large, does not say which of its numbers is white, or shows no
+            object to crop to.
     """
     channels, height, width = shape
     image, size = _decode(path, None if center else 4 * max(height, width))
@@ -70,14 +73,54 @@ def _decode(path: Path, draft_size: int | None) -> tuple[Image.Image, str]:
             if draft_size:
                 opened.draft(None, (draft_size, draft_size))
             _check_size(opened)
+            deep = opened.format in ("PNG", "TIFF") and "16" in str([tile[3] for tile in opened.tile])
             ImageOps.exif_transpose(opened, in_place=True)
             image: Image.Image = opened
-            if image.mode.startswith("I"):  # 16 bits, which convert() clips at 255
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+            if image.mode.startswith(("I", "F")):
+                image = _to_8_bits(image)
+            elif deep and image.mode.startswith("RGB"):  # Pillow keeps the upper 8 of 16 bits
+                _check_not_dark(np.asarray(image.convert("RGB")), 15, 255)
             plain = image.mode in ("L", "RGB") and "transparency" not in image.info
             return image.copy() if plain else image.convert("RGBA"), size
+    except UnidentifiedImageError as error:
+        raise ValueError(printable(f"{path} is not an image")) from error
     except Exception as error:  # Pillow's decoders raise anything
         raise ValueError(printable(f"{path} is not an image: {error}")) from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16-bit or floating-point numbers in mode L, which convert() would clip.
+
+    Raises:
+        ValueError: the file does not say which number is white.
+    """
+    values = np.asarray(image)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if image.mode == "F":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"its numbers go from {low:g} to {high:g}, and 0 is black and 1 white in such a file")
+        scaled = (values * 255).round()
+    elif image.mode == "I" and isinstance(image, TiffImageFile):
+        raise ValueError(
+            "its numbers are signed or have 32 bits, which does not say which one is white; save 8 or 16 bits"
+        )
+    elif (bits := tags.get(BITS, (16,))[0]) < 16:
+        scaled = (values.astype(np.float32) * (255 / (2**bits - 1))).round()
+    else:
+        _check_not_dark(values, 4095, 65535)
+        scaled = values // 257
+    scaled = scaled.astype(np.uint8)
+    return Image.fromarray(255 - scaled if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else scaled)
+
+
+def _check_not_dark(values: np.ndarray, highest: int, white: int) -> None:
+    """Raise ValueError for an image of 16 bits that uses 12 of them, and would be nearly black."""
+    if 0 < values.max() <= highest:
+        raise ValueError(
+            f"its numbers end at {values.max()}, where {white} is white, which is nearly black: are they of 12 bits? "
+            "save 8 bits, or scale them to 16"
+        )
 
 
 def _has_bright_border(image: Image.Image) -> bool:

@@ -118,6 +118,86 @@ def test_lossless_digit_of_the_right_size_is_unchanged(name: str, change: Any) -
     assert notes == []
 
 
+GRAY = {"shape": (1, 4, 4), "dark_background": False, "center": False}
+
+
+def save_tiff(values: np.ndarray, **tags: Any) -> Path:
+    Image.fromarray(values).save("image.tif", tiffinfo={int(tag[1:]): number for tag, number in tags.items()})
+    return Path("image.tif")
+
+
+def test_numbers_from_0_to_1_are_scaled() -> None:
+    values = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    pixels, _ = load_image(save_tiff(values), **GRAY)
+    assert pixels.flatten().tolist() == [17 * number for number in range(16)]
+    Path("image.pfm").write_bytes(b"Pf 4 4 -1.0\n" + values[::-1].tobytes())  # from the lowest row
+    assert torch.equal(load_image(Path("image.pfm"), **GRAY)[0], pixels)
+
+
+def test_12_bits_are_scaled_where_the_file_says_so() -> None:
+    """Pillow writes no TIFF of 12 bits. The one here has two pixels in three bytes."""
+    values = [273 * number for number in range(16)]
+    packed = b"".join(((a << 12) + b).to_bytes(3, "big") for a, b in zip(values[::2], values[1::2], strict=True))
+    tags = [(256, 4), (257, 4), (258, 12), (259, 1), (262, 1), (273, 128), (277, 1), (278, 4), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    Path("image.tif").write_bytes(header.ljust(128, b"\0") + packed)
+    assert load_image(Path("image.tif"), **GRAY)[0].flatten().tolist() == [17 * number for number in range(16)]
+    Path("image.pgm").write_bytes(b"P5 4 4 4095\n" + np.array(values, ">u2").tobytes())
+    assert load_image(Path("image.pgm"), **GRAY)[0].flatten().tolist() == [17 * number for number in range(16)]
+
+
+def test_white_is_zero_of_16_bits_is_inverted() -> None:
+    values = (np.arange(16, dtype=np.uint16) * 4369).reshape(4, 4)
+    pixels, _ = load_image(save_tiff(values, _262=0), **GRAY)
+    assert pixels.flatten().tolist() == [255 - 17 * number for number in range(16)]
+
+
+RAMP = np.arange(16).reshape(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ((RAMP * 273).astype(np.uint16), "its numbers end at 4095, where 65535 is white, which is nearly black"),
+        ((RAMP * 1000 - 8000).astype(np.int32), "its numbers are signed or have 32 bits"),
+        ((RAMP * 100_000).astype(np.int32), "its numbers are signed or have 32 bits"),
+        ((RAMP * 17).astype(np.float32), "its numbers go from 0 to 255, and 0 is black and 1 white in such a file"),
+        ((RAMP / 15 - 0.5).astype(np.float32), "its numbers go from -0.5 to 0.5, and 0 is black"),
+        ((RAMP * np.nan).astype(np.float32), "its numbers go from nan to nan"),
+    ],
+)
+def test_numbers_of_unknown_scale_are_refused(values: np.ndarray, line: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_image(save_tiff(values), **GRAY)
+    assert str(error.value).startswith(f"image.tif is not an image: {line}")
+
+
+def test_12_bits_of_color_in_16_are_refused() -> None:
+    """Pillow writes no PNG of 16 bits in color."""
+    colors = np.repeat((RAMP * 273)[:, :, None], 3, axis=2)
+
+    def write(values: np.ndarray) -> None:
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        png = b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+        Path("image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+
+    write(colors)
+    with pytest.raises(ValueError, match=r"image\.png is not an image: its numbers end at 15, where 255 is white"):
+        load_image(Path("image.png"), **CIFAR10)
+    write(colors * 16)
+    assert load_image(Path("image.png"), (3, 4, 4), False, False)[0].max() == 255
+
+
+def test_black_image_of_16_bits_is_read() -> None:
+    assert load_image(save_tiff(np.zeros((4, 4), np.uint16)), **GRAY)[0].max() == 0
+
+
 def test_lossless_photo_of_the_right_size_is_unchanged() -> None:
     stored = torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(stored.permute(1, 2, 0).numpy()).save("photo.png")
