@@ -14,7 +14,8 @@ from runs.format import printable
 
 # The only formats that Pillow may open, whatever the name of a file. For PostScript it would start Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-IMG_EXTENSIONS = tuple(".apng .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+IMG_EXTENSIONS: tuple[str, ...] = (".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm")
+IMG_EXTENSIONS += (".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 # More than a full-frame camera takes (61 million). Decoding and converting needs up to 15 bytes a pixel: 1 GB.
 MAX_PIXELS = 2**26
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limit; here it is an error

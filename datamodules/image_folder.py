@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from datamodules.batch_loader import Batch, BatchLoader
 from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
-from datamodules.image_files import IMG_EXTENSIONS
+from datamodules.image_files import load_image
+from datamodules.image_layout import SPLITS, find_classes, find_splits, images_in
 from datamodules.images import ImageDataModule
 from datamodules.in_memory import check_fractions
 from datamodules.names import check_names
+from runs.format import pluralize, printable
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,7 @@ class ImageFolder(ImageDataModule):
 
     A split without a directory is held out of the others. A hash of each file's name within its class decides, so no
     file changes its split when others are added, removed or renamed. A file that is not an image is logged and skipped.
+    The splits may have other usual names, such as ``Training`` and ``valid``; a line says what was taken for what.
 
     Args:
         root: the directory.
@@ -32,13 +36,15 @@ class ImageFolder(ImageDataModule):
         num_workers: processes that read images; 0 reads in this one.
         val_size: fraction of the training images to hold out, on average, below 1.
         test_size: fraction of all images to hold out, on average, below 1.
-        fitted_state: the state that :meth:`fitted_config` returned when the run began: ``class_names``, and in
-            ``digests`` a digest of the files of each split. Without ``digests`` the splits come from a permutation of
-            the sorted files, as in runs from before splits went by name. None reads the directory.
+        fitted_state: the state that :meth:`fitted_config` returned when the run began: ``class_names``, the ``folders``
+            of the splits, and in ``digests`` a digest of the files of each split. Without ``folders`` these are called
+            as the splits. Without ``digests`` the splits come from a permutation of the sorted files, as in runs from
+            before splits went by name. None reads the directory.
         **images: see :class:`ImageDataModule`.
 
     Raises:
-        FileNotFoundError, ValueError: there are no such directories, or too few images.
+        FileNotFoundError, ValueError: there are no such directories, it is not clear what they are, or there are too
+            few images.
     """
 
     root: Path
@@ -55,30 +61,31 @@ class ImageFolder(ImageDataModule):
     ) -> None:
         self.name, self.shape, self.root = "image_folder", tuple(image), Path(root)
         check_fractions(val_size=val_size, test_size=test_size)
-        self.class_names = tuple(fitted_state["class_names"] if fitted_state else self._classes())
+        if fitted_state is None:
+            if not self.root.is_dir():
+                raise FileNotFoundError(f"data.root={root}: there is no such directory")
+            self._folders = find_splits(self.root)
+            self.class_names = tuple(find_classes(self.root, self._folders))
+        else:
+            before = {split: split for split in SPLITS if (self.root / split).is_dir()}
+            self._folders = dict(fitted_state.get("folders", before))
+            self.class_names = tuple(fitted_state["class_names"])
         check_names(self.class_names, root)
         self.num_classes = len(self.class_names)
         super().__init__(root=self.root, **images)
         self.num_workers, self.val_fraction, self.test_fraction = num_workers, val_size, test_size
+        self._is_new = fitted_state is None
         self._permuted = fitted_state is not None and "digests" not in fitted_state
         self._digests: dict[str, str] = dict(fitted_state.get("digests", {})) if fitted_state else {}
         self._changed: set[str] = set()  # the splits whose files have changed since the run began
+        self._left_out: Counter[str] = Counter()  # pictures beside the images: hidden ones, or of other formats
         self._loaders: list[ImageFileLoader] = []  # those with worker processes
-
-    def _classes(self) -> list[str]:
-        training = self.root / "train" if (self.root / "train").is_dir() else self.root
-        if not training.is_dir():
-            raise FileNotFoundError(f"data.root={self.root}: there is no such directory")
-        names = sorted(folder.name for folder in training.iterdir() if any(_images_in(folder)))
-        if len(names) < 2:
-            raise FileNotFoundError(
-                f"data.root={self.root} holds no directories of images, one for each of two or more classes"
-            )
-        return names
 
     def _files(self, folder: Path) -> tuple[list[Path], Tensor]:
         found = [
-            (path, label) for label, name in enumerate(self.class_names) for path in sorted(_images_in(folder / name))
+            (path, label)
+            for label, name in enumerate(self.class_names)
+            for path in sorted(images_in(folder / name, self._left_out))
         ]
         if not found:
             raise FileNotFoundError(f"{folder} holds no images of {', '.join(self.class_names)}")
@@ -86,16 +93,16 @@ class ImageFolder(ImageDataModule):
 
     def fitted_config(self) -> dict[str, Any]:
         self.setup()
-        digests = {} if self._permuted else {"digests": self._digests}
-        return {"fitted_state": {"class_names": list(self.class_names), **digests}}
+        by_name = {} if self._permuted else {"folders": self._folders, "digests": self._digests}
+        return super().fitted_config() | {"fitted_state": {"class_names": list(self.class_names), **by_name}}
 
     def setup(self, stage: str | None = None) -> None:
         if self._parts:
             return
-        has_train, has_val, has_test = ((self.root / name).is_dir() for name in ("train", "val", "test"))
+        has_train, has_val, has_test = (split in self._folders for split in SPLITS)
+        base, val_folder, test_folder = (self.root / self._folders.get(split, "") for split in SPLITS)
         if has_val and self.folds:
-            raise ValueError(f"data.folds={self.folds} and the directory {self.root / 'val'} exclude each other")
-        base = self.root / "train" if has_train else self.root
+            raise ValueError(f"data.folds={self.folds} and the directory {val_folder} exclude each other")
         files, labels = self._files(base)
         if self._permuted:
             test, val, train = self._split_by_permutation(len(files), not has_train, not has_val, not has_test)
@@ -106,18 +113,60 @@ class ImageFolder(ImageDataModule):
         if not len(train):
             raise ValueError(f"data.root={self.root} holds too few images to hold any out")
         if has_test:
-            test_files, test_labels = self._files(self.root / "test")
+            test_files, test_labels = self._files(test_folder)
         else:
             test_files, test_labels = [files[index] for index in test], labels[test]
         if has_val:
-            val_files, val_labels = self._files(self.root / "val")
+            val_files, val_labels = self._files(val_folder)
             val = torch.arange(len(val_files)) + len(files)
             files, labels = [*files, *val_files], torch.cat([labels, val_labels])
         self.val_indices, self.train_indices = val, train
         self._parts = [(files, labels), (test_files, test_labels)]
+        splits = {
+            "train": [files[index] for index in train],
+            "val": [files[index] for index in val],
+            "test": test_files,
+        }
+        if self._is_new:
+            for split in splits:
+                self._check_readable(split)
+            self._log_layout({split: len(files) for split, files in splits.items()})
         if not self._permuted:
-            splits = {"train": [files[index] for index in train], "val": [files[index] for index in val]}
-            self._compare_digests(splits | {"test": test_files})
+            self._compare_digests(splits)
+
+    def _check_readable(self, split: str) -> None:
+        """Raise ValueError if no file of a split can be read. Usually one file is enough to know."""
+        part = int(split == "test")
+        files = self._parts[part][0]
+        indices = self._indices(split).tolist()
+        reason = ""
+        for index in indices:
+            try:
+                load_image(files[index], self.shape, self.dark_background, self.center)
+                return
+            except ValueError as error:
+                reason = reason or str(error)
+        if len(indices):
+            raise ValueError(f"none of the {pluralize(len(indices), f'{split} image')} can be read: {reason}")
+
+    def _log_layout(self, sizes: dict[str, int]) -> None:
+        """Say which directories were taken for which splits and classes, and what was left out."""
+        base = self.root / self._folders.get("train", "")
+        places = [(split, self.root / self._folders[split] if split in self._folders else base) for split in SPLITS]
+        parts = [f"{split} {sizes[split]:,} from {place}" for split, place in places]
+        names = self.class_names
+        classes = f"{', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        unused = [one.name for one in self._unused_folders(base)]
+        others = [f"{pluralize(number, f'{kind} file')}" for kind, number in sorted(self._left_out.items()) if number]
+        left = f"; left out: {', '.join([*unused, *others])}" if unused or others else ""
+        log.info(printable(f"images: {', '.join(parts)}; {len(names)} classes: {classes}{left}"))
+
+    def _unused_folders(self, base: Path) -> list[Path]:
+        """Return the directories beside the splits and the classes, sorted."""
+        beside = [one for one in base.iterdir() if one.is_dir() and one.name not in self.class_names]
+        if base != self.root:
+            beside += [one for one in self.root.iterdir() if one.is_dir() and one.name not in self._folders.values()]
+        return sorted(beside)
 
     def _split_by_name(self, names: list[Path], hold_out_val: bool, hold_out_test: bool) -> tuple[Tensor, ...]:
         """Return the indices for test, validation and training, from the names of the files in their classes."""
@@ -165,6 +214,8 @@ class ImageFolder(ImageDataModule):
         super().load_state_dict(state)
 
     def _eval_dataloader(self, split: str, replicate: bool = False) -> BatchLoader | list[Batch]:
+        if not self._is_new:  # else setup has checked it
+            self._check_readable(split)
         if split in self._changed:
             self._changed.remove(split)  # warn only once
             log.warning(
@@ -215,7 +266,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:  # a broken link
         return -1
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)

@@ -13,6 +13,7 @@ from datamodules import sources
 from datamodules.batch_loader import Batch, derive_seed
 from datamodules.image_files import load_image
 from datamodules.in_memory import InMemoryDataModule
+from datamodules.names import check_names
 from datamodules.published import DATASETS
 
 
@@ -61,6 +62,11 @@ class ImageDataModule(InMemoryDataModule):
     def has_data(cls, root: str | os.PathLike[str]) -> bool:
         """Return whether a directory holds this published data set. Of other data it is not known."""
         return sources.has_data(cls.name, root) if cls.name in DATASETS else True
+
+    def fitted_config(self) -> dict[str, Any]:
+        root = str(Path(self.root).resolve())  # a finished run is used from any directory
+        check_names([root], "data.root")
+        return {"root": root}
 
     def load(self) -> tuple[Batch, Batch]:
         return sources.load(self.name, self.root)

@@ -184,14 +184,18 @@ class InMemoryDataModule(pl.LightningDataModule):
 
     def _eval_dataloader(self, split: str, replicate: bool = False) -> BatchLoader | list[Batch]:
         """Serve all examples of a split in order, or nothing if it is empty."""
-        test_indices = torch.arange(len(self._parts[1][1]))
-        indices = {"train": self.train_indices, "val": self.val_indices, "test": test_indices}[split]
+        indices = self._indices(split)
         if not len(indices):
             return []
         loader = self._make_loader(int(split == "test"), indices, self.eval_batch_size)
         if replicate:
             loader.rank, loader.world_size = 0, 1
         return loader
+
+    def _indices(self, split: str) -> Tensor:
+        """Return the examples of a split: all of ``_parts[1]`` for the test, some of ``_parts[0]`` for the others."""
+        test_indices = torch.arange(len(self._parts[1][1]))
+        return {"train": self.train_indices, "val": self.val_indices, "test": test_indices}[split]
 
     def _make_loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         device = self._device()

@@ -108,9 +108,8 @@ def test_old_run_keeps_its_split_by_permutation() -> None:
     )
     assert split_files(old)["test"] == {"green/2.png", "red/0.png"}
     assert split_files(old)["val"] == {"green/3.png", "green/4.png"}
-    assert old.fitted_config() == {
-        "fitted_state": {"class_names": ["green", "red"]}
-    }  # a resumed run keeps this kind of split
+    # A resumed run keeps this kind of split.
+    assert old.fitted_config()["fitted_state"] == {"class_names": ["green", "red"]}
 
 
 NOISY_RUN = (*RUN, "data.num_workers=0", "data.test_size=0.3", "data.val_size=0.2", "data.augment=none")
@@ -143,9 +142,8 @@ def change_test_images(kind: str) -> None:
 def test_changed_test_images_are_warned_about(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     make_images(Path("pictures"))
     run("run", *NOISY_RUN, "trainer.max_epochs=1")
-    line = (
-        "the test images in pictures are not those of the run: some were added, removed, renamed or overwritten since"
-    )
+    line = f"the test images in {Path('pictures').resolve()} are not those of the run: some were added, removed, "
+    line += "renamed or overwritten since"
     evaluate_run("run")
     predict_rows(Path("run"), split="test", limit=5)
     assert line not in caplog.text
@@ -161,7 +159,7 @@ def test_resume_refuses_changed_training_images() -> None:
     run("run", *NOISY_RUN, "trainer.max_epochs=1")
     test = Path("pictures", min(split_files(make_datamodule())["test"]))
     renamed = rename_into("train", test)
-    with pytest.raises(ValueError, match=r"^resume: images in pictures \(train\) were added, removed, renamed or"):
+    with pytest.raises(ValueError, match=r"^resume: images in .*pictures \(train\) were added, removed, renamed or"):
         run("run", "resume=run", "trainer.max_epochs=2")
     renamed.rename(test)
     assert run("run", "resume=run", "trainer.max_epochs=2")["status"] == "finished"
@@ -186,6 +184,195 @@ def test_first_images_held_out_for_the_test_are_of_several_classes() -> None:
     files, labels = folder._parts[1]
     assert set(labels[:6].tolist()) == {0, 1}
     assert [folder.class_names[label] for label in labels] == [file.parent.name for file in files]
+
+
+# --- which directories are what ----------------------------------------------------------------------------------
+
+
+def move(**names: str) -> None:
+    """Rename directories in ``pictures``."""
+    for before, after in names.items():
+        Path("pictures", before).rename(Path("pictures", after))
+
+
+def refusal() -> str:
+    with pytest.raises((OSError, ValueError)) as error:
+        ImageFolder("pictures", **SETTINGS)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names", [("Train", "Test", "Val"), ("training", "testing", "validation"), ("TRAIN", "test", "valid")]
+)
+def test_other_usual_names_of_the_splits(names: tuple[str, str, str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for name, size in zip(names, (4, 2, 3), strict=True):
+        make_images(Path("pictures", name), size)
+    folder = ImageFolder("pictures", **SETTINGS)
+    train_name, test_name, val_name = names
+    files = split_files(folder)
+    for split, name, size in (("train", train_name, 8), ("test", test_name, 4), ("val", val_name, 6)):
+        assert {Path(file).parts[0] for file in files[split]} == {name}
+        assert len(files[split]) == size
+    places = f"train 8 from pictures/{train_name}, val 6 from pictures/{val_name}, test 4 from pictures/{test_name}"
+    assert [record.getMessage() for record in caplog.records] == [f"images: {places}; 2 classes: green, red"]
+    state = folder.fitted_config()["fitted_state"]
+    assert split_files(ImageFolder("pictures", fitted_state=state, **SETTINGS)) == files
+    assert len(caplog.records) == 1  # a finished run says it no more
+
+
+def test_classes_may_be_named_like_splits() -> None:
+    make_images(Path("pictures"))
+    move(red="valid", green="invalid")
+    assert ImageFolder("pictures", **SETTINGS).class_names == ("invalid", "valid")
+    make_images(Path("pictures"))
+    move(red="train")  # steam trains
+    assert ImageFolder("pictures", **SETTINGS).class_names == ("green", "invalid", "train", "valid")
+
+
+@pytest.mark.parametrize(
+    ("folders", "line"),
+    [
+        (("train", "Training"), "data.root=pictures: Training and train are both names of the train split"),
+        (("train", "val", "valid"), "data.root=pictures: val and valid are both names of the val split"),
+        ((".", "test"), "data.root=pictures: test looks like the test split, with a directory for each class, and"),
+        (("Test", "val"), "data.root=pictures: val looks like the val split, with a directory for each class, and"),
+    ],
+)
+def test_ambiguous_directories_are_refused(folders: tuple[str, ...], line: str) -> None:
+    for folder in folders:
+        make_images(Path("pictures", folder), 2)
+    assert refusal().startswith(line)
+
+
+def test_splits_without_classes_are_refused() -> None:
+    make_images(Path("pictures"), 2)
+    move(red="train", green="test")
+    assert refusal() == (
+        "data.root=pictures: test, train look like splits, and hold images without a directory for each class"
+    )
+
+
+def test_hidden_copies_and_those_of_systems_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    make_images(Path("pictures"), 6)
+    expected = split_files(ImageFolder("pictures", **SETTINGS))
+    caplog.clear()
+    for copy in (".ipynb_checkpoints", "__MACOSX", "red/.ipynb_checkpoints", "green/__MACOSX", "green/@eaDir"):
+        Path("pictures", copy).mkdir()
+        shutil.copy("pictures/red/0.png", Path("pictures", copy, "0-checkpoint.png"))
+    shutil.copy("pictures/red/0.png", "pictures/red/._0.png")
+    Path("pictures/.DS_Store").touch()
+    folder = ImageFolder("pictures", **SETTINGS)
+    assert split_files(folder) == expected
+    assert folder.class_names == ("green", "red")
+    assert caplog.messages[0].endswith("classes: green, red; left out: .ipynb_checkpoints, __MACOSX, 4 hidden files")
+
+
+def test_directories_beside_the_splits_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for folder in ("train", "test", "extra"):
+        make_images(Path("pictures", folder), 3)
+    Path("pictures/train/red/photo.heic").touch()
+    ImageFolder("pictures", **SETTINGS).setup()
+    assert caplog.messages[0].endswith("classes: green, red; left out: extra, 1 .heic file")
+
+
+def test_jpeg_files_with_other_endings_are_read() -> None:
+    make_images(Path("pictures"))
+    for file in Path("pictures/red").iterdir():
+        Image.open(file).save(file.with_suffix(".JFIF"), "jpeg")
+        file.unlink()
+    folder = ImageFolder("pictures", **SETTINGS)
+    assert {file.rpartition(".")[2] for files in split_files(folder).values() for file in files} == {"JFIF", "png"}
+
+
+def test_class_of_unreadable_formats_is_refused() -> None:
+    make_images(Path("pictures"), 3)
+    make_images(Path("more"), 3)
+    Path("more/red").rename("pictures/blue")
+    for file in Path("pictures/red").iterdir():
+        file.rename(file.with_suffix(".avif"))
+    assert refusal() == "pictures/red holds no images that can be read, only .avif; convert them to .png or .jpg"
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_class_without_training_images_is_refused(split: str) -> None:
+    make_images(Path("pictures/train"), 3)
+    make_images(Path("pictures", split), 3)
+    move(**{f"{split}/red": f"{split}/Red"})
+    assert refusal() == f"pictures/{split} has classes that pictures/train has no images of: Red"
+
+
+def test_linked_directories_are_followed_once() -> None:
+    make_images(Path("pictures"), 4)
+    Path("elsewhere/deep").mkdir(parents=True)
+    for number in range(4, 7):
+        shutil.copy("pictures/red/0.png", f"elsewhere/deep/{number}.png")
+    Path("pictures/red/more").symlink_to(Path("elsewhere").resolve())
+    Path("pictures/red/again").symlink_to(Path("elsewhere/deep").resolve())
+    Path("elsewhere/above").symlink_to(Path("pictures/red").resolve())
+    Path("pictures/blue").symlink_to(Path("pictures/green").resolve())
+    folder = ImageFolder("pictures", **SETTINGS)
+    files = set.union(*split_files(folder).values())
+    assert folder.class_names == ("blue", "green", "red")
+    assert sorted(Path(file).name for file in files if file.startswith("red")) == [f"{n}.png" for n in range(7)]
+
+
+# --- reading them ------------------------------------------------------------------------------------------------
+
+
+def test_run_is_evaluated_from_another_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a root that was typed relative to the first one."""
+    make_images(Path("pictures"), 10)
+    tested = run("run", *NOISY_RUN, "trainer.max_epochs=1")["metrics"]["test/loss"]
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["root"] == str(Path("pictures").resolve())
+    folder = Path("run").resolve()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert evaluate_run(folder)["metrics"]["test/loss"] == tested
+
+
+def test_published_data_set_keeps_the_directory_that_was_typed() -> None:
+    cifar10 = CIFAR10("here", [0.5] * 3, [0.5] * 3)
+    assert cifar10.fitted_config() == {"root": str(Path("here").resolve())}
+    with pytest.raises(ValueError, match="cannot be used as a name: a config would evaluate it"):
+        CIFAR10("${oc.env:HOME}", [0.5] * 3, [0.5] * 3).fitted_config()
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_split_of_broken_files_only_is_refused(split: str) -> None:
+    for name in ("train", "val", "test"):
+        make_images(Path("pictures", name), 3)
+    for file in Path("pictures", split).rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError) as error:
+        run("refused", *RUN)
+    assert str(error.value) == (
+        f"none of the 6 {split} images can be read: pictures/{split}/green/0.png is not an image"
+    )
+    assert not any(Path("refused").iterdir())
+
+
+def test_evaluation_of_broken_files_only_is_refused() -> None:
+    make_images(Path("pictures/train"), 10)
+    make_images(Path("pictures/test"), 2)
+    run("run", *NOISY_RUN, "trainer.max_epochs=1")
+    for file in Path("pictures/test").rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^none of the 4 test images can be read: .*0\.png is not an image$"):
+        evaluate_run("run")
+    assert evaluate_run("run", split="val")["metrics"]
+
+
+def test_reason_why_an_image_is_skipped_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    make_images(Path("pictures/train"), 3)
+    make_images(Path("pictures/test"), 3)
+    Image.fromarray(torch.full((5, 5), 100.0).numpy()).save("pictures/test/red/heat.tif")
+    folder = ImageFolder("pictures", **SETTINGS)
+    folder.setup()
+    assert sum(len(labels) for _, labels in folder.test_dataloader()) == 6
+    assert "skipped: pictures/test/red/heat.tif is not an image: its numbers go from 100 to 100, and" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 2])
