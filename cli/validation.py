@@ -40,6 +40,11 @@ CHOICES = {
         "bf16",
     ),
 }
+# null takes a part out of these groups, or Lightning's own value.
+NULL_GROUPS = ("callbacks", "logger", "metrics", "trainer", "hydra")
+# All at once; torch's own choice; no normalization to undo.
+MAY_BE_NULL = ("data.batch_size", "data.eval_batch_size", "optimizer.fused", "optimizer.line_search_fn")
+MAY_BE_NULL += ("model.mean", "model.std")
 LIGHTNING_CHECKS = ("trainer.devices",)  # numbers or words
 
 
@@ -56,23 +61,34 @@ def check_overrides(cfg: DictConfig) -> None:
         if key.partition("@")[0] in hydra_cfg.runtime.choices or key in LIGHTNING_CHECKS:
             continue
         value, default = OmegaConf.select(cfg, key), OmegaConf.select(_default_config(parts), key)
+        typed = "null" if value is None else value
+        if value is None and _is_required(key, parts):
+            raise ValueError(f"{key}=… is required, and null is none")
         if key == "trainer.max_epochs" and value == -1:  # no end
             continue
         if key in CHOICES and str(value) not in CHOICES[key]:
             choices = ", ".join(CHOICES[key])
-            raise ValueError(f"{key}={value} must be one of {choices}{suggest_nearest(str(value), list(CHOICES[key]))}")
+            raise ValueError(f"{key}={typed} must be one of {choices}{suggest_nearest(str(value), list(CHOICES[key]))}")
         if key == "seed" and isinstance(value, int) and value >= 2**32:
             raise ValueError(f"seed={value} must be at most {2**32 - 1}")
         if key in POSITIVE_INTS and value is not None:
             check_positive_int(key, value)
         if key not in CHOICES and (expected := _expected(key, value, default)):
-            example = "" if isinstance(default, bool) else f", such as {default}"
-            raise ValueError(f"{key}={value} must be {expected}{example}")
+            example = "" if isinstance(default, bool | DictConfig) else f", such as {default}"
+            raise ValueError(f"{key}={typed} must be {expected}{example}")
+
+
+def _is_required(key: str, groups: tuple[str, ...]) -> bool:
+    """Return whether conf/ has ``???`` in place of this value."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(_default_config(groups), parent) if parent else _default_config(groups)
+    return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def _expected(key: str, value: Any, default: Any) -> str | None:
     """Return what a value must be to replace the default, or None if it is valid."""
-    if value is None or default is None:  # checked by the class that takes it
+    may_be_null = key in MAY_BE_NULL or key.partition(".")[0] in NULL_GROUPS
+    if default is None or (value is None and may_be_null):  # checked by the class that takes it
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):

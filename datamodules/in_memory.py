@@ -61,6 +61,10 @@ class InMemoryDataModule(pl.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value is not None:
                 check_positive_int(f"data.{name}", value)
+        if type(seed) is not int:
+            raise ValueError(f"data.seed={seed} must be a whole number")
+        if type(shuffle) is not bool:
+            raise ValueError(f"data.shuffle={shuffle} must be true or false")
         if validate_on not in ("val", "test", "train"):
             raise ValueError(f"data.validate_on={validate_on} must be val, test or train")
         if folds is not None:
