@@ -43,7 +43,12 @@ CHOICES = {
 # null takes a part out of these groups, or Lightning's own value.
 NULL_GROUPS = ("callbacks", "logger", "metrics", "trainer", "hydra")
 # All at once; torch's own choice; no normalization to undo.
-MAY_BE_NULL = ("data.batch_size", "data.eval_batch_size", "optimizer.fused", "optimizer.line_search_fn")
+MAY_BE_NULL: tuple[str, ...] = (
+    "data.batch_size",
+    "data.eval_batch_size",
+    "optimizer.fused",
+    "optimizer.line_search_fn",
+)
 MAY_BE_NULL += ("model.mean", "model.std")
 LIGHTNING_CHECKS = ("trainer.devices",)  # numbers or words
 

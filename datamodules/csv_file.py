@@ -13,6 +13,13 @@ import numpy as np
 from datamodules.names import check_names
 from runs.format import pluralize, printable
 
+# A number as people write it: $1.00, 5 %, 1,234.50, 1.234,50, 1 234 or 0,5.
+_CURRENCY = r"[$€£¥₹₩₽₺₫₪฿]|USD|EUR|GBP|JPY|CNY|CHF|RMB|元|円"
+_DRESSED = re.compile(
+    rf"[-+(]?\s?(?:{_CURRENCY})?\s?[-+]?"
+    rf"(?:\d{{1,3}}(?:[,.'\u2019 \u00a0\u202f]\d{{3}})+|\d+)?(?:[.,]\d*)?(?:[eE][-+]?\d+)?"
+    rf"\s?(?:{_CURRENCY}|[%‰])?\)?"
+)
 _BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 
@@ -89,7 +96,15 @@ class CSVFile:
         wrong = np.flatnonzero(np.isnan(self.numbers(name)))
         if len(wrong):
             cell = self.column(name)[wrong[0]]
-            raise self.error(wrong[0], name, (f"{cell!r} is not a number" if cell else "the cell is empty") + hint)
+            plain = ": write plain digits with a decimal point" if is_dressed_number(cell) else ""
+            what = f"{cell!r} is not a number{plain}" if cell else "the cell is empty"
+            raise self.error(wrong[0], name, what + hint)
+
+    def holds_dressed_numbers(self, name: str) -> bool:
+        """Return whether most cells of a column that are not empty are numbers, some of them to people only."""
+        cells = [cell for cell in self.column(name) if cell]
+        dressed = sum(map(is_dressed_number, cells))
+        return bool(dressed) and 2 * (dressed + sum(map(is_number, cells))) > len(cells)
 
     def matrix(self, names: Sequence[str]) -> np.ndarray:
         """Return columns as float64 ``(rows, columns)``. Raise ValueError for a cell that is not a number."""
@@ -112,6 +127,11 @@ def is_number(cell: str) -> bool:
         return abs(float(cell)) < 3.4e38 and "_" not in cell
     except ValueError:
         return False
+
+
+def is_dressed_number(cell: str) -> bool:
+    """Return whether a cell is a number to people only: with a currency, a percent sign, or commas in it."""
+    return not is_number(cell) and bool(_DRESSED.fullmatch(cell)) and any(char.isdigit() for char in cell)
 
 
 def in_one_line(cell: str) -> str:

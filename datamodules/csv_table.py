@@ -18,6 +18,8 @@ from datamodules.names import check_names
 
 log = logging.getLogger(__name__)
 
+MANY_CLASSES = 10  # more, with fewer than two rows each on average, are names or notes rather than classes
+
 
 class CSVTable(InMemoryDataModule):
     """Rows of a CSV file whose first line names the columns.
@@ -31,7 +33,7 @@ class CSVTable(InMemoryDataModule):
         path: the file.
         target: the column to predict.
         columns: the input columns; None takes all others that hold numbers, except columns without a name.
-        classes: whether numbers in the target are classes.
+        classes: whether numbers in the target are classes, and texts of which most are in one row only.
         standardize: False leaves all numbers unchanged.
         test_path: a file with the same columns to test on; None holds out ``test_size``.
         val_size: fraction of the training rows to hold out by a fixed permutation, below 1.
@@ -129,7 +131,9 @@ class CSVTable(InMemoryDataModule):
                 raise ValueError(f"data.columns {problem}; it lists the input columns")
             return self.columns
         others = [name for name in table.header if name and name != self.target]
-        columns = [name for name in others if not np.isnan(table.numbers(name)).all()]
+        columns = [
+            name for name in others if not np.isnan(table.numbers(name)).all() or table.holds_dressed_numbers(name)
+        ]
         if not columns:
             raise ValueError(f"{self.path} has no column of numbers to learn {self.target} from")
         if text := [name for name in others if name not in columns]:
@@ -142,7 +146,7 @@ class CSVTable(InMemoryDataModule):
     def _target_classes(self, table: CSVFile) -> Sequence[str]:
         """Return the sorted classes of the target, or none if it is a number."""
         cells = table.column(self.target)
-        if not self.classes and any(map(is_number, cells)):
+        if not self.classes and (any(map(is_number, cells)) or table.holds_dressed_numbers(self.target)):
             table.check_numbers(self.target, "; data.classes=true reads the column as classes")
             return []
         if "" in cells:
@@ -151,6 +155,11 @@ class CSVTable(InMemoryDataModule):
         if len(names) < 2:
             raise ValueError(
                 f"{self.path}, column {self.target}: all rows are {names[0]!r}, so there is nothing to learn"
+            )
+        if not self.classes and len(names) > max(MANY_CLASSES, len(cells) / 2):
+            raise ValueError(
+                f"{self.path}, column {self.target}: {len(names):,} different texts in {len(cells):,} rows are hardly "
+                "classes; data.classes=true learns them anyway"
             )
         check_names(names, self.path)
         return names

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,42 @@ def test_bad_table_or_settings_give_one_line(content: str | None, settings: str,
         Path("table.csv").write_text(content)
     Path("test.csv").write_text("x,z,y\n1,2,c\n")
     assert line in error_line("model=mlp", "data.target=y", *settings.split())
+
+
+DRESSED = ("$1.00", "-$5", "($5.00)", "12 €", "EUR 3", "5%", ".5 %", "0,5", "+3,5", "1,234", "1,234.50", "1.234,50")
+DRESSED += ("1 234,5", "1\u00a0234", "1'000", "$1,234,567.89")
+
+
+@pytest.mark.parametrize("cell", DRESSED)
+@pytest.mark.parametrize("column", ["price", "y"])
+def test_numbers_as_people_write_them_are_named(cell: str, column: str) -> None:
+    """Neither is the column left out as text, nor is each price a class."""
+    other = "y" if column == "price" else "price"
+    Path("table.csv").write_text(f"x\t{column}\t{other}\n" + f"1\t{cell}\t3\n" * 20, encoding="utf-8")
+    hint = "data.columns=[x] leaves the column out" if column == "price" else "data.classes=true reads the column as"
+    line = f"table.csv, line 2, column {column}: {cell!r} is not a number: write plain digits with a decimal point; "
+    with pytest.raises(ValueError, match=f"^{re.escape(line + hint)}"):
+        CSVTable("table.csv", "y")
+    if column == "y":
+        Path("table.csv").write_text(f"x\ty\n1\t{cell}\n2\tother\n", encoding="utf-8")
+        assert CSVTable("table.csv", "y", classes=True, test_size=0, val_size=0).class_names == (cell, "other")
+
+
+@pytest.mark.parametrize("cell", ["5 kg", "2024-01-01", "01.02.2024", "12:30", "192.168.0.1", "3rd", "1,2,3", "-", "$"])
+def test_other_text_with_digits_is_left_out(cell: str) -> None:
+    Path("table.csv").write_text("x\ttext\ty\n" + f"1\t{cell}\t3\n2\t{cell}\t4\n" * 9)
+    assert CSVTable("table.csv", "y").columns == ("x",)
+
+
+def test_text_that_is_different_in_most_rows_is_no_class() -> None:
+    lines = "".join(f"{row},name {row % 21}\n" for row in range(40))
+    Path("table.csv").write_text(f"x,y\n{lines}")
+    line = "table.csv, column y: 21 different texts in 40 rows are hardly classes; data.classes=true learns them anyway"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        CSVTable("table.csv", "y")
+    assert CSVTable("table.csv", "y", classes=True).num_classes == 21
+    Path("table.csv").write_text(f"x,y\n{lines}{lines}")
+    assert CSVTable("table.csv", "y").num_classes == 21
 
 
 @pytest.mark.parametrize(
