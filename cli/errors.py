@@ -174,6 +174,7 @@ KNOWN_ERRORS = {
     "MemoryError": "out of memory; a smaller data.batch_size needs less",
     "OutOfMemoryError": "out of memory; a smaller data.batch_size needs less",
     "can't allocate memory": "out of memory; a smaller data.batch_size needs less",
+    "Expected more than 1 value per channel": "batch norm cannot normalize one example; data.batch_size=2 is the least",
     "DataLoader worker": "a worker process has died, perhaps because memory ran out; try data.num_workers=0",
 }
 # Hydra's launchers that need a package of their own.

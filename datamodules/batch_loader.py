@@ -28,6 +28,7 @@ class BatchLoader:
         seed: shuffles the indices anew in every epoch; None keeps their order.
         rank: rank of this process. Each takes its part of a global batch of ``batch_size * world_size`` examples.
         world_size: number of processes.
+        smallest: a last batch with fewer examples per process than this is left out, unless it is the only one.
     """
 
     def __init__(
@@ -41,15 +42,22 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
         augment: Augment | None = None,
+        smallest: int = 0,
     ) -> None:
         self.inputs, self.targets, self.indices = inputs, targets, indices
         self.batch_size, self.normalize, self.seed = batch_size, normalize, seed
-        self.rank, self.world_size, self.augment = rank, world_size, augment
+        self.rank, self.world_size, self.augment, self.smallest = rank, world_size, augment, smallest
         self.epoch = 0
         self._position = (0, 0)  # the current epoch, and how many of its batches were served
 
     def __len__(self) -> int:
-        return math.ceil(len(self.indices) / (self.batch_size * self.world_size))
+        return math.ceil((len(self.indices) - self.left_out) / (self.batch_size * self.world_size))
+
+    @property
+    def left_out(self) -> int:
+        """How many examples of each epoch are not served, because their batch would be too small."""
+        batches, rest = divmod(len(self.indices), self.batch_size * self.world_size)
+        return rest if batches and rest < self.smallest * self.world_size else 0
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator function, so that the work starts at the first next(): Lightning calls iter() before set_epoch().
@@ -58,7 +66,7 @@ class BatchLoader:
         if epoch != self.epoch or start == len(self):
             start = 0
         global_batch = self.batch_size * self.world_size
-        batches = list(order[start * global_batch :].split(global_batch))
+        batches = list(order[start * global_batch :].split(global_batch))[: len(self) - start]
         if self.world_size > 1:
             batches = [index.tensor_split(self.world_size)[self.rank] for index in batches]
         for number, (index, inputs, targets) in enumerate(self._fetch(batches), start):

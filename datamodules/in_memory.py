@@ -1,16 +1,20 @@
 """The base class of all datamodules: splits, cross-validation, loaders, and what is fixed on resume."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.batch_loader import Augment, BatchLoader
 from datamodules.batch_loader import Batch as Batch  # for datamodules that import it from here
 from datamodules.csv_file import CSVFile, is_number
-from runs.format import check_positive_int
+from runs.format import check_positive_int, pluralize
+
+log = logging.getLogger(__name__)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def check_fractions(**fractions: float) -> None:
@@ -77,6 +81,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         self.folds, self.fold = folds, fold
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle
+        self._says_left_out = False
         self.test_split = "test"  # what test_dataloader serves; evaluate.py sets it to val or train
         self._parts: list[tuple[Any, Tensor]] = []  # (inputs or files, targets) of the training set and the test set
 
@@ -171,7 +176,15 @@ class InMemoryDataModule(pl.LightningDataModule):
                 raise ValueError(f"resume: {were}, which cannot change on resume")
 
     def train_dataloader(self) -> BatchLoader:
-        return self._make_loader(0, self.train_indices, self.batch_size, training=True)
+        loader = self._make_loader(0, self.train_indices, self.batch_size, training=True)
+        if loader.left_out and not self._says_left_out:
+            self._says_left_out = True  # Lightning asks for the loader several times
+            log.info(
+                "left out: the last %s of each epoch, because batch norm cannot normalize a batch of one; another "
+                "data.batch_size uses all",
+                pluralize(loader.left_out, "example"),
+            )
+        return loader
 
     def val_dataloader(self) -> BatchLoader | list[Batch]:
         return self._eval_dataloader(self.validate_on)
@@ -225,4 +238,9 @@ class InMemoryDataModule(pl.LightningDataModule):
             options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         if training:
             options |= {"seed": self.seed if self.shuffle else None, "augment": self.augment}
+            options["smallest"] = 2 if self._has_batch_norm() else 0
         return options
+
+    def _has_batch_norm(self) -> bool:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        return module is not None and any(isinstance(layer, BATCH_NORMS) for layer in module.modules())

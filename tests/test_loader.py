@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cli.errors import format_error
 from datamodules import CIFAR10, MNIST, BatchLoader, Blobs
+from tests.conftest import run
 
 
 def make_loader(size: int = 10, batch_size: int = 4, **settings) -> BatchLoader:
@@ -65,6 +67,57 @@ def test_ranks_split_each_global_batch(size: int, world_size: int) -> None:
     alone = list(make_loader(size, 4 * world_size, seed=1))
     for number, (inputs, _) in enumerate(alone):
         assert torch.equal(torch.cat([share[number][0] for share in shares]), inputs)
+
+
+@pytest.mark.parametrize(
+    ("size", "world_size", "sizes"),
+    [
+        (9, 1, [4, 4]),
+        (10, 1, [4, 4, 2]),
+        (8, 1, [4, 4]),
+        (1, 1, [1]),
+        (18, 2, [4, 4]),
+        (19, 2, [4, 4]),
+        (20, 2, [4, 4, 2]),
+    ],
+)
+def test_last_batch_may_have_a_smallest_size(size: int, world_size: int, sizes: list[int]) -> None:
+    """In every process, with the same batches as otherwise, also after a resume in the middle of an epoch."""
+    for rank in range(world_size):
+        settings = {"seed": 1, "rank": rank, "world_size": world_size}
+        batches = make_loader(size, smallest=2, **settings)
+        assert [len(inputs) for inputs, _ in batches] == sizes
+        assert len(batches) == len(sizes)
+        assert served_order(batches) == served_order(make_loader(size, **settings))[: sum(sizes)]
+        for served in range(1, len(sizes)):
+            resumed = make_loader(size, smallest=2, **settings)
+            resumed.load_state_dict({"epoch": 0, "batch": served})
+            assert served_order(resumed) == served_order(batches)[sum(sizes[:served]) :]
+    assert batches.left_out == size - world_size * sum(sizes)
+
+
+@pytest.mark.parametrize(("model", "steps"), [("gan", 4), ("mlp", 3)])
+def test_batch_of_one_is_left_out_where_the_net_has_batch_norm(
+    model: str, steps: int, random_images, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The two optimizers of a GAN make two steps on a batch."""
+    caplog.set_level("INFO")
+    random_images(9, 3)
+    settings = ("data.val_size=0", "data.batch_size=4", "trainer.max_epochs=1", "trainer.accelerator=cpu", "threads=1")
+    result = run("run", f"model={model}", *settings, "logger=none")
+    assert (result["status"], result["steps"]) == ("finished", steps)
+    line = "left out: the last 1 example of each epoch, because batch norm cannot normalize a batch of one; another "
+    line += "data.batch_size uses all"
+    assert caplog.messages.count(line) == (model == "gan")
+
+
+def test_batches_of_one_with_batch_norm_are_refused_in_one_line(random_images) -> None:
+    random_images(4, 2)
+    settings = ("data.val_size=0", "data.batch_size=1", "trainer.accelerator=cpu", "threads=1", "logger=none")
+    with pytest.raises(ValueError) as error:
+        run("run", "model=gan", *settings)
+    line = format_error(error.value)
+    assert line.startswith("batch norm cannot normalize one example; data.batch_size=2 is the least (Expected more")
 
 
 @pytest.fixture
