@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassStatScores
 
 from callbacks import get_datamodule
 from runs.offers import Classifies, Reconstructs
@@ -21,7 +22,8 @@ class EpochMetrics(pl.Callback):
 
     ``validation_step`` and ``test_step`` must return the predictions: ``(B, ...)``. A metric of classes gets the
     probabilities of a classifier, and one of numbers the predictions and targets in the units of the data. A metric
-    with a value for each class is logged as ``val/NAME/CLASS``. With several processes it is that of all examples.
+    with a value for each class is logged as ``val/NAME/CLASS``: nan for a class without examples, which no mean over
+    the classes counts. With several processes it is that of all examples.
 
     Args:
         metrics: name -> metric.
@@ -30,16 +32,19 @@ class EpochMetrics(pl.Callback):
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         self.metrics = metrics
         self._running: dict[str, Metric] = {}
+        self._examples: MulticlassStatScores | None = None  # of each class
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(pl_module, sync=True)
+        self._start(trainer, pl_module, sync=True)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(pl_module, sync=False)  # every process tests all examples
+        self._start(trainer, pl_module, sync=False)  # every process tests all examples
 
-    def _start(self, pl_module: pl.LightningModule, sync: bool) -> None:
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, sync: bool) -> None:
         self._running = {name: copy.deepcopy(metric).to(pl_module.device) for name, metric in self.metrics.items()}
-        for metric in self._running.values():
+        classes = len(get_datamodule(trainer).class_names) if self._running else 0
+        self._examples = MulticlassStatScores(classes, average=None).to(pl_module.device) if classes > 1 else None
+        for metric in (*self._running.values(), *([self._examples] if self._examples else [])):
             metric.sync_on_compute = sync
 
     def on_validation_batch_end(
@@ -73,6 +78,8 @@ class EpochMetrics(pl.Callback):
         elif isinstance(pl_module, Reconstructs):
             name, model = next(iter(self._running)), type(pl_module).__name__
             raise ValueError(f"metrics.{name} compares classes, and {model} predicts none: it reconstructs its inputs")
+        if self._examples:
+            self._examples.update(targets, targets)
         for metric in self._running.values():
             of_two = bool(data.class_names) and not hasattr(metric, "num_classes")
             metric.update(predictions[:, 1] if of_two and predictions.dim() == 2 else predictions, targets)
@@ -85,8 +92,13 @@ class EpochMetrics(pl.Callback):
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         names = get_datamodule(trainer).class_names
+        empty = self._examples.compute()[:, 4] == 0 if self._examples else torch.zeros(0, dtype=torch.bool)
         for name, metric in self._running.items():
+            if of_classes := bool(empty.any()) and getattr(metric, "average", "") in ("macro", "none", None):
+                macro, metric.average = metric.average == "macro", "none"
             value = self._compute(name, metric, pl_module.device)
+            if of_classes and value.shape == empty.shape:
+                value = value[~empty].mean() if macro else value.masked_fill(empty, torch.nan)
             if value.numel() == 1:
                 values = {name: value.reshape(())}
             elif value.shape == (len(names),):

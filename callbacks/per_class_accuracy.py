@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -11,7 +12,7 @@ from runs.offers import Classifies
 
 
 class PerClassAccuracy(pl.Callback):
-    """Logs ``test/acc/CLASS``, the accuracy over the test examples of each class."""
+    """Logs ``test/acc/CLASS``, the accuracy over the test examples of each class: nan where there are none."""
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._names = get_datamodule(trainer).class_names if isinstance(pl_module, Classifies) else ()
@@ -25,6 +26,8 @@ class PerClassAccuracy(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._names and self._accuracy.update_called:
-            accuracies = dict(zip(self._names, self._accuracy.compute(), strict=True))
+            counts: Any = self._accuracy  # of true positives and false negatives
+            values = self._accuracy.compute().masked_fill(counts.tp + counts.fn == 0, torch.nan)
+            accuracies = dict(zip(self._names, values, strict=True))
             # MetricsHistory passes them to the loggers.
             pl_module.log_dict({f"test/acc/{name}": value for name, value in accuracies.items()}, logger=False)

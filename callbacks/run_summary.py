@@ -1,6 +1,7 @@
 """Write the config and the result of a run."""
 
 import logging
+import math
 import os
 import platform
 import time
@@ -108,7 +109,9 @@ class RunSummary(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["test"] = time.monotonic() - self._test_start
-        self.result["metrics"] |= logged_metrics(trainer, "test")
+        for name, value in logged_metrics(trainer, "test").items():
+            of_no_example = math.isnan(value) and name.count("/") > 1  # that of a class
+            self.result["metrics"][name] = None if of_no_example else value
         metrics = {name: value for name, value in self.result["metrics"].items() if name.count("/") < 2}
         for logger in trainer.loggers:
             if hasattr(logger, "log_result"):

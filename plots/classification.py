@@ -26,8 +26,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> "Figure"
     mistakes = counts * (1 - np.eye(size, dtype=counts.dtype))
     axes.imshow(mistakes, cmap="Reds", vmin=0, vmax=max(1, mistakes.max()))
     ticks, labels = range(size), [literal(name) for name in class_names]
+    true = [name if total else f"{name} (no example)" for name, total in zip(labels, counts.sum(1), strict=True)]
     axes.set_xticks(ticks, labels, rotation=90 if max(map(len, class_names)) > 2 else 0)
-    axes.set_yticks(ticks, labels)
+    axes.set_yticks(ticks, true)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.tick_params(length=0)

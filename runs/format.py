@@ -1,5 +1,6 @@
 """Format numbers and tables for people."""
 
+import math
 import unicodedata
 from collections.abc import Sequence
 
@@ -9,7 +10,12 @@ BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def format_metric(name: str, value: float) -> str:
-    """Format accuracies in percent and everything else with four significant digits."""
+    """Format accuracies in percent and everything else with four significant digits.
+
+    The metric of a class that has no example is nan.
+    """
+    if math.isnan(value) and name.count("/") > 1:
+        return "no example"
     if is_accuracy(name):
         return f"{100 * value:.2f} %"
     return f"{value:,.4f}" if 0.01 <= abs(value) < 1e15 else f"{value:.4g}"

@@ -39,13 +39,14 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     """Write ``result.json``; JSON has no nan or inf, so a metric that is not finite becomes null."""
-    metrics = {name: _finite(value) for name, value in result["metrics"].items()}
+    metrics = {name: finite(value) for name, value in result["metrics"].items()}
     with atomic_write(run_dir / "result.json") as temporary:
         text = json.dumps(result | {"metrics": metrics}, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8")
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """Return a metric for JSON: None where it is nan or inf."""
     return value if value is not None and math.isfinite(value) else None
 
 

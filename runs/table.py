@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def _metric_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("test accuracy", f"{100 * metrics['test/acc']:.2f} %"))
     by_class = [(name.removeprefix("test/acc/"), value) for name, value in metrics.items() if "test/acc/" in name]
     for start in range(0, len(by_class), 5):
-        accuracies = "  ".join(f"{name} {100 * value:.1f} %" for name, value in by_class[start : start + 5])
+        known = [(name, math.nan if value is None else value) for name, value in by_class[start : start + 5]]
+        shown = [(name, "no example" if math.isnan(value) else f"{100 * value:.1f} %") for name, value in known]
+        accuracies = "  ".join(map(" ".join, shown))
         rows.append(("" if start else "of each class", accuracies))
     if metrics.get("test/loss") is not None:
         rows.append(("test loss", f"{metrics['test/loss']:.4g}"))

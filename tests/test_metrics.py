@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,53 @@ def outputs_of(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     batches = list(data._eval_dataloader(split))
     with torch.inference_mode():
         return torch.cat([model(inputs) for inputs, _ in batches]), torch.cat([targets for _, targets in batches])
+
+
+@pytest.fixture
+def no_cat_in_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three classes of points, of which the test set has two. Some of it look like the third."""
+    from datamodules import Blobs
+
+    targets = torch.arange(60) % 3
+    inputs = torch.eye(3)[targets][:, :2] * 4 + torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    test = (torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 0.0], [4.0, 1.0]]), torch.tensor([0, 1, 1, 0]))
+    monkeypatch.setattr(Blobs, "load", lambda self: ((inputs, targets), test))
+    monkeypatch.setattr(Blobs, "num_classes", 3)
+    monkeypatch.setattr(Blobs, "class_names", ("ant", "bee", "cat"))
+
+
+THREE = ("model=mlp", "data=blobs", "data.val_size=0", "optimizer.lr=0.05", "trainer.max_epochs=30", "metrics=classes")
+RECALL = "torchmetrics.classification.MulticlassRecall"
+
+
+@pytest.mark.parametrize("average", ["macro", "none"])
+def test_class_without_examples_has_no_metric_and_counts_in_no_mean(
+    average: str, no_cat_in_test: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    result = run(*THREE, f"+metrics.recall._target_={RECALL}", f"+metrics.recall.average={average}")
+    metrics = json.loads(Path("run/result.json").read_text())["metrics"]
+    assert result["metrics"] == metrics
+    assert (metrics["test/acc"], metrics["test/acc/ant"], metrics["test/acc/bee"]) == (0.75, 1, 0.5)
+    assert metrics["test/acc/cat"] is None
+    if average == "macro":
+        assert metrics["test/recall"] == 0.75
+        assert metrics["test/f1"] == pytest.approx((1 + 2 / 3) / 2)
+        assert metrics["test/auroc"] == multiclass_auroc(*probabilities("run"), 3, average="none")[:2].mean().item()
+    else:
+        assert [metrics[f"test/recall/{name}"] for name in ("ant", "bee", "cat")] == [1, 0.5, None]
+    assert re.search(r"of each class +ant 100.0 %  bee 50.0 %  cat no example\n", caplog.text)
+    caplog.clear()
+    evaluated = evaluate.evaluate(EVALUATE, Path("run"))
+    written = json.loads(Path("run/evaluations/test_last.json").read_text(), parse_constant=pytest.fail)
+    assert written["metrics"] == evaluated["metrics"]
+    assert written["metrics"]["test/acc/cat"] is None
+    assert re.search(r"test/acc/cat +no example", caplog.text)
+
+
+def probabilities(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, targets = outputs_of(folder, "test")
+    return logits.softmax(1), targets
 
 
 def test_classification_metrics_cover_all_examples_of_an_epoch(caplog: pytest.LogCaptureFixture) -> None:

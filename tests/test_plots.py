@@ -47,6 +47,11 @@ def test_names_with_dollar_signs_are_drawn_literally(name: str) -> None:
     assert pixels.shape != without.shape or (pixels != without).any()
 
 
+def test_confusion_matrix_names_classes_without_examples() -> None:
+    figure = confusion_matrix(np.array([[3, 1], [0, 0]]), ["ant", "cat"])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["ant", "cat (no example)"]
+
+
 def test_shortened_caption_begins_with_an_ellipsis() -> None:
     images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     figure = image_grid(images, ["", ""], captions=["six_and_sixteen_22.png", "seven_and_seventeen.png"])
