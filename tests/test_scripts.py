@@ -463,7 +463,7 @@ def test_export_command(trained: Path, shell) -> None:
     ("script", "example", "wrong", "message"),
     [
         ("evaluate.py", "checkpoint=best split=val", "run=nowhere", "nowhere is neither a run directory nor"),
-        ("predict.py", "run=last images='digits/*.png'", "run=. imges=a.png", "did you mean images?"),
+        ("predict.py", "run=last images='drawn/*.png'", "run=. imges=a.png", "did you mean images?"),
         ("export.py", "run=last output=model.safetensors", "run=. output=model.txt", "must end in one of .onnx"),
     ],
 )
