@@ -515,11 +515,11 @@ def test_killed_search_resumes_to_the_same_study(shell: Shell, tmp_path: Path) -
 @pytest.mark.slow
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *SEARCH]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as one:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as one:
         next(line for line in one.stdout if line.startswith("[0] epoch"))
         two = subprocess.run([*command, "sweep_resume=last"], capture_output=True, text=True)
         printed = one.stdout.read()
-    assert (one.returncode, two.returncode) == (0, 0)
+    assert (one.returncode, two.returncode) == (0, 0), printed + two.stderr
     assert [trial[0] for trial in study_trials(tmp_path)] == list(range(9))
     assert {trial[1] for trial in study_trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
     assert "] epoch 1/" in printed and "] epoch 1/" in two.stdout
