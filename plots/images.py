@@ -43,7 +43,8 @@ def image_grid(
         color, middle = colors[index] if colors else "black", left + side / 2
         axes.text(middle, top - 0.05, literal(titles[index]), ha="center", va="bottom", fontsize=10, color=color)
         if captions:
-            axes.text(middle, top + 1.43, literal(captions[index][-22:]), ha="center", va="top", fontsize=7)
+            caption = literal(captions[index][-round(16 * side) :])  # its end, as wide as the image
+            axes.text(middle, top + 1.43, caption, ha="center", va="top", fontsize=7)
     axes.text(width / 2, 0.2, literal(title), ha="center", va="center", fontsize=11)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
