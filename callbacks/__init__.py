@@ -40,11 +40,14 @@ def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
     return history
 
 
-def num_examples(trainer: pl.Trainer, batches: int) -> int:
-    """Return the number of training examples in the first batches of an epoch, over all ranks."""
+def num_examples(trainer: pl.Trainer, batches: float) -> int:
+    """Return the number of training examples in the first batches of an epoch, over all ranks.
+
+    Lightning's ``trainer.num_training_batches`` is a whole number, or inf before the data is loaded.
+    """
     data = get_datamodule(trainer)
     total = len(data.train_indices)
-    return min(batches * (data.batch_size or total) * trainer.world_size, total)
+    return int(min(batches * (data.batch_size or total) * trainer.world_size, total))
 
 
 def logged_metrics(trainer: pl.Trainer, stage: str) -> dict[str, float]:

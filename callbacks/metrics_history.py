@@ -123,7 +123,8 @@ class MetricsHistory(Checkpoint):
         losses = {name: factor * _reduce_mean(trainer, total / count) for name, total in self._loss_sums.items()}
         self._loss_sums, self._batches = {}, 0
         _log_metrics(trainer, {f"train/{name}_step": loss for name, loss in losses.items()} | _learning_rates(trainer))
-        total, seen = len(get_datamodule(trainer).train_indices), num_examples(trainer, batch_idx + 1)
+        # Fewer than the training set has, with trainer.limit_train_batches.
+        total, seen = (num_examples(trainer, batches) for batches in (trainer.num_training_batches, batch_idx + 1))
         for name, loss in losses.items():
             self.curves.setdefault(name, []).append((trainer.current_epoch * total + seen, loss))
         if self.every_n_batches:
@@ -156,7 +157,7 @@ class MetricsHistory(Checkpoint):
             self.monitors.check_measured(self.measured)
             self.monitor = self.monitors.resolve(self.measured)
         self._loss_sums, self._batches, self._sums, self._counts = {}, 0, {}, {}
-        examples = num_examples(trainer, int(trainer.num_training_batches))
+        examples = num_examples(trainer, trainer.num_training_batches)
         _log_metrics(trainer, {"speed/examples per second": examples / max(row["seconds"], 1e-3)})
 
     def _means_over_batches(self, trainer: pl.Trainer) -> dict[str, float]:

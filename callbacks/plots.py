@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from callbacks import get_datamodule, get_metrics_history, get_net
+from callbacks import get_datamodule, get_metrics_history, get_net, num_examples
 from callbacks.generative_plots import GenerativePlots
 from plots.classification import (
     confusion_matrix,
@@ -138,11 +138,12 @@ class Plots(GenerativePlots):
         names = {"val": "validation", "train": "training set, after the epoch"}
         checked_on = names.get(datamodule.validate_on, datamodule.validate_on)
         figures = self._strip_figures()
+        examples = num_examples(trainer, trainer.num_training_batches)  # in an epoch
         if any("train/loss" in row for row in history.rows):
             curve = history.curves.get("loss", [])
-            figures["loss"] = loss_curve(history.rows, curve, len(datamodule.train_indices), checked_on)
+            figures["loss"] = loss_curve(history.rows, curve, examples, checked_on)
         elif any("train/g_loss" in row for row in history.rows):
-            figures["losses"] = adversarial_losses(history.rows, history.curves, len(datamodule.train_indices))
+            figures["losses"] = adversarial_losses(history.rows, history.curves, examples)
         if any("train/acc" in row or "val/acc" in row for row in history.rows):
             figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))

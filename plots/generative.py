@@ -114,7 +114,7 @@ def project_codes(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
 
 
 def adversarial_losses(
-    rows: Sequence[Mapping[str, float]], curves: Mapping[str, Sequence[tuple[float, float]]], train_size: int
+    rows: Sequence[Mapping[str, float]], curves: Mapping[str, Sequence[tuple[float, float]]], epoch_size: int
 ) -> "Figure":
     """Plot the losses of a generator and a discriminator over the training examples seen.
 
@@ -122,12 +122,12 @@ def adversarial_losses(
         rows: rows of metrics.csv.
         curves: ``g_loss`` and ``d_loss`` -> pairs of training examples seen and the mean loss since the previous pair.
             Without them the means of the epochs are drawn.
-        train_size: number of examples in the training set.
+        epoch_size: number of training examples in an epoch.
     """
     figure = new_figure(6.4, 4)
     axes = style_axes(figure.subplots(), "training examples seen", "loss")
     for name, label, color in (("g_loss", "generator", TRAIN), ("d_loss", "discriminator", VAL)):
-        means = [(row["epoch"] * train_size, row[f"train/{name}"]) for row in rows if f"train/{name}" in row]
+        means = [(row["epoch"] * epoch_size, row[f"train/{name}"]) for row in rows if f"train/{name}" in row]
         points = curves.get(name) or means
         marker = "o" if len(points) < 20 else ""
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1.2, marker=marker, markersize=4, label=label)
