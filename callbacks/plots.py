@@ -26,7 +26,7 @@ from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs import internals
 from runs.files import write_png
-from runs.offers import Classifies, MeasuresGoodness
+from runs.offers import Classifies, HasUndecidedLoss, MeasuresGoodness
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,8 @@ class Plots(GenerativePlots):
             curve = history.curves.get("loss", [])
             figures["loss"] = loss_curve(history.rows, curve, examples, checked_on)
         elif any("train/g_loss" in row for row in history.rows):
-            figures["losses"] = adversarial_losses(history.rows, history.curves, examples)
+            undecided = pl_module.undecided_loss if isinstance(pl_module, HasUndecidedLoss) else None
+            figures["losses"] = adversarial_losses(history.rows, history.curves, examples, undecided)
         if any("train/acc" in row or "val/acc" in row for row in history.rows):
             figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))

@@ -1,5 +1,6 @@
 """A generative adversarial network: a generator and a discriminator, each with an optimizer of its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ class GAN(ExactModule):
         latent_dim: numbers in a latent vector.
         **kwargs: see :class:`ExactModule`.
     """
+
+    undecided_loss = math.log(2)  # of both, where the discriminator gives each image a probability of a half
 
     def __init__(
         self,

@@ -137,10 +137,11 @@ def test_losses_are_drawn_over_the_examples_that_were_trained_on(
     monkeypatch.setattr("callbacks.plots.Plots._epoch_figures", lambda *_: {})
     limits = ("trainer.limit_train_batches=3", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
     run(f"model={model}", "data=mnist", "data.batch_size=5", "data.val_size=20", "logger=none", *limits)
-    rows, curves, epoch_size, *_ = drawn[-1]
+    rows, curves, epoch_size, last = drawn[-1]
     assert [row["epoch"] * epoch_size for row in rows] == [15, 30]
     points = curves["g_loss"] if model == "gan" else curves
     assert [seen for seen, _ in points] == [5, 10, 15, 20, 25, 30]
+    assert last == (pytest.approx(0.6931, abs=1e-4) if model == "gan" else "validation")  # ln 2
 
 
 def test_weight_history_continues_after_resume() -> None:
