@@ -48,6 +48,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
     set_up_data(trainer, datamodule, ckpt_path)
+    check_run(trainer, model)
     if cfg.threads is None:
         limit_threads(model, datamodule)
     if reason := refusal(config):  # the run is trained as asked
@@ -120,9 +121,16 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
 
 def set_up_data(trainer: Any, datamodule: Any, ckpt_path: Path | None) -> None:
     """Load the data. This reports what is wrong with it before the run writes anything."""
-    datamodule.trainer = trainer  # for its device and ranks
+    datamodule.trainer, trainer.datamodule = trainer, datamodule  # for its device and ranks, and for what is checked
     datamodule.setup()
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
+
+
+def check_run(trainer: Any, model: Any) -> None:
+    """Let the callbacks report, before the run writes anything, what they cannot do."""
+    for callback in trainer.callbacks:
+        if callable(check := getattr(callback, "check_run", None)):
+            check(trainer, model)
 
 
 def fit_and_test(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None, validate_first: bool) -> None:

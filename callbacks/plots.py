@@ -50,6 +50,8 @@ class Plots(GenerativePlots):
         every_n_epochs: also draws the training every n epochs. None draws it only after its end.
     """
 
+    measures = ()
+
     def __init__(self, every_n_epochs: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(f"callbacks.pictures.every_n_epochs={every_n_epochs} must be at least 1")

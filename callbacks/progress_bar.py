@@ -31,6 +31,8 @@ class ProgressBar(LightningProgressBar):
     long the training will take.
     """
 
+    measures = ()
+
     def __init__(self) -> None:
         super().__init__()
         self.enable()

@@ -18,6 +18,7 @@ class Autoencoder(Supervised):
         **kwargs: see :class:`Supervised`.
     """
 
+    measures = Supervised.measures
     net: MLPAutoencoder
 
     def __init__(self, net: nn.Module, **kwargs: Any) -> None:
@@ -61,6 +62,7 @@ class VAE(Autoencoder):
         **kwargs: see :class:`Supervised`. The loss takes logits and pixels.
     """
 
+    measures = ("loss", "reconstruction", "kl")
     net: MLPVAE
     mean: Tensor
     std: Tensor

@@ -30,6 +30,7 @@ class ForwardForward(Classifier):
         **kwargs: see :class:`Supervised`.
     """
 
+    measures = ("train/loss", "val/acc", "test/acc")
     net: ForwardForwardNet
 
     def __init__(

@@ -33,6 +33,7 @@ class GAN(ExactModule):
         **kwargs: see :class:`ExactModule`.
     """
 
+    measures = ("g_loss", "d_loss")
     undecided_loss = math.log(2)  # of both, where the discriminator gives each image a probability of a half
 
     def __init__(

@@ -25,12 +25,13 @@ import evaluate
 import train
 from callbacks.per_class_accuracy import PerClassAccuracy
 from callbacks.signal_handler import Interrupted
-from cli.build import load_run
+from cli.build import load_run, model_class
 from cli.compose import compose
 from cli.exit_codes import exit_with_error
 from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import load_checkpoint
+from runs.monitor import possible_metrics
 from tests.conftest import DATA_ROOT, PROJECT
 from tests.kill_and_resume import differences, final_state, kill_and_resume
 
@@ -205,7 +206,12 @@ def test_checkpoints_of_all_models_load_with_weights_only(model: str, tiny_image
     if model == "distilled_cnn":
         run("teacher", "model=cnn", "data=mnist", *small, *limits)
         small.append("model.teacher=teacher")
-    run("run", f"model={model}", f"data={data}", *small, *limits)
+    result = run("run", f"model={model}", f"data={data}", *small, *limits)
+    measured = {name for name in result["metrics"] if name.count("/") == 1 and not name.endswith(("/rmse", "/r2"))}
+    cls = model_class(compose(f"model={model}"))
+    stages = {name.partition("/")[0] for name in measured}  # some data has no validation examples
+    possible = possible_metrics([cls.__new__(cls)]) or set()  # what its attribute measures says
+    assert measured == {name for name in possible if name.partition("/")[0] in stages}
     for name in ("last",) if model in ("gan", "dcgan") else ("last", "best"):  # no loss falls as a GAN gets better
         assert torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["config"]["choices"]["model"] == model
 
