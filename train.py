@@ -127,7 +127,19 @@ def set_up_data(trainer: Any, datamodule: Any, ckpt_path: Path | None) -> None:
 
 
 def check_run(trainer: Any, model: Any) -> None:
-    """Let the callbacks report, before the run writes anything, what they cannot do."""
+    """Report what the model and the callbacks cannot do, before the run writes anything."""
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    name = type(model).__name__
+    if missing := [hook for hook in ("training_step", "configure_optimizers") if not is_overridden(hook, model)]:
+        raise ValueError(f"{name} has no {missing[0]}, which a training needs")
+    if callable(check := getattr(model, "check_trainer", None)):
+        check(trainer)
+    for setting, unused in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+        if (value := getattr(trainer, setting)) not in unused and not model.automatic_optimization:
+            raise ValueError(
+                f"trainer.{setting}={value} is for automatic optimization, and {name} makes its own gradient steps"
+            )
     for callback in trainer.callbacks:
         if callable(check := getattr(callback, "check_run", None)):
             check(trainer, model)

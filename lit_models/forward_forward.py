@@ -94,10 +94,10 @@ class ForwardForward(Classifier):
         """Return the goodness of each label in each layer, ``(B, layers, num_classes)``."""
         return self.net.goodness(inputs)
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        if self.trainer.world_size > 1:  # DistributedDataParallel waits for gradients of layers that do not learn
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size > 1:  # DistributedDataParallel waits for gradients of layers that do not learn
             raise ValueError("a forward-forward net trains in one process: trainer.devices=1 trainer.num_nodes=1")
-        return super().configure_callbacks()
+        super().check_trainer(trainer)
 
     def check_data(self, datamodule: Any) -> None:
         """Raise ValueError for data whose targets are not classes."""

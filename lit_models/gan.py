@@ -122,10 +122,10 @@ class GAN(ExactModule):
         optimizers = [self.optimizer(net.parameters()) for net in (self.generator, self.discriminator)]
         return optimizers, [self.schedule(self.scheduler, optimizer) for optimizer in optimizers if self.scheduler]
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        if self.trainer.world_size > 1:
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size > 1:
             raise ValueError("a GAN trains in one process: trainer.devices=1 trainer.num_nodes=1")
-        return super().configure_callbacks()
+        super().check_trainer(trainer)
 
     def export_module(self) -> nn.Module:
         """Return the generator."""

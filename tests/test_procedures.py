@@ -427,6 +427,25 @@ class TwoOptimizers(ExactModule):
         raise AssertionError("never called")
 
 
+@pytest.mark.parametrize(
+    ("model", "overrides", "line"),
+    [
+        (
+            PlainGAN,
+            ["trainer.gradient_clip_val=1"],
+            "trainer.gradient_clip_val=1 is for automatic optimization, and Pl",
+        ),
+        (PlainGAN, ["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches=2 is for automatic optimiz"),
+        (pl.LightningModule, [], "LightningModule has no training_step, which a training needs"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(model: type, overrides: list, line: str) -> None:
+    with pytest.raises(ValueError) as error:
+        run(model, *overrides, folder="refused")
+    assert str(error.value).startswith(line)
+    assert [*Path("refused").iterdir()] == []
+
+
 def test_several_optimizers_with_automatic_optimization_are_refused() -> None:
     with pytest.raises(ValueError, match="TwoOptimizers has 2 optimizers: set automatic_optimization = False"):
         run(TwoOptimizers)

@@ -208,6 +208,7 @@ def test_wrong_settings_give_one_line(overrides: list[str], message: str) -> Non
         run("run", *base, *data, *overrides)
     assert message in format_error(error.value)
     assert "\n" not in format_error(error.value)
+    assert [*Path("run").iterdir()] == []
 
 
 # --- continuing series ------------------------------------------------------------------------------------------------
