@@ -194,6 +194,17 @@ def test_event_files_hold_curves_plots_graph_config_and_hparams(few_images: None
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
 
 
+@pytest.mark.parametrize("model", ["gan", "vae"])
+def test_event_files_of_a_generator_hold_its_graph(
+    model: str, few_images: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks.pictures=null", "data.val_size=20")
+    run("data=mnist", f"model={model}", *short)
+    assert EventAccumulator(Path("run/dashboard.txt").read_text().strip()).Reload().Tags()["graph"]
+    output, errors = capfd.readouterr()
+    assert "Error" not in output + errors
+
+
 def test_tensorboard_extras_write_pr_curves_and_embeddings(few_images: None) -> None:
     run("data=mnist", "model=cnn", "data.val_size=20", "trainer.max_epochs=1", "callbacks=tensorboard_extras")
     folder = Path(Path("run/dashboard.txt").read_text().strip())
