@@ -19,7 +19,7 @@ from cli.process import limit_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
-from runs.monitor import Monitors, known_modes
+from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
 from runs.safety import refusal
@@ -48,7 +48,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
     set_up_data(trainer, datamodule, ckpt_path)
-    check_run(trainer, model)
+    check_run(cfg, trainer, model)
     if cfg.threads is None:
         limit_threads(model, datamodule)
     if reason := refusal(config):  # the run is trained as asked
@@ -126,11 +126,16 @@ def set_up_data(trainer: Any, datamodule: Any, ckpt_path: Path | None) -> None:
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
 
 
-def check_run(trainer: Any, model: Any) -> None:
+def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
     """Report what the model and the callbacks cannot do, before the run writes anything."""
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    name = type(model).__name__
+    name, parts = type(model).__name__, (model, *trainer.callbacks)
+    if cfg.check and cfg.expect and (possible := possible_metrics(parts)) is not None:
+        # Those without a stage, such as the weights of a line, are no metrics.
+        unknown = [one for one in cfg.expect if "/" in one and not {one, one.rpartition("/")[0]} & possible]
+        if unknown and not relevant_overrides(cfg.choices.overrides, cfg.ignore_groups):
+            raise ValueError(f"check=true: {name} cannot reach {unknown[0]}, it measures {names(possible)}")
     if missing := [hook for hook in ("training_step", "configure_optimizers") if not is_overridden(hook, model)]:
         raise ValueError(f"{name} has no {missing[0]}, which a training needs")
     if callable(check := getattr(model, "check_trainer", None)):
@@ -173,6 +178,8 @@ def report(
     missed = [comparison.metric for comparison in comparisons if not comparison.passed]
     if comparisons and not changed:
         result = summary.write_result(result["status"], as_expected=not missed)
+        if cfg.check and (unknown := [comparison.metric for comparison in comparisons if comparison.got is None]):
+            raise ExpectationMissed(f"{cfg.name} did not measure {unknown[0]}; there are {names(result['metrics'])}")
         if cfg.check and missed:
             raise ExpectationMissed(f"{cfg.name} did not reach the expected {', '.join(missed)}")
     return result
