@@ -156,7 +156,7 @@ def test_resume_refuses_wrong_runs_and_leaves_them_unchanged(tiny_images: None) 
     Path("nothing.ckpt").touch()
     Path("hostile.ckpt").write_bytes(pickle.dumps(os.system))
     for overrides, message in [
-        (["resume=done"], "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
+        (["resume=done"], "has finished its 1 epoch; trainer.max_epochs=6 would add five"),
         (
             ["resume=done", "model=lenet", "trainer.max_epochs=2"],
             "made with model=dropout_cnn and cannot resume with model=lenet",
@@ -808,7 +808,7 @@ def test_max_steps_in_the_first_epoch_leaves_a_usable_run(tiny_images: None) -> 
     [
         (("trainer.max_steps=4",), (), "nothing left to train after step 4; trainer.max_steps=-1 would continue it"),
         (("trainer.max_steps=10",), (), "after step 10; trainer.max_steps=-1 would continue it"),
-        ((), ("trainer.max_steps=25",), "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
+        ((), ("trainer.max_steps=25",), "has finished its 1 epoch; trainer.max_epochs=6 would add five"),
         ((), ("trainer.max_epochs=3", "trainer.max_steps=5"), "after step 10; trainer.max_steps=-1 would continue it"),
         ((), ("trainer.max_steps=5",), "after step 10; trainer.max_epochs=6 trainer.max_steps=-1 would continue it"),
     ],
