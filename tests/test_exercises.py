@@ -12,7 +12,7 @@ from torch import nn
 
 import datamodules
 import train
-from cli.compose import compose
+from cli.compose import compose, relevant_overrides
 from cli.errors import format_error
 from lit_models import FineTuning, losses, nets
 from runs.expectations import check_expected
@@ -292,6 +292,19 @@ def test_missed_expectation_has_exit_code_3(shell) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "changing"),
+    [
+        (["callbacks=judge", "callbacks.judge.run=last", "monitor=val/frechet", "mode=min", "metrics=classes"], []),
+        (["callbacks=tensorboard_extras", "callbacks.tensorboard_extras.examples=5", "callbacks=default"], []),
+        (["callbacks=early_stopping", "monitor=val/acc"], ["callbacks=early_stopping"]),
+        (["callbacks=judges", "callbacks.early_stopping.patience=2"], ["all"]),
+    ],
+)
+def test_overrides_that_only_watch_a_training_change_no_figures(overrides: list[str], changing: list[str]) -> None:
+    assert relevant_overrides(overrides, []) == (overrides if changing == ["all"] else changing)
+
+
 def test_expectations_are_not_compared_after_overrides(shell) -> None:
     answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
     assert answer.returncode == 0
