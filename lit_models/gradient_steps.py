@@ -149,9 +149,19 @@ class GradientSteps(internals.QuickHooks):
 
         try:
             first: Any = optimizer.step(evaluate)
+            self._evaluate_without_learning(batch, batch_idx)  # its last update comes after its last evaluation
         finally:
             self._evaluates_again = False
         return first.detach()
+
+    @torch.no_grad()
+    def _evaluate_without_learning(self, batch: Any, batch_idx: int) -> None:
+        """Compute the loss of a batch, which reports one that is not finite, and change nothing, such as batch norm."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        self._training_loss(batch, batch_idx)
+        for module, training in modes.items():
+            module.training = training
 
     def _training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Call the class's ``training_step``, which :meth:`configure_callbacks` may have replaced on the instance."""
