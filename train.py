@@ -61,7 +61,13 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     try:
         with signals, spread_threads(enabled=trainer.world_size == 1):
             fit_and_test(trainer, datamodule, model, ckpt_path, validate_first=cfg.validate_before_training)
-        status = "failed" if write_errors(trainer) else "diverged" if has_diverged(history.rows) else "finished"
+        status = (
+            "failed"
+            if write_errors(trainer)
+            else "diverged"
+            if has_diverged(history.rows, summary.result["metrics"])
+            else "finished"
+        )
     except Exception as error:
         status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
         raise

@@ -177,6 +177,9 @@ class ExactModule(GradientSteps):
         sums = self._epochs["train"].state_dict(self._all_reduce_sum)
         for name, total in sums.items():
             self._raise_if_not_finite(name, total)
+        for name, weight in self.named_parameters():  # the loss before the last step tells nothing about that step
+            if not weight.isfinite().all():
+                self._raise_if_not_finite(f"weight {name}", weight[~weight.isfinite()][0].item())
         checkpoint["epoch_sums"] = sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -396,6 +396,24 @@ def test_nonfinite_loss_stops_before_the_update(shell, tmp_path: Path) -> None:
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
+@pytest.mark.parametrize("validation", [0, 1])
+def test_last_step_that_ruins_the_weights_is_reported_and_not_saved(validation: int) -> None:
+    """No step comes after it, whose loss would tell."""
+    line = ("model=line", "data=doubles", f"data.val_size={validation}", "optimizer=sgd", "optimizer.lr=3e38")
+    short = ("scheduler=none", "trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    with pytest.raises(FloatingPointError, match=r"^the training weight net\.\S+ is -?inf after step 1; try a smaller"):
+        run("run", *line, *short, "logger=none")
+    assert json.loads(Path("run/result.json").read_text())["status"] == "diverged"
+    assert not Path("run/checkpoints/last.ckpt").exists()
+
+
+def test_run_whose_last_step_ruins_the_test_is_not_called_finished() -> None:
+    large = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=1", "trainer.limit_train_batches=1")
+    short = ("scheduler=none", "trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    result = run("run", *large, *short, "optimizer=sgd", "optimizer.lr=3e38", "threads=1", "logger=none")
+    assert (result["status"], result["metrics"]["test/loss"]) == ("diverged", float("inf"))
+
+
 def test_allowed_divergence_trains_to_the_end() -> None:
     result = run("run", "experiment=line_diverging", "trainer.max_epochs=100", "logger=none")
     assert (result["status"], result["epochs"]) == ("diverged", 100)
