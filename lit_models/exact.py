@@ -145,7 +145,8 @@ class ExactModule(GradientSteps):
 
     def configure_model(self) -> None:
         # Before a checkpoint is read, whose weights and optimizer state would otherwise be rounded to float32.
-        trainer = self.trainer
+        if (trainer := internals.attached_trainer(self)) is None:  # loaded to predict
+            return
         if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
             trainer.precision_plugin.convert_module(self)
         data = trainer.datamodule if trainer.training else None  # type: ignore[attr-defined]

@@ -201,6 +201,50 @@ EVALUATE = OmegaConf.create(
 )
 
 
+class Late(LitAutoEncoder):
+    """Builds a layer where Lightning recommends it for large models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = None
+
+    def configure_model(self) -> None:
+        if self.decoder is None:
+            self.decoder = nn.Linear(3, 784)
+
+
+class ExactLate(ExactModule):
+    """The same on the base that has a configure_model of its own."""
+
+    def __init__(self, seed: int = 1) -> None:
+        super().__init__(seed=seed)
+        self.layer: nn.Linear | None = None
+
+    def configure_model(self) -> None:
+        if self.layer is None:
+            self.layer = nn.Linear(784, 1)
+        super().configure_model()
+
+    def training_step(self, batch, batch_idx):
+        return self.step(batch, "train")
+
+    def test_step(self, batch, batch_idx):
+        self.step(batch, "test")
+
+    def step(self, batch, stage):
+        loss = self.layer(batch[0].flatten(1)).square().mean()
+        self.accumulate(stage, len(batch[0]), {"loss": loss})
+        return loss
+
+    configure_optimizers = LitAutoEncoder.configure_optimizers
+
+
+@pytest.mark.parametrize("model", [Late, ExactLate])
+def test_layers_that_are_built_in_configure_model_are_loaded(model: type) -> None:
+    result = run(model)
+    assert evaluate.evaluate(EVALUATE, Path("run"))["metrics"]["test/loss"] == result["metrics"]["test/loss"]
+
+
 def test_loss_of_an_epoch_is_the_mean_over_its_batches() -> None:
     """It is logged in each step alone, so Lightning itself knows only that of the last batch."""
     seen: list[float] = []
