@@ -33,7 +33,7 @@ from cli.resume import merge_resume_config
 from runs.checkpoint import load_checkpoint
 from runs.monitor import possible_metrics
 from tests.conftest import DATA_ROOT, PROJECT
-from tests.kill_and_resume import differences, final_state, kill_and_resume
+from tests.kill_and_resume import PROCEDURES, differences, final_state, kill_and_resume
 
 
 @pytest.fixture
@@ -492,6 +492,17 @@ def test_resume_after_twenty_random_kills_is_exact(
     lines = kill_and_resume(20, seed=1, folder=tmp_path)
     assert len(lines) == 20
     assert sum(bool(re.search(r"resumed from step \d", line)) for line in lines) >= 15
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [name for name in PROCEDURES if name not in ("mnist_vae", "mnist_gan")])
+def test_resume_after_kills_is_exact_with_every_procedure(
+    experiment: str, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/test_generative.py kills the other two."""
+    monkeypatch.setenv("DATA_ROOT", str(real_root))
+    assert len(kill_and_resume(2, seed=2, folder=tmp_path, experiment=experiment)) == 2
 
 
 def test_metrics_csv_has_each_epoch_once_after_resume(tiny_images: None) -> None:
