@@ -438,6 +438,7 @@ def test_evaluate_command_from_another_directory(trained: Path, tmp_path: Path, 
     assert (answer.returncode, answer.stderr) == (0, "")
     metrics = json.loads((run / "evaluations/train_last.json").read_text())["metrics"]
     assert f"{100 * metrics['train/acc']:.2f} %" in answer.stdout
+    assert answer.stdout.startswith("train of elsewhere/run/checkpoints/last.ckpt\n")
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
