@@ -50,7 +50,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     code: int | str | None = 1
     prepare_output()
     remember_interrupts()
-    argparse.ArgumentParser.error = _usage_error  # type: ignore[method-assign]  # of Hydra's options
+    parser = argparse.ArgumentParser  # of Hydra's options
+    parser.error = _usage_error  # type: ignore[method-assign]
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[assignment]  # so that -m may stand anywhere
 
     def end() -> None:
         logging.shutdown()
