@@ -78,7 +78,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
     try:
-        _refuse_output_subdir()
+        _refuse_hydra_settings()
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
     except SystemExit as error:
@@ -185,11 +185,15 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
 
 
-def _refuse_output_subdir() -> None:
-    """Hydra would write its own config.yaml there, over that of the run, before anything is checked."""
+def _refuse_hydra_settings() -> None:
+    """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked."""
     for override in sys.argv[1:]:
-        if override_key(override) == "hydra.output_subdir" and override.partition("=")[2] != "null":
+        key, _, value = override.partition("=")
+        if override_key(override) == "hydra.output_subdir" and value != "null":
             exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
+        if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
+            message = "paths, outputs/ among them, are relative to the directory of the command"
+            exit_with_error(ValueError(f"{override} is refused: {message}"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

@@ -93,7 +93,7 @@ def test_wrong_hydra_option_gives_one_line_and_exit_code_2(
 
 
 def test_options_may_stand_between_settings(shell) -> None:
-    answer = shell("model=line", "-m", "data=doubles", "--cfg", "job", "--package", "optimizer", "optimizer.lr=0.25")
+    answer = shell("model=line", "data=doubles", "--cfg", "job", "--package", "optimizer", "optimizer.lr=0.25")
     assert answer.returncode == 0, answer.stderr
     assert "lr: 0.25" in answer.stdout
 

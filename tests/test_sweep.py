@@ -411,6 +411,15 @@ def test_sweep_summary_survives_damaged_files_and_an_ascii_terminal(shell: Shell
     assert "2 runs, in other" in answer.stdout
 
 
+@pytest.mark.slow
+def test_repeated_job_is_run_once(shell: Shell, tmp_path: Path) -> None:
+    answer = shell("-m", "model=line", "data=doubles", "seed=1,2,1", "trainer.max_epochs=2", "callbacks.pictures=null")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("epoch 2/2") == 2
+    assert answer.stdout.count(": done before") == 1
+    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 2
+
+
 def test_wrong_sweep_command_gives_one_line(shell: Shell, tmp_path: Path) -> None:
     for arguments, hint in (
         (("seed=2", "sweep_resume=last"), "sweep_resume resumes a sweep: add -m"),
