@@ -137,7 +137,9 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     name, parts = type(model).__name__, (model, *trainer.callbacks)
-    if cfg.check and cfg.expect and (possible := possible_metrics(parts)) is not None:
+    if cfg.check and not cfg.expect:
+        raise ValueError("check=true compares a run with what its experiment expects, and nothing is expected here")
+    if cfg.check and (possible := possible_metrics(parts)) is not None:
         # Those without a stage, such as the weights of a line, are no metrics.
         unknown = [one for one in cfg.expect if "/" in one and not {one, one.rpartition("/")[0]} & possible]
         if unknown and not relevant_overrides(cfg.choices.overrides, cfg.ignore_groups):
@@ -188,6 +190,9 @@ def report(
             raise ExpectationMissed(f"{cfg.name} did not measure {unknown[0]}; there are {names(result['metrics'])}")
         if cfg.check and missed:
             raise ExpectationMissed(f"{cfg.name} did not reach the expected {', '.join(missed)}")
+    elif cfg.check:
+        reason = f"because of these overrides: {', '.join(changed)}" if changed else "after another number of epochs"
+        raise ExpectationMissed(f"{cfg.name} was not compared with what it expects, {reason}")
     return result
 
 

@@ -337,9 +337,17 @@ def test_teacher_that_must_be_given_keeps_nothing_from_being_compared() -> None:
     ]
 
 
+def test_check_without_expectations_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing is expected here"):
+        run("run", "experiment=line_scan", "check=true")
+    assert list(Path("run").iterdir()) == []
+
+
 def test_expectations_are_not_compared_after_overrides(shell) -> None:
     answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
-    assert answer.returncode == 0
+    assert answer.returncode == 3
+    line = "error: line_slow was not compared with what it expects, because of these overrides: optimizer.lr=1e-3\n"
+    assert answer.stderr == line
     assert "not compared" in answer.stdout
     assert "because of these overrides: optimizer.lr=1e-3" in answer.stdout
     assert "seed" not in answer.stdout.split("not compared")[1].splitlines()[0]
