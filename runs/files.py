@@ -5,6 +5,7 @@ import errno
 import io
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unlink_other_names(path: Path) -> None:
+    """Replace a file that has other names by a copy of it, before it is written into. These are hard links.
+
+    In an untrusted run the other name may be a file of the user's. In a backup by ``cp -al`` it is the file as it was.
+    """
+    if path.is_file() and path.stat().st_nlink > 1:
+        with atomic_write(path) as temporary:
+            shutil.copy(path, temporary)  # with its permissions
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
