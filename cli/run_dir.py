@@ -88,8 +88,9 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
             "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
         )
         raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
+    directory = Path(os.path.relpath(directory.resolve()))  # once: the link outputs/last_sweep may change
     check_folder(directory)
-    return os.path.relpath(directory.resolve())
+    return str(directory)
 
 
 def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:

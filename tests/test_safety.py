@@ -459,9 +459,22 @@ def test_link_out_of_a_run_is_refused(name: str, untrusted: Path) -> None:
 
 
 def test_link_within_a_run_is_followed(untrusted: Path) -> None:
-    Path("outputs/untrusted/checkpoints").rename("outputs/untrusted/old")
-    Path("outputs/untrusted/checkpoints").symlink_to("old")
+    Path("outputs/untrusted/checkpoints/last.ckpt").rename("outputs/untrusted/old.ckpt")
+    Path("outputs/untrusted/checkpoints/last.ckpt").symlink_to("../old.ckpt")
     assert find_checkpoint("outputs/untrusted")[1].is_file()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "evaluations", "train.log", ".lock"])
+def test_what_is_written_into_is_no_link_into_a_run_within_the_run(name: str, untrusted: Path) -> None:
+    """Two trainings, each with its own lock, would write the checkpoints of one."""
+    inner = Path(shutil.copytree("outputs/untrusted", "outputs/untrusted/inner"))
+    (inner / name).mkdir(exist_ok=True) if "." not in name else (inner / name).touch()
+    shutil.rmtree(link := Path("outputs/untrusted", name), ignore_errors=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"inner/{name}")
+    with pytest.raises(ValueError, match=f"untrusted/{name} is refused: it is a link, and commands write into it"):
+        find_checkpoint("outputs/untrusted")
+    assert find_checkpoint("outputs/untrusted/inner")[1].is_file()
 
 
 @pytest.mark.parametrize(
@@ -540,6 +553,29 @@ def test_log_that_is_a_fifo_is_refused(untrusted: Path) -> None:
     os.mkfifo("outputs/untrusted/train.log")
     with pytest.raises(ValueError, match="it is neither a file nor a directory"):
         find_checkpoint("outputs/untrusted")
+
+
+@pytest.mark.parametrize("made_by", ["multirun.yaml", "study.db"])
+@pytest.mark.parametrize("name", ["outputs", "1-0123abcd/train.log", "notes/link"])
+def test_link_out_of_a_sweep_is_refused(made_by: str, name: str, tmp_path: Path) -> None:
+    """In a sweep that is the working directory, event files go to outputs/."""
+    (link := tmp_path / "gift" / name).parent.mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    if made_by == "study.db":
+        open_study(tmp_path / "gift")
+    else:
+        (tmp_path / "gift/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    (tmp_path / "gift/outputs").mkdir(exist_ok=True)
+    (tmp_path / "gift/outputs/last_sweep").symlink_to("..")
+    os.chdir("gift")
+    for use in (lambda: new_or_resumed_sweep_dir(".", "unused"), lambda: check_sweep_dir(Path())):
+        use()
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.symlink_to(tmp_path / "home")
+    for use in (lambda: new_or_resumed_sweep_dir(".", "unused"), lambda: check_sweep_dir(Path())):
+        with pytest.raises(ValueError, match=f"{name} is refused: it is a link to {tmp_path}/home, outside of "):
+            use()
 
 
 def test_log_with_another_name_is_replaced_by_a_copy(tmp_path: Path) -> None:
