@@ -29,6 +29,7 @@ from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
 from cli.process import single_job_argv
 from cli.validation import check_overrides
+from runs.checkpoint import keep_last_run
 from runs.files import check_path
 from runs.format import printable
 from runs.interrupts import remember_interrupts
@@ -64,6 +65,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         check_rank_variables(alone=config_name != "config")
         for directory in (_working_directory(), PROJECT, Path(data_root())):
             check_path(directory)
+        keep_last_run()
         if not is_rank_zero():
             _prepare_other_rank()
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
