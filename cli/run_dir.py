@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
 _names_before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
 _named_by_settings: set[str] = set()  # the directories of jobs whose names :func:`job_dir` has chosen
+AFTER_EPOCH = ("pictures", "evaluations", "predictions")  # what only a run has whose first epoch has ended
 _RUN_KEYS = {*CHECKPOINT_GROUPS, "trainer", "seed"}  # of the config of each run, of an earlier version too
 SUBMITIT_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the default of Hydra's launcher
 
@@ -198,7 +199,8 @@ def _agrees(found: Any, fixed: Any) -> bool:
 def _died_early(folder: Path) -> bool:
     """Return whether a run ended here before its first epoch did, so that the same command may begin anew."""
     config, metrics = read_yaml(folder / "config.yaml"), folder / "metrics.csv"
-    if not config or any((folder / "checkpoints").glob("*.ckpt")):
+    kept = [*folder.glob("checkpoints/*.ckpt"), *(path for name in AFTER_EPOCH for path in folder.glob(f"{name}/*"))]
+    if not config or kept:
         return False
     try:
         check_folder(folder)
