@@ -106,7 +106,9 @@ def logits_of(run: Path, images: torch.Tensor) -> torch.Tensor:
         return trained_net(run, nets.CNN((1, 28, 28), 10))((images / 255 - 0.1307) / 0.3081)
 
 
-@pytest.mark.parametrize("content", ['{"mine": 1}', '{"checkpoint": 1, "split": 1, "metrics": 1, "mine": 1}', "[1]", "mine", ""])
+@pytest.mark.parametrize(
+    "content", ['{"mine": 1}', '{"checkpoint": 1, "split": 1, "metrics": 1, "mine": 1}', "[1]", "mine", ""]
+)
 def test_evaluation_beside_a_checkpoint_does_not_overwrite_other_files(content: str, trained: Path) -> None:
     shutil.copy(trained / "blobs/checkpoints/last.ckpt", "model.ckpt")
     Path("evaluations").mkdir()
