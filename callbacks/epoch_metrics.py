@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks import get_datamodule
-from runs.offers import Classifies, Reconstructs
+from runs.offers import Classifies, Generates, Reconstructs
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,22 @@ class EpochMetrics(pl.Callback):
         metrics: name -> metric.
     """
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(f"{stage}/{name}" for name in self.metrics for stage in ("val", "test"))
+
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         self.metrics = metrics
         self._running: dict[str, Metric] = {}
+
+    def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise ValueError for metrics of classes and a model that is known to predict none."""
+        if not self.metrics or not get_datamodule(trainer).class_names or isinstance(pl_module, Classifies):
+            return
+        does = "reconstructs its inputs" if isinstance(pl_module, Reconstructs) else "generates"
+        if isinstance(pl_module, (Reconstructs, Generates)):
+            name, model = next(iter(self.metrics)), type(pl_module).__name__
+            raise ValueError(f"metrics.{name} compares classes, and {model} predicts none: it {does}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start(pl_module, sync=True)
@@ -70,9 +83,6 @@ class EpochMetrics(pl.Callback):
                 predictions, targets = predictions[:, 0], targets.reshape(-1)
         elif isinstance(pl_module, Classifies):
             predictions = pl_module.probabilities(predictions)
-        elif isinstance(pl_module, Reconstructs):
-            name, model = next(iter(self._running)), type(pl_module).__name__
-            raise ValueError(f"metrics.{name} compares classes, and {model} predicts none: it reconstructs its inputs")
         for metric in self._running.values():
             of_two = bool(data.class_names) and not hasattr(metric, "num_classes")
             metric.update(predictions[:, 1] if of_two and predictions.dim() == 2 else predictions, targets)

@@ -159,6 +159,7 @@ def load_run(run: str, checkpoint: str, keep_float64: bool = False) -> tuple[Dic
     stored = load_checkpoint(find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
     datamodule, model = build(cfg)
+    model.configure_model()  # builds layers in some models
     if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
         model.double()
     model.load_state_dict(stored["state_dict"])
@@ -181,6 +182,7 @@ def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
     cfg = stored_config(stored)
     with torch.random.fork_rng():
         datamodule, model = _instantiate(cfg)
+        model.configure_model()
     model.load_state_dict(stored["state_dict"])
     return cfg, datamodule, model.eval()
 

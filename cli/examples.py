@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import ListConfig
 
-from runs.format import check_positive_int, printable
+from runs.format import check_positive_int, pluralize, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,32 @@ class ImageFiles(Source):
             if notes and number < MAX_NOTES:
                 log.info("%s: %s", name, ", ".join(notes))
             yield name, image
+
+
+class ImagePair(ImageFiles):
+    """Two image files as one example, in the order of their names.
+
+    Raises:
+        ValueError: there are not two of them, or, when they are read, one is no image.
+    """
+
+    def __init__(self, files: Sequence[Path], datamodule: Any) -> None:
+        super().__init__(files, datamodule)
+        if len(files) != 2:
+            raise ValueError(
+                f"this run compares two images, and images= names {pluralize(len(files), 'file')}: "
+                "images='[first.png,second.png]'"
+            )
+        self.total = 1
+
+    def __iter__(self) -> Iterator[Examples]:
+        import torch
+
+        pair = [*self._read()]
+        if self.skipped:
+            raise ValueError(f"there are not two images to compare: {self.skipped[0]} is none")
+        names, images = zip(*pair, strict=True)
+        yield Examples([" and ".join(names)], torch.cat(images)[None], None)  # (1, 2 * C, H, W)
 
 
 class Rows(Source):

@@ -51,7 +51,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     code: int | str | None = 1
     prepare_output()
     remember_interrupts()
-    argparse.ArgumentParser.error = _usage_error  # type: ignore[method-assign]  # of Hydra's options
+    parser = argparse.ArgumentParser  # of Hydra's options
+    parser.error = _usage_error  # type: ignore[method-assign]
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[assignment]  # so that -m may stand anywhere
 
     def end() -> None:
         logging.shutdown()
@@ -78,7 +80,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
     try:
-        _refuse_output_subdir()
+        _refuse_hydra_settings()
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
     except SystemExit as error:
@@ -185,11 +187,15 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
 
 
-def _refuse_output_subdir() -> None:
-    """Hydra would write its own config.yaml there, over that of the run, before anything is checked."""
+def _refuse_hydra_settings() -> None:
+    """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked."""
     for override in sys.argv[1:]:
-        if override_key(override) == "hydra.output_subdir" and override.partition("=")[2] != "null":
+        key, _, value = override.partition("=")
+        if override_key(override) == "hydra.output_subdir" and value != "null":
             exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
+        if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
+            message = "paths, outputs/ among them, are relative to the directory of the command"
+            exit_with_error(ValueError(f"{override} is refused: {message}"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

@@ -87,6 +87,38 @@ class Classes(Numbers):
         return predictions(images, probs, examples.targets, self.datamodule.class_names, captions=captions)
 
 
+class Comparisons(Numbers):
+    """Verdicts on pairs of images: whether both show the same."""
+
+    verdicts = ("different", "equal")
+
+    def predict(self, inputs: "Tensor") -> "Tensor":
+        """Return the probability that the two are equal, ``(B,)``, for pairs on top of each other."""
+        return self.model.compare(*self.datamodule.normalize(inputs).chunk(2, 1))
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        rows = []
+        for name, probs in zip(examples.names, _both(outputs), strict=True):
+            label = int(probs.argmax())
+            rows.append({"input": name, "label": self.verdicts[label], "probability": round(probs[label].item(), 6)})
+        if examples.targets is not None:
+            for row, target in zip(rows, examples.targets.tolist(), strict=True):
+                row["truth"] = self.verdicts[target]
+        return rows
+
+    def format(self, row: Row) -> str:
+        target = f"  true: {row['truth']}" if "truth" in row else ""
+        return f"{row['input']}  {row['label']} {100 * row['probability']:.1f} %{target}"
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        from plots.images import predictions
+
+        if not hasattr(self.datamodule, "load_image"):
+            return None
+        images = self.datamodule.to_uint8(self.datamodule.normalize(examples.inputs))
+        return predictions(images, _both(outputs), examples.targets, self.verdicts, captions=examples.names)
+
+
 class Reconstructions(Numbers):
     """Reconstructions of an autoencoder. How far each is from its input says how unusual the input is."""
 
@@ -168,12 +200,14 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
     Raises:
         ValueError: it predicts nothing, or generates nothing and ``samples`` are wanted.
     """
-    from runs.offers import Classifies, ContinuesSeries, Generates, Reconstructs
+    from runs.offers import Classifies, Compares, ContinuesSeries, Generates, Reconstructs
 
     if samples:
         if not isinstance(model, Generates):
             raise ValueError(f"samples= is for a model that generates, such as model=vae, not {type(model).__name__}")
         return Samples(datamodule, model)
+    if isinstance(model, Compares):
+        return Comparisons(datamodule, model)
     if isinstance(model, Reconstructs):
         return Reconstructions(datamodule, model)
     if isinstance(model, ContinuesSeries):
@@ -182,6 +216,13 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
         raise ValueError(f"{type(model).__name__} predicts nothing about an input, it generates: try samples=64")
     is_classifier = datamodule.class_names and isinstance(model, Classifies)
     return (Classes if is_classifier else Numbers)(datamodule, model)
+
+
+def _both(equal: "Tensor") -> "Tensor":
+    """Return the probabilities of different and equal ``(B, 2)``, from those of equal ``(B,)``."""
+    import torch
+
+    return torch.stack([1 - equal, equal], 1)
 
 
 def is_table(file: Path) -> bool:

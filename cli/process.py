@@ -42,13 +42,16 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
 
 
 def limit_threads(model: Any, datamodule: Any) -> None:
-    """Use one thread for a net whose layers are small, given the number of examples in a batch."""
+    """Use one thread for a net whose layers are small, given the number of examples in a batch.
+
+    Of a net whose layers are built later, in ``configure_model``, nothing is known.
+    """
     import torch
 
     sizes = [parameter.numel() for parameter in model.parameters()]
     is_convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
     rows = datamodule.batch_size or len(datamodule.train_indices)
-    if not is_convolutional and rows * max(sizes, default=0) < SMALL_LAYER:
+    if sizes and not is_convolutional and rows * max(sizes) < SMALL_LAYER:
         torch.set_num_threads(1)
 
 

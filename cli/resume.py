@@ -1,6 +1,7 @@
 """Resume a run: merge the config in its checkpoint with the overrides of the command line."""
 
 import contextlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from cli import CONF
 from cli.build import stored_config
 from runs.checkpoint import CHECKPOINT_GROUPS, load_checkpoint
+from runs.format import pluralize
 from runs.overrides import last_of_each, override_key
 from runs.result import ENDED, read_result
 
@@ -87,6 +89,7 @@ def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) ->
     as_before = all(cfg.trainer.get(limit) == stored.get(limit) for limit in limits)
     if as_before and (read_result(run_dir) or {}).get("status") not in ENDED:
         return
+    shown = os.path.relpath(run_dir)
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     trainer: Any = OmegaConf.to_container(cfg.trainer)
     max_epochs, max_steps, max_time = (trainer.get(limit) for limit in limits)
@@ -101,11 +104,13 @@ def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) ->
         if (timer.time_remaining() or 0) <= 0:
             raised.append("trainer.max_time=null")
     if raised == [f"trainer.max_epochs={epochs + 5}"]:
-        raise ValueError(f"resume: the run in {run_dir} has finished its {epochs} epochs; {raised[0]} would add five")
+        raise ValueError(
+            f"resume: the run in {shown} has finished its {pluralize(epochs, 'epoch')}; {raised[0]} would add five"
+        )
     if raised:
         after = f"after step {checkpoint['global_step']}"
         raise ValueError(
-            f"resume: the run in {run_dir} has nothing left to train {after}; {' '.join(raised)} would continue it"
+            f"resume: the run in {shown} has nothing left to train {after}; {' '.join(raised)} would continue it"
         )
 
 

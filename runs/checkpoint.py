@@ -54,16 +54,16 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
             "there is no run yet in outputs/" if run == "last" else f"{run} is neither a run directory nor a checkpoint"
         )
         raise FileNotFoundError(f"{missing}; python train.py makes one")
-    file = path / "checkpoints" / f"{checkpoint}.ckpt"
+    file, shown = path / "checkpoints" / f"{checkpoint}.ckpt", os.path.relpath(path)
     if not (path / "config.yaml").is_file():
-        raise FileNotFoundError(f"{path} is not a run directory: it has no config.yaml")
+        raise FileNotFoundError(f"{shown} is not a run directory: it has no config.yaml")
     if not file.is_file():
         if checkpoint == "best" and file.with_name("last.ckpt").is_file():
             raise FileNotFoundError(
-                f"the run in {path} has no best.ckpt: it measured nothing that tells which epoch is best (monitor=), "
-                "or no epoch to its end; checkpoint=last takes last.ckpt"
+                f"the run in {shown} has no best.ckpt: none of its epochs has measured, at its end, what tells which "
+                "one is best (monitor=); checkpoint=last takes last.ckpt"
             )
-        raise FileNotFoundError(f"the run in {path} has no {checkpoint}.ckpt: it ended before its first epoch did")
+        raise FileNotFoundError(f"the run in {shown} has no {checkpoint}.ckpt: it ended before its first epoch did")
     check_folder(path)
     return path, file
 

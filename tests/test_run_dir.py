@@ -96,6 +96,7 @@ def test_link_to_a_directory_is_kept(shell: Shell, tmp_path: Path) -> None:
         assert sorted(tree(tmp_path)) == ["link", "target"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["evaluate.py", "predict.py", "export.py"])
 def test_failed_command_leaves_its_run_unchanged(script: str, shell: Shell, tmp_path: Path) -> None:
     make_paths(tmp_path, "run/config.yaml", "run/checkpoints/last.ckpt", "run/.lock", "run/evaluate.log")
@@ -107,6 +108,7 @@ def test_failed_command_leaves_its_run_unchanged(script: str, shell: Shell, tmp_
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("existing", "dir_overrides"),
     [

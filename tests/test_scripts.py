@@ -465,6 +465,7 @@ def test_evaluate_command_from_another_directory(trained: Path, tmp_path: Path, 
     assert (answer.returncode, answer.stderr) == (0, "")
     metrics = json.loads((run / "evaluations/train_last.json").read_text())["metrics"]
     assert f"{100 * metrics['train/acc']:.2f} %" in answer.stdout
+    assert answer.stdout.startswith("train of elsewhere/run/checkpoints/last.ckpt\n")
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
@@ -490,7 +491,7 @@ def test_export_command(trained: Path, shell) -> None:
     ("script", "example", "wrong", "message"),
     [
         ("evaluate.py", "checkpoint=best split=val", "run=nowhere", "nowhere is neither a run directory nor"),
-        ("predict.py", "run=last images='digits/*.png'", "run=. imges=a.png", "did you mean images?"),
+        ("predict.py", "run=last images='drawn/*.png'", "run=. imges=a.png", "did you mean images?"),
         ("export.py", "run=last output=model.safetensors", "run=. output=model.txt", "must end in one of .onnx"),
     ],
 )

@@ -146,7 +146,7 @@ def test_only_float16_needs_lightning_step() -> None:
     for precision, reason in (("16-mixed", "trainer.precision=16-mixed"), ("bf16-mixed", None)):
         # A plugin, because on a CPU Lightning replaces float16 by bfloat16.
         model.trainer = pl.Trainer(accelerator="cpu", plugins=[MixedPrecision(precision, "cpu")], logger=False)
-        assert model._requires_automatic_optimization() == reason
+        assert model._requires_automatic_optimization(model.trainer) == reason
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
