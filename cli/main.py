@@ -53,7 +53,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     remember_interrupts()
     parser = argparse.ArgumentParser  # of Hydra's options
     parser.error = _usage_error  # type: ignore[method-assign]
-    parser.parse_args = parser.parse_intermixed_args  # type: ignore[assignment]  # so that -m may stand anywhere
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # so that -m may stand anywhere
 
     def end() -> None:
         logging.shutdown()
@@ -190,7 +190,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
 def _refuse_hydra_settings() -> None:
     """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked."""
     for override in sys.argv[1:]:
-        key, _, value = override.partition("=")
+        value = override.partition("=")[2]
         if override_key(override) == "hydra.output_subdir" and value != "null":
             exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
