@@ -99,7 +99,7 @@ def _check_not_overwritten(file: Path) -> None:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         table = file.with_suffix(".json")
         found = json.loads(table.read_text(encoding="utf-8")) if file.is_file() and table.is_file() else None
-        if isinstance(found, dict) and {"checkpoint", "split", "metrics"} <= set(found):
+        if isinstance(found, dict) and set(found) - {"attack"} == {"checkpoint", "split", "metrics"}:
             return
     shown = os.path.relpath(file)
     raise ValueError(f"{shown} would be overwritten, and is not an evaluation of this project: move it elsewhere")

@@ -3,6 +3,7 @@
 import glob
 import itertools
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -173,8 +174,15 @@ def find_files(pattern: Any) -> list[Path]:
     path = Path(pattern := str(pattern))
     if path.is_file():  # a name with brackets is not a pattern then
         return [path]
-    found = path.iterdir() if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
+    found = list(path.iterdir() if path.is_dir() else map(Path, glob.glob(pattern, recursive=True)))
     files = sorted(file for file in found if file.is_file())
-    if not files:
+    if files:
+        return files
+    if not path.is_dir():
         raise FileNotFoundError(f"images={pattern}: there is no such file")
-    return files
+    if not any(file.is_dir() for file in found):
+        raise FileNotFoundError(f"images={pattern}: there is no file in this directory")
+    deeper = shlex.quote(f"images={glob.escape(str(path))}/**/*")
+    raise FileNotFoundError(
+        f"images={pattern}: there are only directories in this one; {deeper} takes the files in them"
+    )

@@ -29,6 +29,7 @@ from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
 from cli.process import single_job_argv
 from cli.validation import check_overrides
+from runs.checkpoint import keep_last_run
 from runs.files import check_path
 from runs.format import printable
 from runs.interrupts import remember_interrupts
@@ -52,7 +53,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     remember_interrupts()
     parser = argparse.ArgumentParser  # of Hydra's options
     parser.error = _usage_error  # type: ignore[method-assign]
-    parser.parse_args = parser.parse_intermixed_args  # type: ignore[assignment]  # so that -m may stand anywhere
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # so that -m may stand anywhere
 
     def end() -> None:
         logging.shutdown()
@@ -66,6 +67,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         check_rank_variables(alone=config_name != "config")
         for directory in (_working_directory(), PROJECT, Path(data_root())):
             check_path(directory)
+        keep_last_run()
         if not is_rank_zero():
             _prepare_other_rank()
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
@@ -188,7 +190,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
 def _refuse_hydra_settings() -> None:
     """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked."""
     for override in sys.argv[1:]:
-        key, _, value = override.partition("=")
+        value = override.partition("=")[2]
         if override_key(override) == "hydra.output_subdir" and value != "null":
             exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, Any]
+# The columns of predictions.csv. Where it is known what is true, a column "truth" follows.
+TABLES = {
+    ("input", "prediction"),
+    ("input", "label", "probability", "top 3"),
+    ("input", "squared error"),
+    ("input", "latent vector"),
+}
 
 
 class Numbers:
@@ -219,15 +226,15 @@ def _both(equal: "Tensor") -> "Tensor":
 
 
 def is_table(file: Path) -> bool:
-    """Return whether a file is a table of predictions, by its header."""
+    """Return whether a file is a table of predictions, by its header. Tables of the user's may share a column."""
     if not file.is_file():
         return False
     try:
         with open(file, newline="", encoding="utf-8") as lines:
-            columns = set(next(csv.reader([lines.readline(1000)]), []))
+            columns = tuple(next(csv.reader([lines.readline(1000)]), []))
     except (OSError, ValueError, csv.Error):
         return False
-    return bool(columns & {"prediction", "squared error", "latent vector"}) or {"label", "probability"} <= columns
+    return columns in TABLES or (columns[-1:] == ("truth",) and columns[:-1] in TABLES)
 
 
 def _format_value(value: Any) -> str:

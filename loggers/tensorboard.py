@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from runs.files import atomic_write, is_within, make_unique_dir
+from runs.files import atomic_write, is_within, make_unique_dir, unlink_other_names
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,14 @@ class TensorBoard(TensorBoardLogger):
         self, name: str, features: torch.Tensor, labels: list[str], images: torch.Tensor | None, step: int
     ) -> None:
         """Add points ``(N, features)`` to the projector, with their labels and images ``(N, C, H, W)`` in 0 to 1."""
-        self._guard(lambda: self.experiment.add_embedding(features, labels, images, step, name))
+
+        def write() -> None:
+            for path in Path(self.log_dir).rglob("*"):
+                if not path.name.startswith("events.out.tfevents."):  # torch writes into the others
+                    unlink_other_names(path)
+            self.experiment.add_embedding(features, labels, images, step, name)
+
+        self._guard(write)
 
     @rank_zero_only
     def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:

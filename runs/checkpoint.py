@@ -13,6 +13,16 @@ from runs.safety import check_safe
 CHECKPOINT_GROUPS = ("model", "data", "optimizer", "scheduler")
 
 
+# The run that is ``last`` for a command and the processes that it starts, in their environment.
+LAST_RUN = "LIT_CLASSICS_LAST_RUN"
+
+
+def keep_last_run() -> None:
+    """Let ``last`` be for the rest of this command the run that it is now. A training that starts moves the link."""
+    link = Path("outputs", "last")
+    os.environ.setdefault(LAST_RUN, os.path.realpath(link) if link.is_dir() else os.path.abspath(link))
+
+
 def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
     """Return the directory of a run and one of its checkpoint files.
 
@@ -28,7 +38,9 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
     if checkpoint not in ("last", "best"):
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
-    given = Path("outputs", "last") if run == "last" else Path(run)
+    given = Path("outputs/last" if run == "last" else run)
+    if given.parts[:2] == ("outputs", "last") and (kept := os.environ.get(LAST_RUN)):
+        given = Path(kept, *given.parts[2:])
     path = given.resolve()
     if path.is_file():
         _check_not_elsewhere(given)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runs.files import read_yaml
+from runs.files import check_folder, read_yaml
 from runs.format import printable
 from runs.monitor import MODES
 from runs.overrides import override_values
@@ -59,7 +59,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 def check_sweep_dir(sweep_dir: Path) -> None:
     """Raise ValueError for a directory with files that a sweep would overwrite, unless a sweep has made them.
 
-    A grid writes ``multirun.yaml`` before its first job, and a search its study.
+    A grid writes ``multirun.yaml`` before its first job, and a search its study. Links out of it are refused too.
     """
     check_study(sweep_dir)
     has_config = {"hydra", "sweep_resume"} <= read_yaml(sweep_dir / "multirun.yaml").keys()
@@ -70,6 +70,7 @@ def check_sweep_dir(sweep_dir: Path) -> None:
             f"{sweep_dir} has {', '.join(found)} in it, which this sweep would overwrite: hydra.sweep.dir=… names "
             "another directory"
         )
+    check_folder(sweep_dir)
 
 
 def _is_job_dir(path: Path) -> bool:

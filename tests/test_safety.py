@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import pkgutil
 import re
 import shutil
 import sqlite3
@@ -20,6 +21,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
@@ -42,6 +44,7 @@ from runs.safety import check_safe
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
+from tests.conftest import PROJECT
 
 SECRET = "s3cr3t-of-this-machine"
 TINY = (
@@ -456,9 +459,22 @@ def test_link_out_of_a_run_is_refused(name: str, untrusted: Path) -> None:
 
 
 def test_link_within_a_run_is_followed(untrusted: Path) -> None:
-    Path("outputs/untrusted/checkpoints").rename("outputs/untrusted/old")
-    Path("outputs/untrusted/checkpoints").symlink_to("old")
+    Path("outputs/untrusted/checkpoints/last.ckpt").rename("outputs/untrusted/old.ckpt")
+    Path("outputs/untrusted/checkpoints/last.ckpt").symlink_to("../old.ckpt")
     assert find_checkpoint("outputs/untrusted")[1].is_file()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "evaluations", "train.log", ".lock"])
+def test_what_is_written_into_is_no_link_into_a_run_within_the_run(name: str, untrusted: Path) -> None:
+    """Two trainings, each with its own lock, would write the checkpoints of one."""
+    inner = Path(shutil.copytree("outputs/untrusted", "outputs/untrusted/inner"))
+    (inner / name).mkdir(exist_ok=True) if "." not in name else (inner / name).touch()
+    shutil.rmtree(link := Path("outputs/untrusted", name), ignore_errors=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"inner/{name}")
+    with pytest.raises(ValueError, match=f"untrusted/{name} is refused: it is a link, and commands write into it"):
+        find_checkpoint("outputs/untrusted")
+    assert find_checkpoint("outputs/untrusted/inner")[1].is_file()
 
 
 @pytest.mark.parametrize(
@@ -537,6 +553,73 @@ def test_log_that_is_a_fifo_is_refused(untrusted: Path) -> None:
     os.mkfifo("outputs/untrusted/train.log")
     with pytest.raises(ValueError, match="it is neither a file nor a directory"):
         find_checkpoint("outputs/untrusted")
+
+
+@pytest.mark.parametrize("made_by", ["multirun.yaml", "study.db"])
+@pytest.mark.parametrize("name", ["outputs", "1-0123abcd/train.log", "notes/link"])
+def test_link_out_of_a_sweep_is_refused(made_by: str, name: str, tmp_path: Path) -> None:
+    """In a sweep that is the working directory, event files go to outputs/."""
+    (link := tmp_path / "gift" / name).parent.mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    if made_by == "study.db":
+        open_study(tmp_path / "gift")
+    else:
+        (tmp_path / "gift/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    (tmp_path / "gift/outputs").mkdir(exist_ok=True)
+    (tmp_path / "gift/outputs/last_sweep").symlink_to("..")
+    os.chdir("gift")
+    for use in (lambda: new_or_resumed_sweep_dir(".", "unused"), lambda: check_sweep_dir(Path())):
+        use()
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.symlink_to(tmp_path / "home")
+    for use in (lambda: new_or_resumed_sweep_dir(".", "unused"), lambda: check_sweep_dir(Path())):
+        with pytest.raises(ValueError, match=f"{name} is refused: it is a link to {tmp_path}/home, outside of "):
+            use()
+
+
+def test_log_with_another_name_is_replaced_by_a_copy(tmp_path: Path) -> None:
+    """A tar file may hold hard links: the log of a run would be a file that a shell reads when it starts."""
+    (home := tmp_path / ".bashrc").write_text("mine\n")
+    home.chmod(0o600)
+    (log := tmp_path / "evaluate.log").hardlink_to(home)
+    settings = yaml.safe_load((PROJECT / "conf/hydra/job_logging/run.yaml").read_text())["handlers"]["file"]
+    handler: Any = pkgutil.resolve_name(settings["class"])(log, delay=True)
+    handler.emit(logging.makeLogRecord({"msg": "ours"}))
+    handler.close()
+    assert (home.read_text(), log.read_text()) == ("mine\n", "mine\nours\n")
+    assert log.stat().st_mode == home.stat().st_mode
+    assert relative_paths(tmp_path) == {".bashrc", "evaluate.log"}
+
+
+def test_projector_writes_into_no_file_with_another_name(untrusted: Path) -> None:
+    names = ["projector_config.pbtxt", "00001/points/metadata.tsv", "00001/points/tensors.tsv"]
+    Path("outputs/untrusted/dashboard.txt").write_text("outputs/untrusted/events\n")
+    for name in names:
+        (path := Path("outputs/untrusted/events", name)).parent.mkdir(parents=True, exist_ok=True)
+        (mine := untrusted.parent / path.name).write_text("mine\n")
+        path.hardlink_to(mine)
+    logger = TensorBoard("outputs/untrusted", title="a/b")
+    logger.log_embedding("points", torch.zeros(3, 2), ["a", "b", "c"], None, 1)
+    logger.finalize("success")
+    for name in names:
+        assert Path("outputs/untrusted/events", name).stat().st_nlink == 1
+        assert (untrusted.parent / Path(name).name).read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.db-journal"])
+def test_study_with_another_name_is_refused(name: str, tmp_path: Path) -> None:
+    """SQLite writes into these files, and the other one may be the study of another sweep."""
+    (tmp_path / "gift").mkdir()
+    open_study(mine := tmp_path)
+    if name != "study.db":
+        (mine / name).touch()
+    (tmp_path / "gift" / name).hardlink_to(mine / name)
+    for refuse in (open_study, check_sweep_dir):
+        with pytest.raises(ValueError, match=f"gift/{name} is refused: it is a hard link to a file that has other nam"):
+            refuse(tmp_path / "gift")
+    shutil.copytree(tmp_path / "gift", tmp_path / "copy")
+    check_sweep_dir(tmp_path / "copy")
 
 
 def test_job_directory_that_is_a_link_out_of_the_sweep_is_refused(tmp_path: Path) -> None:
