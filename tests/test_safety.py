@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -26,12 +28,13 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import train
-from cli.build import load_run, stored_config
+from cli.build import build, load_run, stored_config
 from cli.compose import compose
 from cli.errors import format_error
 from cli.main import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
 from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
+from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
 from runs.checkpoint import find_checkpoint
@@ -329,6 +332,27 @@ def test_stored_weights_are_cleared_at_any_depth(untrusted: Path) -> None:
     stored["config"]["model"] |= {"weights": "a.pt", "net": {"weights": "b.pt", "layer": {"weights": "c.pt"}}}
     model = stored_config(stored).model
     assert (model.weights, model.net.weights, model.net.layer.weights) == (None, None, None)
+
+
+@pytest.mark.parametrize(("content", "used"), [("whole", "shared"), ("planted", "mine")])
+def test_stored_data_root_is_only_read_and_only_if_it_is_whole(
+    content: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender of a run chooses its data root. Nothing is downloaded, written or removed there."""
+    Path("shared").mkdir()
+    published = {"a": torch.arange(20, dtype=torch.uint8)}
+    md5 = {"a": hashlib.md5(published["a"].numpy().data).hexdigest()}
+    monkeypatch.setitem(sources.DATASETS, "mnist", dataclasses.replace(sources.DATASETS["mnist"], md5=md5))
+    torch.save(published if content == "whole" else {"a": torch.zeros(4, dtype=torch.uint8)}, "shared/mnist.pt")
+    monkeypatch.setattr(sources, "load", lambda name, root, only_read: (root, only_read))
+    monkeypatch.setenv("DATA_ROOT", "mine")
+    config: Any = OmegaConf.to_container(compose("model=mlp", "data.root=shared"), resolve=True)
+    for _ in range(2):
+        datamodule, _ = build(cfg := stored_config({"config": config}))
+        assert datamodule.load() == (used, used == "shared")
+        assert "only_read" not in cfg.data
+        config["data"]["only_read"] = used != "shared"  # as the sender would like it
+    assert os.listdir("shared") == ["mnist.pt"] and not Path("mine").exists()
 
 
 def test_whole_target_is_checked(untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
