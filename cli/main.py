@@ -27,7 +27,7 @@ from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
-from cli.process import single_job_argv
+from cli.process import ImportElsewhere, single_job_argv
 from cli.validation import check_overrides
 from runs.files import check_path
 from runs.format import printable
@@ -38,6 +38,7 @@ from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 
 log = logging.getLogger(__name__)
+ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
 
 
 def main(task: Callable[[DictConfig, Path], object], config_name: str = "config") -> NoReturn:

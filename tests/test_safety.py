@@ -45,6 +45,7 @@ from runs.safety import check_safe
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
+from tests.conftest import PROJECT
 
 SECRET = "s3cr3t-of-this-machine"
 TINY = (
@@ -801,6 +802,20 @@ def test_package_in_a_sweep_is_not_imported(package: str, launcher: str, shell, 
     if package == "submitit":
         (folder,) = (tmp_path / "gift/.submitit").iterdir()
         assert re.fullmatch(r"[0-9a-f]{16}", folder.name)
+
+
+def test_imports_read_nothing_in_the_working_directory(tmp_path: Path) -> None:
+    """It may be a run from anyone. Matplotlib reads its settings there, and torch finds a libcuda.so.1."""
+    (tmp_path / "gift").mkdir()
+    (tmp_path / "gift/matplotlibrc").write_text("text.usetex: True\n")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/torch.py").write_text("import os\nfolder = os.getcwd()\n")
+    code = """import cli.main, torch, matplotlib, os
+print(torch.folder, os.getcwd(), matplotlib.rcParams["text.usetex"])"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "path"), str(PROJECT)])}
+    command = [sys.executable, "-P", "-c", code]
+    answer = subprocess.run(command, cwd=tmp_path / "gift", env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [str(PROJECT / "conf"), str(tmp_path / "gift"), "False"]
 
 
 def test_atomic_write_does_not_follow_an_existing_link(tmp_path: Path) -> None:
