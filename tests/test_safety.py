@@ -261,6 +261,57 @@ def test_path_in_a_stored_callback_override_is_dropped(untrusted: Path) -> None:
     assert not callbacks.get("x")
 
 
+def resume_config(*typed: str) -> Any:
+    """Return the config of the untrusted run that is resumed with these overrides."""
+    cfg = compose("resume=outputs/untrusted", *typed)
+    cfg.choices.overrides = [*typed]
+    return merge_resume_config(cfg, Path("outputs/untrusted/checkpoints/last.ckpt"))
+
+
+@pytest.mark.parametrize("run", ["private", "val/private", 7, True, "max", None, "last"])
+@pytest.mark.parametrize("name", ["run", "classifier.run"])
+def test_stored_run_of_a_callback_is_not_opened(name: str, run: Any, untrusted: Path) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    judge = {"run": run} if name == "run" else {"classifier": {"run": run}}
+    edit_checkpoint(file, "config", "callbacks", "judge", value=judge)
+    edit_checkpoint(file, "config", "choices", "callbacks", value="judge")
+    edit_checkpoint(file, "config", "choices", "overrides", value=[f"callbacks.judge.{name}={run}"])
+    with pytest.raises(ValueError, match=r"callbacks.judge.run=\S+ is not taken from a checkpoint") as caught:
+        resume_config("trainer.max_epochs=2")
+    says = "callbacks=judge callbacks.judge.run=… chooses it again, and callbacks=default resumes without it"
+    assert str(caught.value).endswith(says)
+    assert "judge" not in resume_config("trainer.max_epochs=2", "callbacks=default").callbacks
+    typed = ("trainer.max_epochs=2", "callbacks=judge", "callbacks.judge.run=mine")
+    edit_checkpoint(file, "config", "choices", "overrides", value=[*typed[1:], f"callbacks.judge.{name}={run}"])
+    judge = resume_config(*typed).callbacks.judge
+    assert (judge.run, judge.classifier.run) == ("mine", "mine")
+
+
+@pytest.mark.parametrize("overrides", [[], ["compile=true"]])
+def test_stored_compile_starts_no_compiler(overrides: list[str], untrusted: Path, caplog) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    edit_checkpoint(file, "config", "compile", value=True)
+    edit_checkpoint(file, "config", "choices", "overrides", value=overrides)
+    caplog.set_level(logging.INFO)
+    assert resume_config("trainer.max_epochs=2", "compile=true").compile is True
+    assert not caplog.messages
+    assert resume_config("trainer.max_epochs=2").compile is False
+    assert [message.partition(",")[0] for message in caplog.messages] == ["compile=true is not taken from a checkpoint"]
+
+
+def test_typed_data_root_is_used_though_it_is_the_stored_one(untrusted: Path, monkeypatch) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    data: Any = OmegaConf.to_container(compose("data.root=shared").data, resolve=True)
+    edit_checkpoint(file, "config", "data", value=data)
+    edit_checkpoint(file, "config", "choices", "data", value="mnist")
+    edit_checkpoint(file, "config", "choices", "overrides", value=["data.root=shared"])
+    typed = ("trainer.max_epochs=2", "data=mnist", "data.root=shared")
+    for whole in (True, False):
+        monkeypatch.setattr(sources, "has_data", lambda name, root, whole=whole: whole)
+        data = resume_config(*typed).data
+        assert data.root == "shared" and "only_read" not in data
+
+
 def test_queued_trial_outside_of_the_ranges_fails(tmp_path: Path) -> None:
     """The settings of a trial become the overrides of a job. A trial outside of the ranges fails instead."""
     space = {"model": CategoricalDistribution(["mlp", "cnn"]), "optimizer.lr": FloatDistribution(0.1, 1)}
