@@ -38,6 +38,7 @@ IMPORTABLE += ("torchmetrics.classification.", "torchmetrics.regression.")
 
 # Instructions of Hydra that this project's configs do not use.
 UNUSED_INSTRUCTIONS = ("_args_", "_recursive_", "_convert_")
+INSTRUCTIONS = ("_target_", "_partial_", *UNUSED_INSTRUCTIONS)
 # Callbacks and the logger are made from the present command; the stored ones are never instantiated.
 NOT_INSTANTIATED = ("callbacks", "logger")
 # Arguments of the Trainer that may be a word. All others are numbers, so that a checkpoint names no file and no
@@ -70,6 +71,36 @@ def refusal(config: dict[str, Any]) -> str | None:
     except ValueError as error:
         return str(error).removeprefix(" is refused: ")
     return None
+
+
+def refused_override(overrides: list[str]) -> str | None:
+    """Return why the command with these stored overrides is not shown, or None if it may be pasted.
+
+    It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation.
+    """
+    try:
+        for override in overrides:
+            _check_override(override, repr(override[:80]))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check_override(override: str, message: str) -> None:
+    match = re.fullmatch(r"(~|\+{0,2}(?=[^=]*=))([A-Za-z]\w*(?:\.\w+)*)(?:=(.*))?", override, re.DOTALL)
+    if not match or match[2].split(".")[0] in ("hydra", "resume", "sweep_resume"):
+        raise ValueError(f"{message} is not a setting of a run")
+    path, value = tuple(match[2].split(".")), match[3] or ""
+    if "${" in value or any(name in value for name in INSTRUCTIONS):
+        raise ValueError(f"{message} would be evaluated")
+    if any(name.startswith("_") for name in path[:-1]) or (path[-1].startswith("_") and path[-1] != "_target_"):
+        raise ValueError(f"{message} is an instruction to Hydra")
+    if path[-1] == "_target_":
+        if path[0] in NOT_INSTANTIATED:  # they get arguments of any kind
+            raise ValueError(f"{message} could run anything")
+        _check_target(value, path, message)
+    if len(path) == 1 and re.search(r"\.\.|\\|:/|(?<!\w)[/~]", value):
+        raise ValueError(f"{message} is not the name of an option")
 
 
 def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

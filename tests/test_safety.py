@@ -40,11 +40,13 @@ from loggers.tensorboard import TensorBoard
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
 from runs.format import format_metrics, printable, text_columns
+from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import check_safe
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
+from sweeps.summary import Summary
 from tests.conftest import PROJECT
 
 SECRET = "s3cr3t-of-this-machine"
@@ -483,6 +485,39 @@ def test_command_of_a_result_is_rebuilt_from_quoted_overrides(tmp_path: Path) ->
     }
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert read_result(tmp_path)["command"] == "python train.py 'name=x; touch pwned'"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+callbacks.x._target_=os.mkdir", "++model.net._target_=torch.nn.functional.torch.load", "logger._target_=os.x",
+        "+callbacks.x={_target_:os.mkdir,path:x}", "+callbacks.x={ '_target_' : os.mkdir}", "model._args_=[x]",
+        "+model.net={_recursive_:false}", "+model._convert_.x=1", "~model._target_", "name=${oc.env:SECRET}",
+        "callbacks=../../gift/evil", "callbacks=[default,/gift/evil]", "callbacks=/gift/evil", "callbacks='/evil'",
+        "+callbacks@model=default", "callbacks.pictures[_target_]=os.mkdir", "data/base=x", "--config-dir=gift", "-m",
+        "hydra.run.dir=/home", "hydra/launcher=joblib", "+hydra.callbacks.x._target_=os.mkdir", "resume=mine", "seed",
+        "sweep_resume=mine", "+seed", "logger=~/x", "experiment=file://gift/x",
+    ],
+)  # fmt: skip
+def test_command_that_would_run_something_is_not_shown(override: str, tmp_path: Path) -> None:
+    """Users paste the command of the best job, whose overrides are those of its result.json."""
+    best = {"overrides": ["seed=1", override], "metrics": {"val/acc": 0.9}, "status": "finished"}
+    write_result(tmp_path / "0-0123abcd", best)
+    write_result(tmp_path / "1-0123abcd", best | {"overrides": ["seed=2"], "metrics": {"val/acc": 0.8}})
+    summary = Summary(tmp_path)
+    summary.write()
+    assert re.search(r"best: its command is not shown: ['\"]", str(summary))
+    assert "python train.py" not in str(summary) + (tmp_path / "summary.md").read_text()
+
+
+def test_command_of_usual_overrides_is_shown(tmp_path: Path) -> None:
+    overrides = [
+        "experiment=mnist_99", "~callbacks.pictures", "++trainer.max_epochs=3", "callbacks.early_stopping=null",
+        "+metrics.auroc._target_=torchmetrics.classification.MulticlassAUROC", "optimizer.betas=[0.9,0.99]",
+        "model.net._target_=lit_models.nets.MLP", "monitor=val/acc", "data.path=/home/me/../it's/x y.csv", "name=a/b",
+    ]  # fmt: skip
+    write_result(tmp_path / "0-0123abcd", {"overrides": overrides, "metrics": {"val/acc": 1}, "status": "finished"})
+    assert f"best: {train_command(overrides)}\n" in f"{Summary(tmp_path)}\n"
 
 
 @pytest.mark.slow
