@@ -77,7 +77,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
     try:
-        _refuse_output_subdir()
+        _refuse_hydra_settings()
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
     except SystemExit as error:
@@ -184,11 +184,16 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
 
 
-def _refuse_output_subdir() -> None:
-    """Hydra would write its own config.yaml there, over that of the run, before anything is checked."""
+def _refuse_hydra_settings() -> None:
+    """Hydra would write its own config.yaml in output_subdir, over that of the run, before anything is checked.
+
+    For a directory whose value is missing it would use one named None.
+    """
     for override in sys.argv[1:]:
         if override_key(override) == "hydra.output_subdir" and override.partition("=")[2] != "null":
             exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
+        if override_key(override).startswith("hydra.") and override.partition("=")[2].strip("'\"") == "???":
+            exit_with_error(ValueError(f"{override} is refused: ??? is no value, and ./??? a directory"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

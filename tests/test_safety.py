@@ -29,9 +29,9 @@ from PIL import Image
 
 import train
 from cli.build import build, load_run, stored_config
-from cli.compose import compose
+from cli.compose import compose, data_root
 from cli.errors import format_error
-from cli.main import PrintableFormatter
+from cli.main import PrintableFormatter, _refuse_hydra_settings
 from cli.resume import compose_group, merge_resume_config
 from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
 from datamodules import sources
@@ -685,6 +685,24 @@ def test_worker_name_of_a_trial_is_not_used_as_a_path(name: Any, tmp_path: Path)
     sweeper.space, sweeper.at_once = space, 1
     assert [trial.number for trial in sweeper._next_trials(study, tmp_path / "sweep", "me")] == [0]
     assert home.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("given", ["./???", "link", "???"])
+def test_directory_named_like_a_missing_value_keeps_its_name(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("???").mkdir()
+    Path("link").symlink_to("???")
+    monkeypatch.setenv("DATA_ROOT", "???")
+    cfg = OmegaConf.create({"sweep": new_or_resumed_sweep_dir(given, "unused"), "root": data_root()})
+    assert (cfg.sweep, cfg.root) == ("./???", "./???")
+
+
+@pytest.mark.parametrize("override", ["hydra.run.dir=???", "++hydra.sweep.dir='???'", 'hydra.run.dir="???"'])
+def test_missing_directory_of_a_run_is_refused(override: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Hydra would use a directory named None."""
+    monkeypatch.setattr(sys, "argv", ["train.py", override])
+    with pytest.raises(SystemExit):
+        _refuse_hydra_settings()
+    assert capsys.readouterr().err == f"error: {override} is refused: ??? is no value, and ./??? a directory\n"
 
 
 # --- the study of a sweep from elsewhere --------------------------------------------------------------------------
