@@ -35,10 +35,11 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
         file: the checkpoint to resume from.
 
     Raises:
-        ValueError: an override changes what is fixed by the checkpoint, a run that a callback reads must be typed
-            again, or there is nothing left to train.
+        ValueError: the state of the training is damaged, an override changes what is fixed by the checkpoint, a run
+            that a callback reads must be typed again, or there is nothing left to train.
     """
     checkpoint = load_checkpoint(file)
+    _check_state(checkpoint, file)
     stored, merged = checkpoint["config"], stored_config(checkpoint)
     before = last_of_each(stored["choices"]["overrides"])
     own = _values(merged, [key for key in map(override_key, before) if key.startswith("callbacks.")])
@@ -81,6 +82,24 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
         )
     _check_limits(merged, checkpoint, file.parent.parent)
     return merged
+
+
+def _check_state(checkpoint: dict[str, Any], file: Path) -> None:
+    """Raise ValueError for a training state that Lightning did not write, before anything is changed in the run."""
+    version = checkpoint.get("pytorch-lightning_version")
+    if not (isinstance(version, str) and re.match(r"[2-9]\.\d", version)):
+        shown = repr(version)[:80]
+        raise ValueError(f"{file} cannot be resumed: pytorch-lightning_version={shown} is no version since 2.0")
+    for name, kind in (("callbacks", dict), ("loops", dict), ("optimizer_states", list), ("lr_schedulers", list)):
+        state = checkpoint.get(name)
+        parts = state.values() if isinstance(state, dict) else state
+        if not (isinstance(state, kind) and all(isinstance(part, dict) for part in parts or ())):
+            raise ValueError(f"{file} cannot be resumed: its {name} are not what Lightning writes")
+    epochs: Any = checkpoint["loops"]
+    for name in ("fit_loop", "epoch_progress", "current", "processed"):
+        epochs = epochs.get(name) if isinstance(epochs, dict) else None
+    if not isinstance(epochs, int) or not isinstance(checkpoint.get("global_step"), int):
+        raise ValueError(f"{file} cannot be resumed: it does not hold the number of epochs and steps")
 
 
 def _apply_override(override: str, cfg: DictConfig, merged: DictConfig, choices: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
 
 def check_safe(config: dict[str, Any], origin: str) -> None:
     """Raise ValueError for a stored config that would run, read or write something when it is used."""
+    _check_keys(config, f"{origin} is refused: config")
     for path, value in _walk(config):
         place = printable(".".join(("config", *path)))
         _check_printable(path, value, f"{origin} is refused: {place}")
@@ -108,6 +109,18 @@ def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     for key, value in items:
         yield (*path, str(key)), value
         yield from _walk(value, (*path, str(key)))
+
+
+def _check_keys(node: Any, message: str) -> None:
+    """Raise ValueError for a name that is no word. Where no class gets it as an argument it may be a whole number."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str) and (not isinstance(key, int) or "_target_" in node):
+                raise ValueError(f"{message} has the key {key!r:.80}, which is no word")
+            _check_keys(value, f"{message}.{printable(str(key))}")
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _check_keys(value, message)
 
 
 def _check_printable(path: Path, value: Any, message: str) -> None:

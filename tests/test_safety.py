@@ -239,6 +239,44 @@ def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], va
     assert_harmless(untrusted, before)
 
 
+@pytest.mark.parametrize(
+    ("key_path", "value", "message"),
+    [
+        (("pytorch-lightning_version",), "0.0.1", "pytorch-lightning_version='0.0.1' is no version since 2.0"),
+        (("pytorch-lightning_version",), 5, "pytorch-lightning_version=5 is no version since 2.0"),
+        (("callbacks",), 5, "its callbacks are not what Lightning writes"),
+        (("callbacks", "MetricsHistory"), 5, "its callbacks are not what Lightning writes"),
+        (("loops",), None, "its loops are not what Lightning writes"),
+        (("optimizer_states",), [5], "its optimizer_states are not what Lightning writes"),
+        (("lr_schedulers",), 5, "its lr_schedulers are not what Lightning writes"),
+        (("loops", "fit_loop"), {}, "it does not hold the number of epochs and steps"),
+        (("loops", "fit_loop", "epoch_progress"), {"current": 5}, "it does not hold the number of epochs and steps"),
+        (("global_step",), "x", "it does not hold the number of epochs and steps"),
+    ],
+)
+def test_damaged_state_of_a_training_is_refused(
+    key_path: tuple[str, ...], value: Any, message: str, untrusted: Path
+) -> None:
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), *key_path, value=value)
+    with pytest.raises(ValueError, match=f"last.ckpt cannot be resumed: {message}"):
+        resume_config("trainer.max_epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("key_path", "key"), [(("model",), b"x"), (("model",), 5), ((), b"x"), (("trainer",), (1, 2)), (("expect",), None)]
+)
+def test_key_of_a_stored_config_that_is_no_word_is_refused(
+    key_path: tuple[str, ...], key: Any, untrusted: Path
+) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    edit_checkpoint(file, "config", "expect", value={3: {"val/acc": 0.9}})
+    check_safe(torch.load(file, weights_only=True)["config"], "it")
+    edit_checkpoint(file, "config", *key_path, key, value=1)
+    place = ".".join(("config", *key_path))
+    with pytest.raises(ValueError, match=re.escape(f"{place} has the key {key!r}, which is no word")):
+        load_run("outputs/untrusted", "last")
+
+
 @pytest.mark.slow
 def test_huge_stored_thread_count_gives_one_line(untrusted: Path, shell) -> None:
     edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "threads", value=100_000_000)
