@@ -55,7 +55,7 @@ def compose(*overrides: str) -> DictConfig:
 
 def data_root() -> str:
     """Return the directory of the data sets: the environment variable DATA_ROOT, else ``data`` in the project."""
-    return os.environ.get("DATA_ROOT") or str(PROJECT / "data")
+    return run_dir.not_missing(os.environ.get("DATA_ROOT") or str(PROJECT / "data"))
 
 
 def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
-from cli.process import single_job_argv
+from cli.process import ImportElsewhere, single_job_argv
 from cli.validation import check_overrides
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
@@ -39,6 +39,7 @@ from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 
 log = logging.getLogger(__name__)
+ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
 
 
 def main(task: Callable[[DictConfig, Path], object], config_name: str = "config") -> NoReturn:
@@ -188,7 +189,10 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
 
 
 def _refuse_hydra_settings() -> None:
-    """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked."""
+    """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked.
+
+    For a directory whose value is missing it would use one named None.
+    """
     for override in sys.argv[1:]:
         value = override.partition("=")[2]
         if override_key(override) == "hydra.output_subdir" and value != "null":
@@ -196,6 +200,8 @@ def _refuse_hydra_settings() -> None:
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
             message = "paths, outputs/ among them, are relative to the directory of the command"
             exit_with_error(ValueError(f"{override} is refused: {message}"), False)
+        if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
+            exit_with_error(ValueError(f"{override} is refused: ??? is no value, and ./??? a directory"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

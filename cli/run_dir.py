@@ -93,7 +93,12 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
         raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
     directory = Path(os.path.relpath(directory.resolve()))  # once: the link outputs/last_sweep may change
     check_folder(directory)
-    return str(directory)
+    return not_missing(str(directory))
+
+
+def not_missing(directory: str) -> str:
+    """Return ``./???`` for a directory named ``???``, which in a config means that a value is missing."""
+    return "./???" if directory == "???" else directory
 
 
 def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:

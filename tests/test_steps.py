@@ -128,7 +128,7 @@ def test_compiled_net_trains_alike(random_images: Callable[[int, int], None]) ->
     counters.clear()
     run("compiled", *settings, "trainer.max_epochs=1", "compile=true")
     assert counters["stats"]["unique_graphs"] > 0
-    _, compiled = run("compiled", "resume=compiled", "trainer.max_epochs=2")
+    _, compiled = run("compiled", "resume=compiled", "trainer.max_epochs=2", "compile=true")
     assert plain["state_dict"].keys() == compiled["state_dict"].keys()
     for name, weight in compiled["state_dict"].items():
         torch.testing.assert_close(weight, plain["state_dict"][name], atol=1e-6, rtol=1e-4)
