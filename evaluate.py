@@ -79,9 +79,10 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     width = max(map(len, metrics))
     overall_first = sorted(metrics, key=lambda name: name.count("/"))
     lines = [f"  {name:<{width}}  {format_metric(name, metrics[name])}" for name in overall_first]
-    log.info("%s of %s\n%s", cfg.split, file, "\n".join(lines))
+    shown = os.path.relpath(file)
+    log.info("%s of %s\n%s", cfg.split, shown, "\n".join(lines))
     for fgsm in attacks:
-        log.info("attack=fgsm on %s of %s\n%s", cfg.split, file, fgsm.table())
+        log.info("attack=fgsm on %s of %s\n%s", cfg.split, shown, fgsm.table())
         fgsm.write(attacked, cfg.split, file, datamodule.class_names)
     known = {name: finite(value) for name, value in metrics.items()}
     result = {"checkpoint": str(file), "split": cfg.split, "metrics": known}
@@ -100,9 +101,10 @@ def _check_not_overwritten(file: Path) -> None:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         table = file.with_suffix(".json")
         found = json.loads(table.read_text(encoding="utf-8")) if file.is_file() and table.is_file() else None
-        if isinstance(found, dict) and {"checkpoint", "split", "metrics"} <= set(found):
+        if isinstance(found, dict) and set(found) - {"attack"} == {"checkpoint", "split", "metrics"}:
             return
-    raise ValueError(f"{file} would be overwritten, and is not an evaluation of this project: move it elsewhere")
+    shown = os.path.relpath(file)
+    raise ValueError(f"{shown} would be overwritten, and is not an evaluation of this project: move it elsewhere")
 
 
 if __name__ == "__main__":

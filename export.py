@@ -6,6 +6,8 @@ python export.py run=last output=model.onnx
 import io
 import json
 import logging
+import mmap
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from runs.files import atomic_write
 
 log = logging.getLogger(__name__)
 
+MARK = "exported by lit-classics"  # in the metadata of each file, by which a later export may replace it
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of requirements-dev.txt; few users need them
 
 
@@ -32,6 +35,8 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
         raise FileNotFoundError(f"output={output}: there is no directory {output.parent}")
     if output.exists() and output.samefile(find_checkpoint(cfg.run, cfg.checkpoint)[1]):
         raise ValueError(f"output={output} would overwrite the checkpoint of the run")
+    if output.exists() and not _is_export(output):
+        raise ValueError(f"output={output} would overwrite {output}, which this command did not write: move it")
     if output.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if not find_spec(name)]):
         raise ValueError(f"output={output} needs {', '.join(missing)}: pip install {' '.join(ONNX_PACKAGES)}")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
@@ -44,11 +49,25 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
     return output
 
 
+def _is_export(file: Path) -> bool:
+    """Return whether a file is an earlier export. None of the formats compresses its metadata."""
+    if not file.is_file() or not file.stat().st_size:
+        return False
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(MARK.encode()) >= 0
+
+
+def _metadata(datamodule: Any) -> dict[str, str]:
+    return {"class_names": json.dumps(datamodule.class_names), "made_by": MARK}
+
+
 def _state_dict(datamodule: Any, model: Any) -> bytes:
     import torch
 
     buffer = io.BytesIO()
     torch.save(_shipped_part(model).state_dict(), buffer)
+    with zipfile.ZipFile(buffer, "a") as archive:  # torch.load ignores other records
+        archive.writestr("archive/made_by", MARK)
     return buffer.getvalue()
 
 
@@ -56,7 +75,7 @@ def _safetensors(datamodule: Any, model: Any) -> bytes:
     from safetensors.torch import save
 
     weights = {name: tensor.contiguous() for name, tensor in _shipped_part(model).state_dict().items()}
-    return save(weights, metadata={"class_names": json.dumps(datamodule.class_names)})
+    return save(weights, metadata=_metadata(datamodule))
 
 
 def _shipped_part(model: Any) -> Any:
@@ -113,7 +132,7 @@ def _exported_program(datamodule: Any, model: Any) -> bytes:
     module, examples, _ = _export_module(datamodule, model)
     program = torch.export.export(module, (examples,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={"class_names": json.dumps(datamodule.class_names)})
+    torch.export.save(program, buffer, extra_files=_metadata(datamodule))
     return buffer.getvalue()
 
 
@@ -131,7 +150,7 @@ def _onnx(datamodule: Any, model: Any) -> bytes:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip
     graph = program.model_proto
-    onnx.helper.set_model_props(graph, {"class_names": json.dumps(datamodule.class_names)})
+    onnx.helper.set_model_props(graph, _metadata(datamodule))
     content: bytes = graph.SerializeToString()
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -13,9 +13,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from cli.build import load_run
-from cli.examples import Examples, ImageFiles, Latents, Rows, Source, Split, find_files
+from cli.examples import Examples, ImageFiles, ImagePair, Latents, Rows, Source, Split, find_files
 from cli.main import main
-from cli.predictions import Numbers, is_table, predictions_of
+from cli.predictions import Comparisons, Numbers, is_table, predictions_of
 from runs.files import atomic_write, write_png
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
     source: Source
     if cfg.images:
-        source = ImageFiles(files, datamodule)
+        source = (ImagePair if isinstance(predictions, Comparisons) else ImageFiles)(files, datamodule)
     elif cfg.csv:
         source = Rows(files[0], datamodule)
     else:

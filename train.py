@@ -19,7 +19,7 @@ from cli.process import limit_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
-from runs.monitor import Monitors, known_modes
+from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
 from runs.safety import refusal
@@ -48,6 +48,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
     set_up_data(trainer, datamodule, ckpt_path)
+    check_run(cfg, trainer, model)
     if cfg.threads is None:
         limit_threads(model, datamodule)
     if reason := refusal(config):  # the run is trained as asked
@@ -60,7 +61,13 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     try:
         with signals, spread_threads(enabled=trainer.world_size == 1):
             fit_and_test(trainer, datamodule, model, ckpt_path, validate_first=cfg.validate_before_training)
-        status = "failed" if write_errors(trainer) else "diverged" if has_diverged(history.rows) else "finished"
+        status = (
+            "failed"
+            if write_errors(trainer)
+            else "diverged"
+            if has_diverged(history.rows, summary.result["metrics"])
+            else "finished"
+        )
     except Exception as error:
         status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
         raise
@@ -120,9 +127,35 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
 
 def set_up_data(trainer: Any, datamodule: Any, ckpt_path: Path | None) -> None:
     """Load the data. This reports what is wrong with it before the run writes anything."""
-    datamodule.trainer = trainer  # for its device and ranks
+    datamodule.trainer, trainer.datamodule = trainer, datamodule  # for its device and ranks, and for what is checked
     datamodule.setup()
     datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
+
+
+def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
+    """Report what the model and the callbacks cannot do, before the run writes anything."""
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    name, parts = type(model).__name__, (model, *trainer.callbacks)
+    if cfg.check and not cfg.expect:
+        raise ValueError("check=true compares a run with what its experiment expects, and nothing is expected here")
+    if cfg.check and (possible := possible_metrics(parts)) is not None:
+        # Those without a stage, such as the weights of a line, are no metrics.
+        unknown = [one for one in cfg.expect if "/" in one and not {one, one.rpartition("/")[0]} & possible]
+        if unknown and not relevant_overrides(cfg.choices.overrides, cfg.ignore_groups):
+            raise ValueError(f"check=true: {name} cannot reach {unknown[0]}, it measures {names(possible)}")
+    if missing := [hook for hook in ("training_step", "configure_optimizers") if not is_overridden(hook, model)]:
+        raise ValueError(f"{name} has no {missing[0]}, which a training needs")
+    if callable(check := getattr(model, "check_trainer", None)):
+        check(trainer)
+    for setting, unused in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+        if (value := getattr(trainer, setting)) not in unused and not model.automatic_optimization:
+            raise ValueError(
+                f"trainer.{setting}={value} is for automatic optimization, and {name} makes its own gradient steps"
+            )
+    for callback in trainer.callbacks:
+        if callable(check := getattr(callback, "check_run", None)):
+            check(trainer, model)
 
 
 def fit_and_test(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None, validate_first: bool) -> None:
@@ -153,8 +186,13 @@ def report(
     missed = [comparison.metric for comparison in comparisons if not comparison.passed]
     if comparisons and not changed:
         result = summary.write_result(result["status"], as_expected=not missed)
+        if cfg.check and (unknown := [comparison.metric for comparison in comparisons if comparison.got is None]):
+            raise ExpectationMissed(f"{cfg.name} did not measure {unknown[0]}; there are {names(result['metrics'])}")
         if cfg.check and missed:
             raise ExpectationMissed(f"{cfg.name} did not reach the expected {', '.join(missed)}")
+    elif cfg.check:
+        reason = f"because of these overrides: {', '.join(changed)}" if changed else "after another number of epochs"
+        raise ExpectationMissed(f"{cfg.name} was not compared with what it expects, {reason}")
     return result
 
 

@@ -1,13 +1,15 @@
 """Run experiments over several seeds, and write the README's table: ours beside the published figures.
 
-    python benchmarks/results.py                                    all experiments, 3 seeds or more
-    python benchmarks/results.py --seeds 1 2 mnist_mlp mnist_cnn    these, with these seeds
+    python benchmarks/results.py                                    those of the table, 3 seeds or more
+    python benchmarks/results.py --seeds 1 2 mnist_mlp mnist_vae    these, with these seeds
 
-The runs follow each other, each as ``python train.py experiment=NAME seed=N`` in a directory of its own. A run that has
-ended there is not repeated. The rows are printed; with --readme all of them go into both READMEs.
+A row has the test accuracy, where there is one, and each figure that the experiment expects (``expect:``). The runs
+follow each other, each as ``python train.py experiment=NAME seed=N`` in a directory of its own. A run that has ended
+there is not repeated. The rows are printed; with --readme all of them go into both READMEs.
 """
 
 import argparse
+import math
 import re
 import statistics
 import subprocess
@@ -15,14 +17,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omegaconf import ListConfig
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from cli import CONF
 from cli.compose import compose
+from runs.format import format_metric, is_accuracy
 from runs.result import ENDED, read_result
 
 PROJECT = Path(__file__).parent.parent
-# In the order of the table, with overrides beyond the experiment's own.
-EXPERIMENTS = {
+# Those of the README's table, in its order, with overrides beyond the experiment's own.
+EXPERIMENTS: dict[str, list[str]] = {
     "line_diverging": [],
     "line_slow": [],
     "line_rescaled": [],
@@ -38,6 +44,7 @@ EXPERIMENTS = {
     "cifar10_lenet": [],
     "mnist_99": [],
 }
+TEACHERS = {"cifar10_distillation": "cifar10_teacher"}  # with the same seed, beside it
 NUM_SEEDS = {"mnist_99": 20}  # 3 for the others
 
 
@@ -46,10 +53,14 @@ def run(experiment: str, seed: int, folder: Path) -> dict[str, Any]:
     result = read_result(folder)
     if result is None or result["status"] not in ENDED:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(PROJECT / "train.py"), f"experiment={experiment}", f"seed={seed}", "check=true"]
-        command += [f"hydra.run.dir={folder}", *EXPERIMENTS[experiment]]
+        more = list(EXPERIMENTS.get(experiment, ()))
+        if teacher := TEACHERS.get(experiment):
+            run(teacher, seed, taught_by := folder.parent.parent / teacher / str(seed))
+            more.append(f"model.teacher={taught_by}")
+        command = [sys.executable, str(PROJECT / "train.py"), f"experiment={experiment}", f"seed={seed}"]
+        command += [f"hydra.run.dir={folder}", *more]
         ended = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL)
-        if ended.returncode not in (0, 3):  # 3: it missed what its experiment expects
+        if ended.returncode:
             raise SystemExit(f"{' '.join(command)} ended with exit code {ended.returncode}")
         result = read_result(folder)
     if result is None:
@@ -59,29 +70,51 @@ def run(experiment: str, seed: int, folder: Path) -> dict[str, Any]:
 
 def row(experiment: str, results: list[dict[str, Any]]) -> str:
     """Return one line of the table."""
-    expect = compose(f"experiment={experiment}").expect
-    accuracy = expect.get("test/acc", {}).get("published")
-    published = f"{100 * accuracy:g} %" if accuracy else ""
-    accuracies = [100 * result["metrics"]["test/acc"] for result in results if "test/acc" in result["metrics"]]
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    measured = f"{statistics.mean(accuracies):.2f}{spread} % ({len(accuracies)})" if accuracies else ""
-    if "train/loss" in expect:
+    expect: dict[str, Any] = compose(f"experiment={experiment}").expect or {}
+    if any(isinstance(how.get("published"), ListConfig) for how in expect.values()):  # the loss of every step of a line
         published = f"ten losses, to {expect['train/loss'].published[-1]:,.2f}"
         measured = "the same ten, to 2e-6" if all(result["as_expected"] for result in results) else "different losses"
+    else:
+        names = dict.fromkeys(["test/acc", *expect])
+        found = {name: [one["metrics"][name] for one in results if name in one["metrics"]] for name in names}
+        measured = "; ".join(f"{_label(name)}{_mean(name, values)}" for name, values in found.items() if values)
+        known = {name: how.published for name, how in expect.items() if how.get("published") is not None}
+        published = "; ".join(f"{_label(name)}{_short(name, value)}" for name, value in known.items())
     parameters, epochs = f"{results[0]['params']:,}", results[0]["epochs"]
     seconds = statistics.median(result["seconds"]["fit"] for result in results)
     return f"| `{experiment}` | {parameters} | {epochs} | {published} | {measured} | {seconds:.1f} s |"
 
 
+def _label(name: str) -> str:
+    """Return what precedes a figure; nothing for the test accuracy, which the header names."""
+    return "" if name == "test/acc" else f"{name.replace('/', ' ')} "
+
+
+def _short(name: str, value: float) -> str:
+    return f"{100 * value:g} %" if is_accuracy(name) else f"{value:g}"
+
+
+def _mean(name: str, values: list[float]) -> str:
+    """Return mean ± standard deviation (n). Of anything but an accuracy, the deviation has one digit."""
+    factor, unit = (100, " %") if is_accuracy(name) else (1, "")
+    mean, spread = factor * statistics.mean(values), factor * statistics.stdev(values) if len(values) > 1 else 0.0
+    if not unit and not spread:
+        return f"{format_metric(name, mean)} ({len(values)})"
+    digits = 2 if unit else max(-math.floor(math.log10(spread)), 0)
+    deviation = f" ± {spread:,.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:,.{digits}f}{deviation}{unit} ({len(values)})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help="names (default: all)")
+    parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help="names (default: those of the table)")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 1 2 3; for mnist_99 1 to 20")
     parser.add_argument("--folder", type=Path, default=PROJECT / "outputs" / "results", help="directory of the runs")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md and README.zh-CN.md")
     arguments = parser.parse_args()
-    if unknown := set(arguments.experiments) - set(EXPERIMENTS):
-        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    known = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+    if unknown := sorted(set(arguments.experiments) - set(known)):
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
 
     if arguments.readme and (arguments.experiments != list(EXPERIMENTS) or arguments.seeds):
         parser.error("--readme needs all experiments, each with its own seeds")

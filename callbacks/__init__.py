@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from runs import internals
 from runs.format import round_float32
-from runs.monitor import metric_name
+from runs.monitor import metric_name, possible_metrics
 
 if TYPE_CHECKING:
     from callbacks.metrics_history import MetricsHistory
@@ -40,11 +40,14 @@ def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
     return history
 
 
-def num_examples(trainer: pl.Trainer, batches: int) -> int:
-    """Return the number of training examples in the first batches of an epoch, over all ranks."""
+def num_examples(trainer: pl.Trainer, batches: float) -> int:
+    """Return the number of training examples in the first batches of an epoch, over all ranks.
+
+    Lightning's ``trainer.num_training_batches`` is a whole number, or inf before the data is loaded.
+    """
     data = get_datamodule(trainer)
     total = len(data.train_indices)
-    return min(batches * (data.batch_size or total) * trainer.world_size, total)
+    return int(min(batches * (data.batch_size or total) * trainer.world_size, total))
 
 
 def logged_metrics(trainer: pl.Trainer, stage: str) -> dict[str, float]:
@@ -58,6 +61,20 @@ def logged_metrics(trainer: pl.Trainer, stage: str) -> dict[str, float]:
 def has_step(pl_module: pl.LightningModule, stage: str) -> bool:
     """Return whether a module has a ``validation_step`` or a ``test_step``."""
     return is_overridden({"val": "validation_step"}.get(stage, f"{stage}_step"), pl_module)
+
+
+def is_validated(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    """Return whether a training has validations, once its data is loaded."""
+    limited = not trainer.limit_val_batches or not len(get_datamodule(trainer).val_dataloader())
+    return not limited and has_step(pl_module, "val")
+
+
+def possible_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> set[str] | None:
+    """Return the metrics of training and validation, or None where a part of the run does not say what it logs."""
+    parts = (pl_module, *trainer.callbacks)  # type: ignore[attr-defined]  # Lightning declares it nowhere
+    possible = possible_metrics(parts)
+    stages = ("train/", "val/") if is_validated(trainer, pl_module) else ("train/",)
+    return None if possible is None else {name for name in possible if name.startswith(stages)}
 
 
 def batch_loss(outputs: Any) -> Tensor | None:

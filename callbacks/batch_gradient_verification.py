@@ -17,6 +17,8 @@ class BatchGradientVerification(pl.Callback):
     The net is in evaluation mode for this, where batch normalization mixes nothing.
     """
 
+    measures = ()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         batch = next(iter(get_datamodule(trainer).train_dataloader()))
         inputs = (batch[0] if isinstance(batch, (list, tuple)) else batch)[:8]

@@ -36,6 +36,8 @@ class Checkpoints(Checkpoint):
         every_n_steps: also saves ``last.ckpt`` within an epoch, every n gradient steps.
     """
 
+    measures = ()
+
     def __init__(self, dirpath: Path, config: dict[str, Any], every_n_steps: int | None = None) -> None:
         if every_n_steps is not None:
             check_positive_int("checkpoint.every_n_steps", every_n_steps)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
-from callbacks import get_metrics_history
+from callbacks import get_metrics_history, is_validated, possible_of
 from runs import internals
 from runs.monitor import Monitors
 
@@ -24,6 +24,8 @@ class EarlyStopping(LightningEarlyStopping, Checkpoint):
         **options: see Lightning's class.
     """
 
+    measures = ()
+
     def __init__(self, monitor: str | None = None, patience: int = 3, mode: str = "min", **options: Any) -> None:
         self.options = {"patience": patience, "check_on_train_epoch_end": True, **options}
         self.given = Monitors(monitor, mode) if monitor else None
@@ -34,6 +36,12 @@ class EarlyStopping(LightningEarlyStopping, Checkpoint):
     def state_key(self) -> str:
         # Lightning's holds the metric, which is not known yet when a checkpoint is read.
         return f"{type(self).__qualname__}{self.given.asked if self.given else ''}"
+
+    def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise ValueError for a metric that this run cannot measure."""
+        if self.given:
+            self.given.check_validation(is_validated(trainer, pl_module))
+            self.given.check_possible(possible_of(trainer, pl_module))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._state = state

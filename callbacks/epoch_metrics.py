@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
 
 from callbacks import get_datamodule
-from runs.offers import Classifies, Reconstructs
+from runs.offers import Classifies, Generates, Reconstructs
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,23 @@ class EpochMetrics(pl.Callback):
         metrics: name -> metric.
     """
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return tuple(f"{stage}/{name}" for name in self.metrics for stage in ("val", "test"))
+
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         self.metrics = metrics
         self._running: dict[str, Metric] = {}
         self._examples: MulticlassStatScores | None = None  # of each class
+
+    def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise ValueError for metrics of classes and a model that is known to predict none."""
+        if not self.metrics or not get_datamodule(trainer).class_names or isinstance(pl_module, Classifies):
+            return
+        does = "reconstructs its inputs" if isinstance(pl_module, Reconstructs) else "generates"
+        if isinstance(pl_module, (Reconstructs, Generates)):
+            name, model = next(iter(self.metrics)), type(pl_module).__name__
+            raise ValueError(f"metrics.{name} compares classes, and {model} predicts none: it {does}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start(trainer, pl_module, sync=True)
@@ -75,9 +88,6 @@ class EpochMetrics(pl.Callback):
                 predictions, targets = predictions[:, 0], targets.reshape(-1)
         elif isinstance(pl_module, Classifies):
             predictions = pl_module.probabilities(predictions)
-        elif isinstance(pl_module, Reconstructs):
-            name, model = next(iter(self._running)), type(pl_module).__name__
-            raise ValueError(f"metrics.{name} compares classes, and {model} predicts none: it reconstructs its inputs")
         if self._examples:
             self._examples.update(targets, targets)
         for metric in self._running.values():

@@ -13,6 +13,7 @@ from runs.offers import Classifies, Generates
 
 log = logging.getLogger(__name__)
 
+FIGURES = ("recognized", "class_entropy", "frechet")
 CONFIDENT = 0.9  # probability from which an image counts as recognized
 
 
@@ -36,6 +37,8 @@ class Judge(pl.Callback):
         ValueError: the run has no classifier of such images, or the model does not generate any.
     """
 
+    measures = tuple(f"{stage}/{name}" for stage in ("val", "test") for name in FIGURES)
+
     def __init__(self, run: str, classifier: tuple[Any, Any]) -> None:
         self.run = run
         self._data, self._model = classifier
@@ -49,7 +52,8 @@ class Judge(pl.Callback):
     def _keep_features(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._features = inputs[0].flatten(1)  # (B, features)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise ValueError for a model that does not generate, or not images as the classifier's."""
         data = get_datamodule(trainer)
         if not isinstance(pl_module, Generates):
             name = type(pl_module).__name__
@@ -62,6 +66,8 @@ class Judge(pl.Callback):
                 f"callbacks.judge.run={self.run} learned {theirs[0]} in {theirs[1]}, and these are images of {ours[0]} "
                 f"in {ours[1]}"
             )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._model.to(pl_module.device).eval()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

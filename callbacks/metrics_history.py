@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks import batch_losses, get_datamodule, has_step, logged_metrics, num_examples
+from callbacks import batch_losses, is_validated, logged_metrics, num_examples, possible_of
 from runs import internals
 from runs.files import atomic_write
 from runs.format import check_positive_int, format_metrics, round_float32
@@ -47,6 +47,8 @@ class MetricsHistory(Checkpoint):
         ValueError: the config's ``monitor`` is not measured.
     """
 
+    measures = ()
+
     def __init__(self, run_dir: Path, monitors: Monitors, every_n_batches: int | None = None) -> None:
         if every_n_batches is not None:
             check_positive_int("record.every_n_batches", every_n_batches)
@@ -78,12 +80,15 @@ class MetricsHistory(Checkpoint):
             return "no epoch was validated"
         return self.monitors.explain(self.measured)
 
+    def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise ValueError for a metric in the config that this run cannot measure."""
+        self.monitors.check_validation(is_validated(trainer, pl_module))
+        self.monitors.check_possible(possible_of(trainer, pl_module))
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_exact = isinstance(pl_module, Exact)  # such a module reports all that is to be reported
-        limited = not trainer.limit_val_batches or not len(get_datamodule(trainer).val_dataloader())
-        self._validates = not limited and has_step(pl_module, "val")
+        self._validates = is_validated(trainer, pl_module)
         self.validated = not self._validates or any(name.startswith("val/") for name in self.measured)
-        self.monitors.check_validation(self._validates)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._logged and pl_module.automatic_optimization:
@@ -123,7 +128,8 @@ class MetricsHistory(Checkpoint):
         losses = {name: factor * _reduce_mean(trainer, total / count) for name, total in self._loss_sums.items()}
         self._loss_sums, self._batches = {}, 0
         _log_metrics(trainer, {f"train/{name}_step": loss for name, loss in losses.items()} | _learning_rates(trainer))
-        total, seen = len(get_datamodule(trainer).train_indices), num_examples(trainer, batch_idx + 1)
+        # Fewer than the training set has, with trainer.limit_train_batches.
+        total, seen = (num_examples(trainer, batches) for batches in (trainer.num_training_batches, batch_idx + 1))
         for name, loss in losses.items():
             self.curves.setdefault(name, []).append((trainer.current_epoch * total + seen, loss))
         if self.every_n_batches:
@@ -156,7 +162,7 @@ class MetricsHistory(Checkpoint):
             self.monitors.check_measured(self.measured)
             self.monitor = self.monitors.resolve(self.measured)
         self._loss_sums, self._batches, self._sums, self._counts = {}, 0, {}, {}
-        examples = num_examples(trainer, int(trainer.num_training_batches))
+        examples = num_examples(trainer, trainer.num_training_batches)
         _log_metrics(trainer, {"speed/examples per second": examples / max(row["seconds"], 1e-3)})
 
     def _means_over_batches(self, trainer: pl.Trainer) -> dict[str, float]:

@@ -14,6 +14,8 @@ from runs.offers import Classifies
 class PerClassAccuracy(pl.Callback):
     """Logs ``test/acc/CLASS``, the accuracy over the test examples of each class: nan where there are none."""
 
+    measures = ()  # beside test/acc, which the module measures
+
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._names = get_datamodule(trainer).class_names if isinstance(pl_module, Classifies) else ()
         if self._names:

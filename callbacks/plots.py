@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from callbacks import get_datamodule, get_metrics_history, get_net
+from callbacks import get_datamodule, get_metrics_history, get_net, num_examples
 from callbacks.generative_plots import GenerativePlots
 from plots.classification import (
     confusion_matrix,
@@ -26,7 +26,7 @@ from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs import internals
 from runs.files import write_png
-from runs.offers import Classifies, MeasuresGoodness
+from runs.offers import Classifies, HasUndecidedLoss, MeasuresGoodness
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class Plots(GenerativePlots):
     Args:
         every_n_epochs: also draws the training every n epochs. None draws it only after its end.
     """
+
+    measures = ()
 
     def __init__(self, every_n_epochs: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
@@ -138,11 +140,13 @@ class Plots(GenerativePlots):
         names = {"val": "validation", "train": "training set, after the epoch"}
         checked_on = names.get(datamodule.validate_on, datamodule.validate_on)
         figures = self._strip_figures()
+        examples = num_examples(trainer, trainer.num_training_batches)  # in an epoch
         if any("train/loss" in row for row in history.rows):
             curve = history.curves.get("loss", [])
-            figures["loss"] = loss_curve(history.rows, curve, len(datamodule.train_indices), checked_on)
+            figures["loss"] = loss_curve(history.rows, curve, examples, checked_on)
         elif any("train/g_loss" in row for row in history.rows):
-            figures["losses"] = adversarial_losses(history.rows, history.curves, len(datamodule.train_indices))
+            undecided = pl_module.undecided_loss if isinstance(pl_module, HasUndecidedLoss) else None
+            figures["losses"] = adversarial_losses(history.rows, history.curves, examples, undecided)
         if any("train/acc" in row or "val/acc" in row for row in history.rows):
             figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))

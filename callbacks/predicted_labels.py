@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 class PredictedLabels(pl.Callback):
     """Prints the predicted labels of the validation examples after training, one digit each."""
 
+    measures = ()
+
     def __init__(self) -> None:
         self._labels: list[torch.Tensor] = []
 

@@ -31,6 +31,8 @@ class ProgressBar(LightningProgressBar):
     long the training will take.
     """
 
+    measures = ()
+
     def __init__(self) -> None:
         super().__init__()
         self.enable()
@@ -81,10 +83,10 @@ class ProgressBar(LightningProgressBar):
             self._write(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} "
                 f"{self._done_char * filled}{self._rest_char * (20 - filled)} {100 * done // total} %  "
-                f"{_running_metrics(trainer, pl_module, outputs)}{speed:,.0f} batches/s  {minutes}:{seconds:02d} left"
+                f"{_running_metrics(trainer, pl_module, outputs)}{_format_speed(speed)}  {minutes}:{seconds:02d} left"
             )
-        elif done < total:  # false with max_epochs=-1
-            log.info("%s batches/s: %d:%02d for the rest", f"{speed:,.0f}", minutes, seconds)
+        elif done < total and (minutes or seconds):  # fewer in all with max_epochs=-1
+            log.info("%s: %d:%02d for the rest", _format_speed(speed), minutes, seconds)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write("")  # so that the epoch's line in the log starts at the left edge
@@ -99,6 +101,11 @@ class ProgressBar(LightningProgressBar):
             with contextlib.suppress(OSError):  # the terminal was closed
                 sys.stderr.write(f"\r{text}\x1b[K")
                 sys.stderr.flush()
+
+
+def _format_speed(speed: float) -> str:
+    """Format a number of batches per second, at least half a one, or the seconds that one takes."""
+    return f"{pluralize(round(speed), 'batch', 'batches')}/s" if speed >= 0.95 else f"{1 / speed:.1f} s/batch"
 
 
 def _batches_before(trainer: pl.Trainer, epoch: int) -> int:

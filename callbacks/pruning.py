@@ -29,6 +29,8 @@ class OptunaPruning(pl.Callback):
         Pruned: at the start of the next epoch, so that all of the one before is written.
     """
 
+    measures = ()
+
     def __init__(self, trial: int, startup_trials: int = 5, warmup_epochs: int = 1) -> None:
         self.number = trial
         self.pruner = optuna.pruners.MedianPruner(startup_trials, warmup_epochs)

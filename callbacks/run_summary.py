@@ -33,6 +33,8 @@ class RunSummary(pl.Callback):
         compared_overrides: overrides to show in TensorBoard's table of hyperparameters.
     """
 
+    measures = ()
+
     def __init__(
         self, run_dir: Path, config: dict[str, Any], data_md5: str | None, compared_overrides: Sequence[str]
     ) -> None:

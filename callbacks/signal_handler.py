@@ -48,6 +48,8 @@ class SignalHandler(Checkpoint):
         checkpoint_path: path of ``last.ckpt``, for a run that writes one.
     """
 
+    measures = ()
+
     # Seconds for this process to notice by itself that another rank has ended. It nearly always does.
     grace_period = 10.0
 

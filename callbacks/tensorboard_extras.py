@@ -17,13 +17,19 @@ class TensorBoardExtras(pl.Callback):
         examples: number of examples in the projector.
     """
 
+    measures = ()
+
     def __init__(self, examples: int = 1000) -> None:
         self.examples = examples
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        self._layers = [layer for layer in get_net(pl_module).modules() if isinstance(layer, torch.nn.Linear)]
+    def check_run(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Raise ValueError for a model that is no classifier ending in a linear layer."""
+        self.setup(trainer, pl_module, "fit")
         if not (self._layers and get_datamodule(trainer).class_names and isinstance(pl_module, Classifies)):
             raise ValueError("callbacks=tensorboard_extras is for classifiers that end in a linear layer")
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self._layers = [layer for layer in get_net(pl_module).modules() if isinstance(layer, torch.nn.Linear)]
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._batches: list[tuple[torch.Tensor, ...]] = []  # probabilities (B, C), targets (B,), images (B, C, H, W)

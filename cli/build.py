@@ -1,6 +1,7 @@
 """Build the datamodule and the model of a config, and load those of a finished run."""
 
 import inspect
+import os
 import re
 from typing import Any
 
@@ -31,7 +32,10 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
     # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
 
+    only_read = cfg.data.pop("only_read") if "only_read" in cfg.data else False  # see stored_config()
     datamodule = instantiate(cfg.data)
+    if only_read:
+        datamodule.only_read = True
     taken = _parameters(model_class(cfg))
     # Passed to the constructors directly: Hydra would make a list of its own class of a shape.
     shapes = {"input_shape": tuple(datamodule.shape), "num_classes": datamodule.num_classes}
@@ -159,6 +163,7 @@ def load_run(run: str, checkpoint: str, keep_float64: bool = False) -> tuple[Dic
     stored = load_checkpoint(find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
     datamodule, model = build(cfg)
+    model.configure_model()  # builds layers in some models
     if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
         model.double()
     model.load_state_dict(stored["state_dict"])
@@ -181,6 +186,7 @@ def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
     cfg = stored_config(stored)
     with torch.random.fork_rng():
         datamodule, model = _instantiate(cfg)
+        model.configure_model()
     model.load_state_dict(stored["state_dict"])
     return cfg, datamodule, model.eval()
 
@@ -188,8 +194,9 @@ def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
     """Return the config in a checkpoint, without what would read or write a file that the checkpoint names.
 
-    The data root is that of this machine where the stored one does not hold the data set: nothing is downloaded to a
-    directory that a checkpoint names.
+    A published data set is read from the stored data root where that holds the whole of it, and nothing is downloaded,
+    written or removed there: ``data.only_read`` says so to :func:`build`. Otherwise the data root is that of this
+    machine.
     """
 
     cfg = OmegaConf.create(checkpoint["config"])
@@ -199,8 +206,13 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
     if cfg.trainer.get("profiler") not in (None, *PRINTING_PROFILERS) and not OmegaConf.is_config(cfg.trainer.profiler):
         cfg.trainer.profiler = None
     has_data = getattr(_locate(cfg.data._target_), "has_data", None)  # of a published data set
-    if has_data and not has_data(str(cfg.data.get("root"))):
-        cfg.data.root = data_root()
+    cfg.data.pop("only_read", None)
+    if has_data:
+        root = str(cfg.data.get("root"))
+        if os.path.realpath(root) != os.path.realpath(data_root()) and has_data(root):
+            cfg.data.only_read = True
+        else:
+            cfg.data.root = data_root()
     return cfg
 
 

@@ -16,8 +16,11 @@ from runs.migrate import upgrade_overrides
 COSMETIC_KEYS = (
     *("experiment", "seed", "check", "expect", "resume", "threads", "compile", "name", "logger", "record"),
     *("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures", "checkpoint"),
+    *("monitor", "mode", "metrics"),  # they choose best.ckpt, and the figures are those of the last epoch
     *("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps"),
 )
+# Callbacks that look at a training and change nothing in it.
+OBSERVERS = "default|judge|predicted_labels|tensorboard_extras"
 
 
 def register_resolvers() -> None:
@@ -52,12 +55,12 @@ def compose(*overrides: str) -> DictConfig:
 
 def data_root() -> str:
     """Return the directory of the data sets: the environment variable DATA_ROOT, else ``data`` in the project."""
-    return os.environ.get("DATA_ROOT") or str(PROJECT / "data")
+    return run_dir.not_missing(os.environ.get("DATA_ROOT") or str(PROJECT / "data"))
 
 
 def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:
     """Return the overrides that change what a run measures, without those of ``ignore`` and COSMETIC_KEYS."""
-    cosmetic = rf"[+~]*({'|'.join(map(re.escape, (*COSMETIC_KEYS, *ignore)))})[.=]"
+    cosmetic = rf"[+~]*({'|'.join(map(re.escape, (*COSMETIC_KEYS, *ignore)))})[.=]|callbacks[.=]({OBSERVERS})\b"
     return [override for override in overrides if not re.match(cosmetic, override)]
 
 

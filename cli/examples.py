@@ -3,13 +3,14 @@
 import glob
 import itertools
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import ListConfig
 
-from runs.format import check_positive_int, printable
+from runs.format import check_positive_int, pluralize, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +77,32 @@ class ImageFiles(Source):
             if notes and number < MAX_NOTES:
                 log.info("%s: %s", name, ", ".join(notes))
             yield name, image
+
+
+class ImagePair(ImageFiles):
+    """Two image files as one example, in the order of their names.
+
+    Raises:
+        ValueError: there are not two of them, or, when they are read, one is no image.
+    """
+
+    def __init__(self, files: Sequence[Path], datamodule: Any) -> None:
+        super().__init__(files, datamodule)
+        if len(files) != 2:
+            raise ValueError(
+                f"this run compares two images, and images= names {pluralize(len(files), 'file')}: "
+                "images='[first.png,second.png]'"
+            )
+        self.total = 1
+
+    def __iter__(self) -> Iterator[Examples]:
+        import torch
+
+        pair = [*self._read()]
+        if self.skipped:
+            raise ValueError(f"there are not two images to compare: {self.skipped[0]} is none")
+        names, images = zip(*pair, strict=True)
+        yield Examples([" and ".join(names)], torch.cat(images)[None], None)  # (1, 2 * C, H, W)
 
 
 class Rows(Source):
@@ -147,8 +174,15 @@ def find_files(pattern: Any) -> list[Path]:
     path = Path(pattern := str(pattern))
     if path.is_file():  # a name with brackets is not a pattern then
         return [path]
-    found = path.iterdir() if path.is_dir() else map(Path, glob.glob(pattern, recursive=True))
+    found = list(path.iterdir() if path.is_dir() else map(Path, glob.glob(pattern, recursive=True)))
     files = sorted(file for file in found if file.is_file())
-    if not files:
+    if files:
+        return files
+    if not path.is_dir():
         raise FileNotFoundError(f"images={pattern}: there is no such file")
-    return files
+    if not any(file.is_dir() for file in found):
+        raise FileNotFoundError(f"images={pattern}: there is no file in this directory")
+    deeper = shlex.quote(f"images={glob.escape(str(path))}/**/*")
+    raise FileNotFoundError(
+        f"images={pattern}: there are only directories in this one; {deeper} takes the files in them"
+    )

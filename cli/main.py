@@ -27,8 +27,9 @@ from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.output import flush_output, prepare_output
-from cli.process import single_job_argv
+from cli.process import ImportElsewhere, single_job_argv
 from cli.validation import check_overrides
+from runs.checkpoint import keep_last_run
 from runs.files import check_path
 from runs.format import printable
 from runs.interrupts import remember_interrupts
@@ -38,6 +39,7 @@ from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 
 log = logging.getLogger(__name__)
+ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
 
 
 def main(task: Callable[[DictConfig, Path], object], config_name: str = "config") -> NoReturn:
@@ -50,7 +52,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     code: int | str | None = 1
     prepare_output()
     remember_interrupts()
-    argparse.ArgumentParser.error = _usage_error  # type: ignore[method-assign]  # of Hydra's options
+    parser = argparse.ArgumentParser  # of Hydra's options
+    parser.error = _usage_error  # type: ignore[method-assign]
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # so that -m may stand anywhere
 
     def end() -> None:
         logging.shutdown()
@@ -64,6 +68,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         check_rank_variables(alone=config_name != "config")
         for directory in (_working_directory(), PROJECT, Path(data_root())):
             check_path(directory)
+        keep_last_run()
         if not is_rank_zero():
             _prepare_other_rank()
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
@@ -76,7 +81,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
     try:
-        _refuse_output_subdir()
+        _refuse_hydra_settings()
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
     except SystemExit as error:
@@ -183,11 +188,20 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
 
 
-def _refuse_output_subdir() -> None:
-    """Hydra would write its own config.yaml there, over that of the run, before anything is checked."""
+def _refuse_hydra_settings() -> None:
+    """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked.
+
+    For a directory whose value is missing it would use one named None.
+    """
     for override in sys.argv[1:]:
-        if override_key(override) == "hydra.output_subdir" and override.partition("=")[2] != "null":
+        value = override.partition("=")[2]
+        if override_key(override) == "hydra.output_subdir" and value != "null":
             exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
+        if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
+            message = "paths, outputs/ among them, are relative to the directory of the command"
+            exit_with_error(ValueError(f"{override} is refused: {message}"), False)
+        if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
+            exit_with_error(ValueError(f"{override} is refused: ??? is no value, and ./??? a directory"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

@@ -5,7 +5,9 @@ import errno
 import io
 import logging
 import sys
+from pathlib import Path
 
+from runs.files import unlink_other_names
 from runs.format import printable
 
 _incomplete: set[str] = set()  # outputs with lost lines
@@ -31,6 +33,15 @@ def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> No
     if name not in _incomplete:
         _incomplete.add(name)
         _print_error(f"{name} is incomplete: {error}")
+
+
+class LogFile(logging.FileHandler):
+    """Appends to the log of a run, but to no other file: the log of an untrusted run may be a hard link."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream is None:  # it is opened now
+            unlink_other_names(Path(self.baseFilename))
+        super().emit(record)
 
 
 def flush_output() -> bool:

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, Any]
+# The columns of predictions.csv. Where it is known what is true, a column "truth" follows.
+TABLES = {
+    ("input", "prediction"),
+    ("input", "label", "probability", "top 3"),
+    ("input", "squared error"),
+    ("input", "latent vector"),
+}
 
 
 class Numbers:
@@ -78,6 +85,38 @@ class Classes(Numbers):
         probs, captions = self.model.probabilities(outputs), [Path(name).name for name in examples.names]
         images = self.datamodule.to_uint8(self.datamodule.normalize(examples.inputs))
         return predictions(images, probs, examples.targets, self.datamodule.class_names, captions=captions)
+
+
+class Comparisons(Numbers):
+    """Verdicts on pairs of images: whether both show the same."""
+
+    verdicts = ("different", "equal")
+
+    def predict(self, inputs: "Tensor") -> "Tensor":
+        """Return the probability that the two are equal, ``(B,)``, for pairs on top of each other."""
+        return self.model.compare(*self.datamodule.normalize(inputs).chunk(2, 1))
+
+    def rows(self, examples: Examples, outputs: "Tensor") -> list[Row]:
+        rows = []
+        for name, probs in zip(examples.names, _both(outputs), strict=True):
+            label = int(probs.argmax())
+            rows.append({"input": name, "label": self.verdicts[label], "probability": round(probs[label].item(), 6)})
+        if examples.targets is not None:
+            for row, target in zip(rows, examples.targets.tolist(), strict=True):
+                row["truth"] = self.verdicts[target]
+        return rows
+
+    def format(self, row: Row) -> str:
+        target = f"  true: {row['truth']}" if "truth" in row else ""
+        return f"{row['input']}  {row['label']} {100 * row['probability']:.1f} %{target}"
+
+    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+        from plots.images import predictions
+
+        if not hasattr(self.datamodule, "load_image"):
+            return None
+        images = self.datamodule.to_uint8(self.datamodule.normalize(examples.inputs))
+        return predictions(images, _both(outputs), examples.targets, self.verdicts, captions=examples.names)
 
 
 class Reconstructions(Numbers):
@@ -161,12 +200,14 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
     Raises:
         ValueError: it predicts nothing, or generates nothing and ``samples`` are wanted.
     """
-    from runs.offers import Classifies, ContinuesSeries, Generates, Reconstructs
+    from runs.offers import Classifies, Compares, ContinuesSeries, Generates, Reconstructs
 
     if samples:
         if not isinstance(model, Generates):
             raise ValueError(f"samples= is for a model that generates, such as model=vae, not {type(model).__name__}")
         return Samples(datamodule, model)
+    if isinstance(model, Compares):
+        return Comparisons(datamodule, model)
     if isinstance(model, Reconstructs):
         return Reconstructions(datamodule, model)
     if isinstance(model, ContinuesSeries):
@@ -177,16 +218,23 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
     return (Classes if is_classifier else Numbers)(datamodule, model)
 
 
+def _both(equal: "Tensor") -> "Tensor":
+    """Return the probabilities of different and equal ``(B, 2)``, from those of equal ``(B,)``."""
+    import torch
+
+    return torch.stack([1 - equal, equal], 1)
+
+
 def is_table(file: Path) -> bool:
-    """Return whether a file is a table of predictions, by its header."""
+    """Return whether a file is a table of predictions, by its header. Tables of the user's may share a column."""
     if not file.is_file():
         return False
     try:
         with open(file, newline="", encoding="utf-8") as lines:
-            columns = set(next(csv.reader([lines.readline(1000)]), []))
+            columns = tuple(next(csv.reader([lines.readline(1000)]), []))
     except (OSError, ValueError, csv.Error):
         return False
-    return bool(columns & {"prediction", "squared error", "latent vector"}) or {"label", "probability"} <= columns
+    return columns in TABLES or (columns[-1:] == ("truth",) and columns[:-1] in TABLES)
 
 
 def _format_value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Set up the process: the seed, threads, freed memory, and the command that starts the other ranks."""
+"""Set up the process: imports, the seed, threads, freed memory, and the command that starts the other ranks."""
 
 import contextlib
 import ctypes
@@ -7,19 +7,48 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import read_write
 
-from cli import PROJECT
+from cli import CONF, PROJECT
 from runs.format import check_positive_int
 from runs.threads import start_thread_pool
 
 MAX_THREADS = 1024  # torch ends the process with a segmentation fault where the system has no more
 # Multiplications in a layer for which one thread is faster than two: the second takes longer to wake than it saves.
 SMALL_LAYER = 2**20
+
+
+class ImportElsewhere(MetaPathFinder):
+    """Imports torch and matplotlib while another directory is the working directory, which may be a run from anyone.
+
+    Matplotlib reads a ``matplotlibrc`` there, which can start LaTeX, and whose ``axes.prop_cycle`` version 3.10
+    evaluates. A library of NVIDIA's that torch loads (cusparseLt) looks there for ``libcuda.so.1``.
+    """
+
+    @classmethod
+    def install(cls) -> None:
+        if not any(isinstance(finder, cls) for finder in sys.meta_path):
+            sys.meta_path.insert(0, cls())
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name not in ("torch", "matplotlib"):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def execute_elsewhere(module: Any) -> None:
+                with contextlib.chdir(CONF):
+                    execute(module)
+
+            spec.loader.exec_module = execute_elsewhere  # type: ignore[method-assign]
+        return spec
 
 
 def seed_and_set_threads(seed: int, threads: int | None) -> None:
@@ -42,13 +71,16 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
 
 
 def limit_threads(model: Any, datamodule: Any) -> None:
-    """Use one thread for a net whose layers are small, given the number of examples in a batch."""
+    """Use one thread for a net whose layers are small, given the number of examples in a batch.
+
+    Of a net whose layers are built later, in ``configure_model``, nothing is known.
+    """
     import torch
 
     sizes = [parameter.numel() for parameter in model.parameters()]
     is_convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
     rows = datamodule.batch_size or len(datamodule.train_indices)
-    if not is_convolutional and rows * max(sizes, default=0) < SMALL_LAYER:
+    if sizes and not is_convolutional and rows * max(sizes) < SMALL_LAYER:
         torch.set_num_threads(1)
 
 

@@ -1,6 +1,8 @@
 """Resume a run: merge the config in its checkpoint with the overrides of the command line."""
 
 import contextlib
+import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from cli import CONF
 from cli.build import stored_config
 from runs.checkpoint import CHECKPOINT_GROUPS, load_checkpoint
+from runs.format import pluralize
+from runs.monitor import MODES
 from runs.overrides import last_of_each, override_key
 from runs.result import ENDED, read_result
+
+log = logging.getLogger(__name__)
 
 # Settings of the data that may change on resume: where it is and how it is loaded, but not how it is split.
 MUTABLE_DATA_KEYS = [
@@ -27,16 +33,18 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
 
     Args:
         cfg: composed from the overrides of the command line. Callbacks and the logger come from it; the run's own
-            overrides of callbacks still apply.
+            overrides of callbacks still apply, except for those that could name a run or a file.
         file: the checkpoint to resume from.
 
     Raises:
-        ValueError: an override changes what is fixed by the checkpoint, or there is nothing left to train.
+        ValueError: the state of the training is damaged, an override changes what is fixed by the checkpoint, a run
+            that a callback reads must be typed again, or there is nothing left to train.
     """
     checkpoint = load_checkpoint(file)
+    _check_state(checkpoint, file)
     stored, merged = checkpoint["config"], stored_config(checkpoint)
     before = last_of_each(stored["choices"]["overrides"])
-    kept = _plain_values(merged, [key for key in map(override_key, before) if key.startswith("callbacks.")])
+    own = _values(merged, [key for key in map(override_key, before) if key.startswith("callbacks.")])
     typed = last_of_each(cfg.choices.overrides)
     for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
         name = cfg.choices[group] if group in typed else stored["choices"][group]
@@ -45,18 +53,55 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
         merged.trainer = _switch_trainer(
             merged.trainer, stored["choices"].get("trainer", "default"), cfg.choices.trainer
         )
-    for key, value in kept.items():
-        if OmegaConf.select(merged, key.rpartition(".")[0]):
+    for key, value in own.items():
+        if OmegaConf.select(merged, key.rpartition(".")[0]) and _is_kept(merged, key, value):
             OmegaConf.update(merged, key, value, force_add=True)
+    if merged.get("compile"):
+        merged.compile = False
+        if "compile" not in map(override_key, typed):
+            log.info(
+                "compile=true is not taken from a checkpoint, because it starts a compiler; type it to compile again"
+            )
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
-    overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
+    overrides = [
+        text for key, text in typed.items() if key != "resume" and (text != before.get(key) or _is_only_typed(text))
+    ]
     for override in overrides:
         _apply_override(override, cfg, merged, stored["choices"])
+        if override_key(override) == "data.root":
+            merged.data.pop("only_read", None)
     merged.choices.overrides = list((before | last_of_each(overrides)).values())
     merged.resume = cfg.resume
+    for name, settings in merged.callbacks.items():
+        missing = [key for key in settings or () if OmegaConf.is_missing(settings, key)]
+        if not missing:
+            continue
+        key = f"callbacks.{name}.{missing[0]}"
+        raise ValueError(
+            f"resume: {key}={own.get(key) or '…'} is not taken from a checkpoint: callbacks={merged.choices.callbacks} "
+            f"{key}=… chooses it again, and callbacks=default resumes without it"
+        )
     _check_limits(merged, checkpoint, file.parent.parent)
     return merged
+
+
+def _check_state(checkpoint: dict[str, Any], file: Path) -> None:
+    """Raise ValueError for a training state that Lightning did not write, before anything is changed in the run."""
+    version = checkpoint.get("pytorch-lightning_version")
+    if not (isinstance(version, str) and re.match(r"[2-9]\.\d", version)):
+        shown = repr(version)[:80]
+        raise ValueError(f"{file} cannot be resumed: pytorch-lightning_version={shown} is no version since 2.0")
+    for name, kind in (("callbacks", dict), ("loops", dict), ("optimizer_states", list), ("lr_schedulers", list)):
+        state = checkpoint.get(name)
+        parts = state.values() if isinstance(state, dict) else state
+        if not (isinstance(state, kind) and all(isinstance(part, dict) for part in parts or ())):
+            raise ValueError(f"{file} cannot be resumed: its {name} are not what Lightning writes")
+    epochs: Any = checkpoint["loops"]
+    for name in ("fit_loop", "epoch_progress", "current", "processed"):
+        epochs = epochs.get(name) if isinstance(epochs, dict) else None
+    if not isinstance(epochs, int) or not isinstance(checkpoint.get("global_step"), int):
+        raise ValueError(f"{file} cannot be resumed: it does not hold the number of epochs and steps")
 
 
 def _apply_override(override: str, cfg: DictConfig, merged: DictConfig, choices: dict[str, Any]) -> None:
@@ -87,6 +132,7 @@ def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) ->
     as_before = all(cfg.trainer.get(limit) == stored.get(limit) for limit in limits)
     if as_before and (read_result(run_dir) or {}).get("status") not in ENDED:
         return
+    shown = os.path.relpath(run_dir)
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     trainer: Any = OmegaConf.to_container(cfg.trainer)
     max_epochs, max_steps, max_time = (trainer.get(limit) for limit in limits)
@@ -101,11 +147,13 @@ def _check_limits(cfg: DictConfig, checkpoint: dict[str, Any], run_dir: Path) ->
         if (timer.time_remaining() or 0) <= 0:
             raised.append("trainer.max_time=null")
     if raised == [f"trainer.max_epochs={epochs + 5}"]:
-        raise ValueError(f"resume: the run in {run_dir} has finished its {epochs} epochs; {raised[0]} would add five")
+        raise ValueError(
+            f"resume: the run in {shown} has finished its {pluralize(epochs, 'epoch')}; {raised[0]} would add five"
+        )
     if raised:
         after = f"after step {checkpoint['global_step']}"
         raise ValueError(
-            f"resume: the run in {run_dir} has nothing left to train {after}; {' '.join(raised)} would continue it"
+            f"resume: the run in {shown} has nothing left to train {after}; {' '.join(raised)} would continue it"
         )
 
 
@@ -123,20 +171,35 @@ def _switch_trainer(own: DictConfig, was: str, now: str) -> DictConfig:
     return OmegaConf.create({**after, **kept, **changed})
 
 
-def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
-    """Return the values of those keys that are numbers, words or names of metrics.
+def _values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the values of those keys whose parts begin with a letter.
 
-    The keys begin with a letter, so none of them is an instruction to Hydra such as ``_target_``. A value that could
-    be a path is not taken from a checkpoint. A callback as a whole can only be switched off.
+    None of them is an instruction to Hydra, such as ``_target_``.
     """
-    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", key)}
-    return {key: value for key, value in values.items() if value is None or (key.count(".") > 1 and _is_plain(value))}
+    return {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", key)}
 
 
-def _is_plain(value: Any) -> bool:
+def _is_kept(cfg: DictConfig, key: str, value: Any) -> bool:
+    """Return whether a setting of a callback takes its value in the checkpoint.
+
+    That is a number, or a metric and its mode: a word or a path could be the name of a run or a file. Even a number
+    could, where the present config has none. A callback as a whole can only be switched off.
+    """
+    parent, _, name = key.rpartition(".")
+    settings = OmegaConf.select(cfg, parent)
+    if OmegaConf.is_missing(settings, name) or OmegaConf.is_interpolation(settings, name):
+        return False
+    if value is None or parent == "callbacks":
+        return value is None
     if isinstance(value, str):
-        return bool(re.fullmatch(r"[\w-]*|(train|val|test)/[\w/ -]+", value))
-    return isinstance(value, int | float)
+        return (name == "monitor" and bool(re.fullmatch(r"[\w/ -]*", value))) or (name == "mode" and value in MODES)
+    return isinstance(value, int | float) and isinstance(settings.get(name), int | float | None)
+
+
+def _is_only_typed(override: str) -> bool:
+    """Return whether the value of an override is used although the checkpoint has the same override."""
+    key = override_key(override)
+    return key in ("compile", "data.root", "data.path", "data.test_path") or key.startswith("callbacks.")
 
 
 def compose_group(group: str, name: str | None) -> DictConfig:

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_multirun, task_overrides
-from runs.checkpoint import CHECKPOINT_GROUPS, find_checkpoint
+from runs.checkpoint import CHECKPOINT_GROUPS, find_checkpoint, load_checkpoint
 from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, make_unique_dir, read_yaml
+from runs.migrate import RENAMED_TARGETS
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from sweeps.jobs import JOB_DIR
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
 _names_before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
 _named_by_settings: set[str] = set()  # the directories of jobs whose names :func:`job_dir` has chosen
+AFTER_EPOCH = ("pictures", "evaluations", "predictions")  # what only a run has whose first epoch has ended
+_RUN_KEYS = {*CHECKPOINT_GROUPS, "trainer", "seed"}  # of the config of each run, of an earlier version too
 SUBMITIT_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the default of Hydra's launcher
 
 
@@ -88,8 +91,14 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
             "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
         )
         raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
+    directory = Path(os.path.relpath(directory.resolve()))  # once: the link outputs/last_sweep may change
     check_folder(directory)
-    return os.path.relpath(directory.resolve())
+    return not_missing(str(directory))
+
+
+def not_missing(directory: str) -> str:
+    """Return ``./???`` for a directory named ``???``, which in a config means that a value is missing."""
+    return "./???" if directory == "???" else directory
 
 
 def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
@@ -157,24 +166,46 @@ def _acquire(file: Path, timeout: float) -> Any:
 def check_unused(folder: Path, resume: str | None) -> None:
     """Raise ValueError for a directory with files that a training would overwrite, unless they are of the resumed run.
 
-    A directory without checkpoints, in which only the resumed checkpoint lies, is not that of a run.
+    A checkpoint may have been copied into the directory. They are of its run if their ``config.yaml`` is.
     """
     resumed, file = find_checkpoint(resume) if resume else (None, None)
-    if resumed and file and file.parent.name == "checkpoints" and folder.resolve() == resumed:
+    if file and file.parent.name == "checkpoints" and folder.resolve() == resumed and _is_run_of(folder, file):
         return
     found = [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(folder / name)]
     if found and not _died_early(folder):
+        hint = "" if resume else f", resume={folder} resumes a run"
         raise ValueError(
             f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
-            f"directory, resume={folder} resumes a run"
+            f"directory{hint}"
         )
     check_folder(folder)
+
+
+def _is_run_of(folder: Path, file: Path) -> bool:
+    """Return whether the ``config.yaml`` in a directory agrees with a checkpoint in what no resumed run can change."""
+    config = read_yaml(folder / "config.yaml")
+    if not set(config) >= _RUN_KEYS:
+        return False
+    stored = load_checkpoint(file)["config"]
+    fixed = {name: stored[name] for name in ("model", "optimizer", "scheduler")}
+    fixed["data"] = {"_target_": stored["data"].get("_target_")}  # its files may have moved
+    return bool(config["seed"] == stored["seed"]) and _agrees(config, fixed)
+
+
+def _agrees(found: Any, fixed: Any) -> bool:
+    """Return whether no setting that both have differs. Null is none: a resumed run has no file of initial weights."""
+    if found is None or fixed is None:
+        return True
+    if isinstance(fixed, dict):
+        return isinstance(found, dict) and all(_agrees(found.get(name), value) for name, value in fixed.items())
+    return bool((RENAMED_TARGETS.get(found, found) if isinstance(found, str) else found) == fixed)
 
 
 def _died_early(folder: Path) -> bool:
     """Return whether a run ended here before its first epoch did, so that the same command may begin anew."""
     config, metrics = read_yaml(folder / "config.yaml"), folder / "metrics.csv"
-    if not config or any((folder / "checkpoints").glob("*.ckpt")):
+    kept = [*folder.glob("checkpoints/*.ckpt"), *(path for name in AFTER_EPOCH for path in folder.glob(f"{name}/*"))]
+    if not config or kept:
         return False
     try:
         check_folder(folder)
@@ -182,7 +213,7 @@ def _died_early(folder: Path) -> bool:
         rows = list(csv.DictReader(metrics.read_text(encoding="utf-8").splitlines())) if metrics.is_file() else []
     except (OSError, ValueError, csv.Error):
         return False
-    of_run = {*CHECKPOINT_GROUPS, "trainer", "seed"} <= set(config)
+    of_run = set(config) >= _RUN_KEYS
     overrides = config["choices"].get("overrides") if of_run and isinstance(config.get("choices"), dict) else None
     # Rows of an epoch have its seconds; epoch 0 is a validation before any training.
     epochs = [row for row in rows if row.get("seconds") and row.get("epoch") != "0"]

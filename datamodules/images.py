@@ -34,6 +34,7 @@ class ImageDataModule(InMemoryDataModule):
     name = ""  # in published.DATASETS
     dark_background = False  # whether images show bright objects on black
     center = False  # whether the object is centered and scaled to a fixed size
+    only_read = False  # whether nothing is downloaded to the root, nor written or removed there: a checkpoint names it
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class ImageDataModule(InMemoryDataModule):
 
     @classmethod
     def has_data(cls, root: str | os.PathLike[str]) -> bool:
-        """Return whether a directory holds this published data set. Of other data it is not known."""
+        """Return whether a directory holds the whole published data set. Of other data it is not known."""
         return sources.has_data(cls.name, root) if cls.name in DATASETS else True
 
     def fitted_config(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class ImageDataModule(InMemoryDataModule):
         return {"root": root}
 
     def load(self) -> tuple[Batch, Batch]:
-        return sources.load(self.name, self.root)
+        return sources.load(self.name, self.root, self.only_read)
 
     def load_image(self, path: Path) -> tuple[Tensor, list[str]]:
         """Read an image file as this data set would store it, uint8 ``shape``. Also return what was done to it."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batch_loader import BatchLoader, derive_seed
+from datamodules.image_files import load_image
 from datamodules.images import MNIST
 
 
@@ -72,5 +73,5 @@ class MNISTPairs(MNIST):
         return torch.cat([first, torch.full_like(first[..., :1], 255), second], 3)
 
     def load_image(self, path: Path) -> tuple[Tensor, list[str]]:
-        """Raise ValueError, because a file holds one image."""
-        raise ValueError(f"{path} is one image, and this run compares two; split=test predicts the test pairs")
+        """Read one image of a pair, uint8 ``(1, H, W)``. Also return what was done to it."""
+        return load_image(path, MNIST.shape, self.dark_background, self.center)

@@ -11,6 +11,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -41,16 +42,21 @@ class Mismatch(ValueError):
     """A file has not the published bytes."""
 
 
-def load(name: str, root: str | os.PathLike[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def load(
+    name: str, root: str | os.PathLike[str], only_read: bool = False
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the checked images and labels of a data set, as published: ``(train, test)``.
 
     Images are uint8 ``(N, C, H, W)``, labels int64 ``(N,)``. Downloads what is missing and replaces a damaged cache.
     Any number of processes may call this at the same time.
 
+    Args:
+        only_read: neither download nor write or remove anything.
+
     Raises:
         DataUnavailable: no source has the data, or the root cannot be written and holds no copy.
     """
-    files = _files(name, Path(root))
+    files = _files(name, Path(root), only_read)
     if name == "cifar10":
         rows = [files[f"data_batch_{i}.bin"].reshape(-1, 3073) for i in range(1, 6)]
         return _cifar_rows(rows), _cifar_rows([files["test_batch.bin"].reshape(-1, 3073)])
@@ -58,10 +64,10 @@ def load(name: str, root: str | os.PathLike[str]) -> tuple[tuple[Tensor, Tensor]
 
 
 def has_data(name: str, root: str | os.PathLike[str]) -> bool:
-    """Return whether a directory holds this data set, as a cache or as published."""
+    """Return whether a directory holds the whole data set, as a cache or as published. Only reads."""
     dataset = DATASETS[name]
     try:
-        _open_cache(Path(root) / f"{name}.pt", dataset, mmap=True)
+        _check(_open_cache(Path(root) / f"{name}.pt", dataset, mmap=True), dataset)
         return True
     except Exception:  # torch.load raises many kinds of errors
         inside = tuple(folder for folder in dataset.folders if not os.path.isabs(folder))
@@ -84,18 +90,23 @@ def _cifar_rows(batches: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(np.concatenate([rows[:, 0] for rows in batches])).long()
 
 
-def _files(name: str, root: Path) -> Files:
+def _files(name: str, root: Path, only_read: bool) -> Files:
     dataset = DATASETS[name]
     cache = root / f"{name}.pt"
     tried: list[str] = []
     if os.path.exists(cache):  # Path.exists raises where the root may not be read
         try:
             return _read_cache(cache, dataset)
-        except Mismatch as error:
-            log.warning("%s is damaged (%s) and is rebuilt", cache, _reason(error))
         except Exception as error:
-            tried.append(f"{cache}: {_reason(error)}")
+            if isinstance(error, Mismatch) and not only_read:
+                log.warning("%s is damaged (%s) and is rebuilt", cache, _reason(error))
+            else:
+                tried.append(f"{cache}: {_reason(error)}")
     found = _from_folders(dataset, root, tried)
+    if only_read:
+        if found:
+            return found
+        raise DataUnavailable(f"{dataset.title} is not in {root} ({'; '.join(tried)})")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock", dataset.title):
@@ -103,7 +114,7 @@ def _files(name: str, root: Path) -> Files:
             with contextlib.suppress(Exception):
                 return _read_cache(cache, dataset)
             _remove_leftovers(root, name)
-            with tempfile.TemporaryDirectory(prefix=f".lit-classics-{name}-", dir=root) as folder:
+            with tempfile.TemporaryDirectory(prefix=f".lit-classics-{name}-{os.getpid()}-", dir=root) as folder:
                 found = found or _download(dataset, Path(folder), tried)
                 _keep_foreign(cache, dataset)
                 _write_cache(found, Path(folder) / cache.name, cache)
@@ -180,9 +191,14 @@ def _lock(path: Path, title: str) -> Iterator[None]:
 
 
 def _remove_leftovers(root: Path, name: str) -> None:
-    """Remove directories that a killed process left behind. The caller holds the lock, so they are not in use."""
-    for folder in root.glob(f".lit-classics-{name}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove directories that a killed process left behind. The caller holds the lock, so they are not in use.
+
+    Their names end with the number of the process and with what ``tempfile`` adds to it. Any other one is the user's.
+    """
+    made = re.compile(rf"\.lit-classics-{name}-\d+-[a-z0-9_]{{8}}")
+    for folder in root.iterdir():
+        if made.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _from_folders(dataset: DatasetSpec, root: Path, tried: list[str]) -> Files | None:

@@ -57,7 +57,7 @@ class GridSweeper(Sweeper):
         with contextlib.ExitStack() as begun:
             for start in range(0, len(jobs), size):
                 batch = jobs[start : start + size]
-                for job in batch:
+                for job in {tuple(job): job for job in batch}.values():  # a repeated job would take its config back
                     self.loader.load_sweep_config(self.config, job)  # reports an error before the first job runs
                 if not start:
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ class Autoencoder(Supervised):
         **kwargs: see :class:`Supervised`.
     """
 
+    measures = Supervised.measures
     net: MLPAutoencoder
 
     def __init__(self, net: nn.Module, **kwargs: Any) -> None:
@@ -61,6 +63,7 @@ class VAE(Autoencoder):
         **kwargs: see :class:`Supervised`. The loss takes logits and pixels.
     """
 
+    measures = ("loss", "reconstruction", "kl")
     net: MLPVAE
     mean: Tensor
     std: Tensor
@@ -116,10 +119,12 @@ class VAE(Autoencoder):
                 f"shape {tuple(datamodule.shape)}; model=autoencoder takes any inputs"
             )
 
-    def setup(self, stage: str) -> None:
-        if stage != "fit":
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        super().check_trainer(trainer)
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "train_indices"):  # it is not loaded yet
             return
-        pixels = self._pixels(self.trainer.datamodule.first_inputs(100).to(self.mean))  # type: ignore[attr-defined]
+        pixels = self._pixels(data.first_inputs(100).to(self.mean))
         low, high = pixels.aminmax()
         if low < -1e-4 or high > 1 + 1e-4:
             raise ValueError(

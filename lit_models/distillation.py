@@ -32,6 +32,8 @@ class Distillation(Classifier):
         ValueError: there is no teacher, or it returns something else.
     """
 
+    measures = ("loss", "hard_loss", "soft_loss", "acc")
+
     def __init__(
         self,
         net: nn.Module,

@@ -145,7 +145,8 @@ class ExactModule(GradientSteps):
 
     def configure_model(self) -> None:
         # Before a checkpoint is read, whose weights and optimizer state would otherwise be rounded to float32.
-        trainer = self.trainer
+        if (trainer := internals.attached_trainer(self)) is None:  # loaded to predict
+            return
         if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
             trainer.precision_plugin.convert_module(self)
         data = trainer.datamodule if trainer.training else None  # type: ignore[attr-defined]
@@ -177,6 +178,9 @@ class ExactModule(GradientSteps):
         sums = self._epochs["train"].state_dict(self._all_reduce_sum)
         for name, total in sums.items():
             self._raise_if_not_finite(name, total)
+        for name, weight in self.named_parameters():  # the loss before the last step tells nothing about that step
+            if not weight.isfinite().all():
+                self._raise_if_not_finite(f"weight {name}", weight[~weight.isfinite()][0].item())
         checkpoint["epoch_sums"] = sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

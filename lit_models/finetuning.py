@@ -25,6 +25,8 @@ class FineTuning(Classifier):
         ValueError: the weights are those of another net.
     """
 
+    measures = Classifier.measures
+
     def __init__(self, net: nn.Module, weights: str | None = None, frozen: bool = False, **kwargs: Any) -> None:
         super().__init__(net=net, **kwargs)
         self.frozen = frozen

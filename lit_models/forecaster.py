@@ -16,6 +16,7 @@ class Forecaster(Supervised):
         **kwargs: see :class:`Supervised`.
     """
 
+    measures = Supervised.measures
     net: SeriesLSTM
 
     def continue_series(self, series: Tensor, steps: int) -> Tensor:  # (B, T)

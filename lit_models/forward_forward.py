@@ -30,6 +30,7 @@ class ForwardForward(Classifier):
         **kwargs: see :class:`Supervised`.
     """
 
+    measures = ("train/loss", "val/acc", "test/acc")
     net: ForwardForwardNet
 
     def __init__(
@@ -93,10 +94,20 @@ class ForwardForward(Classifier):
         """Return the goodness of each label in each layer, ``(B, layers, num_classes)``."""
         return self.net.goodness(inputs)
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        if self.trainer.world_size > 1:  # DistributedDataParallel waits for gradients of layers that do not learn
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size > 1:  # DistributedDataParallel waits for gradients of layers that do not learn
             raise ValueError("a forward-forward net trains in one process: trainer.devices=1 trainer.num_nodes=1")
-        return super().configure_callbacks()
+        validated_on = getattr(getattr(trainer, "datamodule", None), "validate_on", None)
+        if (
+            trainer.limit_train_batches == 1
+            and isinstance(trainer.limit_train_batches, int)
+            and validated_on == "train"
+        ):
+            raise ValueError(
+                "debug=overfit: a forward-forward net learns from one wrong label for each image of a batch, always "
+                "the same, and cannot tell the others from the right one"
+            )
+        super().check_trainer(trainer)
 
     def check_data(self, datamodule: Any) -> None:
         """Raise ValueError for data whose targets are not classes."""

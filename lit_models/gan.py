@@ -1,5 +1,6 @@
 """A generative adversarial network: a generator and a discriminator, each with an optimizer of its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,9 @@ class GAN(ExactModule):
         latent_dim: numbers in a latent vector.
         **kwargs: see :class:`ExactModule`.
     """
+
+    measures = ("g_loss", "d_loss")
+    undecided_loss = math.log(2)  # of both, where the discriminator gives each image a probability of a half
 
     def __init__(
         self,
@@ -118,10 +122,10 @@ class GAN(ExactModule):
         optimizers = [self.optimizer(net.parameters()) for net in (self.generator, self.discriminator)]
         return optimizers, [self.schedule(self.scheduler, optimizer) for optimizer in optimizers if self.scheduler]
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        if self.trainer.world_size > 1:
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        if trainer.world_size > 1:
             raise ValueError("a GAN trains in one process: trainer.devices=1 trainer.num_nodes=1")
-        return super().configure_callbacks()
+        super().check_trainer(trainer)
 
     def export_module(self) -> nn.Module:
         """Return the generator."""

@@ -44,26 +44,40 @@ class GradientSteps(internals.QuickHooks):
         self._evaluates_again = False  # whether L-BFGS has the loss of the running step already
         self._outside_autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        """Raise ValueError for settings of a Trainer that the gradient steps cannot be combined with.
+
+        ``train.py`` calls this before a run writes anything, and a fit in its first hook.
+        """
+        name, steps = type(self).__name__, f"model.steps_per_batch={self.steps_per_batch}"
+        lbfgs = isinstance(make := getattr(self, "optimizer", None), functools.partial) and make.func is LBFGS
+        manual = not (self._fast or self.automatic_optimization)  # the subclass makes them, in its training_step
+        if lbfgs and (manual or self.own_gradient_step):
+            raise ValueError(f"{name} makes its own gradient steps and cannot be combined with L-BFGS")
+        if manual and self.steps_per_batch > 1:
+            raise ValueError(f"{steps} cannot be combined with {name}, which makes its own gradient steps")
+        if manual:
+            return
+        if reason := self._requires_automatic_optimization(trainer):
+            if self.own_gradient_step:
+                raise ValueError(f"{name} makes its own gradient steps and cannot be combined with {reason}")
+            if self.steps_per_batch > 1:
+                raise ValueError(f"{steps} cannot be combined with {reason}; model.steps_per_batch=1 can")
+            if lbfgs:  # Lightning would take the loss of the last evaluation for that of the step
+                raise ValueError(
+                    f"L-BFGS evaluates the loss several times in a step and cannot be combined with {reason}"
+                )
+
     def configure_callbacks(self) -> list[pl.Callback]:
         # Here because it is the first hook that Lightning calls.
+        self.check_trainer(self.trainer)
         self._distributed = self.trainer.world_size > 1
         self.__dict__.pop("training_step", None)  # left by an earlier fit
         if self._fast:
             self._fast, self.automatic_optimization = False, True
-        steps = f"model.steps_per_batch={self.steps_per_batch}"
-        if not self.automatic_optimization:  # the subclass does, in its training_step
-            if self.steps_per_batch > 1:
-                raise ValueError(
-                    f"{steps} cannot be combined with {type(self).__name__}, which makes its own gradient steps"
-                )
+        if not self.automatic_optimization:
             return []
-        if reason := self._requires_automatic_optimization():
-            if self.own_gradient_step:
-                raise ValueError(
-                    f"{type(self).__name__} makes its own gradient steps and cannot be combined with {reason}"
-                )
-            if self.steps_per_batch > 1:
-                raise ValueError(f"{steps} cannot be combined with {reason}; model.steps_per_batch=1 can")
+        if self._requires_automatic_optimization(self.trainer):
             if self._distributed:
                 self.training_step = self._weighted_training_step  # type: ignore[method-assign]
             return []
@@ -75,9 +89,8 @@ class GradientSteps(internals.QuickHooks):
             self._outside_autocast = functools.partial(torch.autocast, plugin.device, enabled=False)
         return []
 
-    def _requires_automatic_optimization(self) -> str | None:
+    def _requires_automatic_optimization(self, trainer: pl.Trainer) -> str | None:
         """Return what needs Lightning's automatic optimization, or None."""
-        trainer = self.trainer
         if trainer.world_size > 1:
             return "several processes (trainer.devices, trainer.num_nodes)"
         if trainer.gradient_clip_val or trainer.accumulate_grad_batches > 1:
@@ -105,7 +118,7 @@ class GradientSteps(internals.QuickHooks):
         if self.own_gradient_step or not (self._fast or self.automatic_optimization):
             raise ValueError(f"{type(self).__name__} makes its own gradient steps and cannot be combined with L-BFGS")
         if not self._fast:  # Lightning would take the loss of the last evaluation for that of the step
-            reason = self._requires_automatic_optimization()
+            reason = self._requires_automatic_optimization(self.trainer)
             raise ValueError(f"L-BFGS evaluates the loss several times in a step and cannot be combined with {reason}")
 
     def gradient_step(self, batch: Any, batch_idx: int, optimizer: Optimizer) -> Tensor:
@@ -136,9 +149,19 @@ class GradientSteps(internals.QuickHooks):
 
         try:
             first: Any = optimizer.step(evaluate)
+            self._evaluate_without_learning(batch, batch_idx)  # its last update comes after its last evaluation
         finally:
             self._evaluates_again = False
         return first.detach()
+
+    @torch.no_grad()
+    def _evaluate_without_learning(self, batch: Any, batch_idx: int) -> None:
+        """Compute the loss of a batch, which reports one that is not finite, and change nothing, such as batch norm."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        self._training_loss(batch, batch_idx)
+        for module, training in modes.items():
+            module.training = training
 
     def _training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Call the class's ``training_step``, which :meth:`configure_callbacks` may have replaced on the instance."""

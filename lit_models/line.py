@@ -13,6 +13,7 @@ class LineByAutograd(Supervised):
     The net is :class:`lit_models.nets.RawLine`, and the loss the mean squared error.
     """
 
+    measures = Supervised.measures
     own_gradient_step = True
 
 
@@ -21,6 +22,8 @@ class LineByHand(LineByAutograd):
 
     For ``loss = mean((w x + b - y)^2)`` they are ``2 mean((w x + b - y) x)`` for w and ``2 mean(w x + b - y)`` for b.
     """
+
+    measures = Supervised.measures
 
     @torch.no_grad()
     def gradient_step(self, batch: Batch, batch_idx: int, optimizer: Optimizer) -> Tensor:

@@ -12,6 +12,8 @@ class Siamese(Classifier):
     A pair is two images on top of each other, ``(2 * C, H, W)``, as data=mnist_pairs gives them.
     """
 
+    measures = Classifier.measures
+
     def compare(self, first: Tensor, second: Tensor) -> Tensor:  # (B, C, H, W) each
         """Return the probability that two images show the same, ``(B,)``."""
         return self.probabilities(self(torch.cat([first, second], 1)))[:, 1]

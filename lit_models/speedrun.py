@@ -18,6 +18,7 @@ class Speedrun(Classifier):
         **kwargs: see :class:`Supervised`.
     """
 
+    measures = Classifier.measures
     net: CifarNet
 
     def __init__(self, whitening_images: int = 5000, whitening_until: float = 0.375, **kwargs: Any) -> None:

@@ -25,6 +25,8 @@ class Supervised(ExactModule):
         **kwargs: see :class:`ExactModule`, which makes the gradient steps on what :meth:`training_step` returns.
     """
 
+    measures: tuple[str, ...] = ("loss",)
+
     def __init__(
         self,
         net: nn.Module,
@@ -87,6 +89,8 @@ class Classifier(Supervised):
 
     The net returns logits: ``(B, num_classes)``, or ``(B, 1)`` for the log-odds of class 1.
     """
+
+    measures: tuple[str, ...] = ("loss", "acc")
 
     def compute_metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, Tensor]:
         if targets.is_floating_point():  # a vector, not a class

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from runs.files import atomic_write, is_within, make_unique_dir
+from runs.files import atomic_write, is_within, make_unique_dir, unlink_other_names
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,15 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
-        """Write the graph of the net and the layout of CUSTOM SCALARS. Lightning calls this at the start."""
+        """Write the graph of the net and the layout of CUSTOM SCALARS. Lightning calls this at the start.
+
+        The graph is that of the whole module where it says what its ``forward`` takes (``example_input_array``).
+        """
         self._trainer = model.trainer
         if model.trainer.state.fn == "fit" and not self.is_resumed:
-            example = torch.zeros(1, *model.trainer.datamodule.shape).to(next(model.parameters()))  # device and dtype
+            part, example = model, model.example_input_array
+            if example is None:
+                part, example = getattr(model, "net", model), torch.zeros(1, *model.trainer.datamodule.shape)
             self._guard(lambda: self.experiment.add_custom_scalars(CHARTS))
             if model.trainer.world_size > 1:  # the other ranks do not take part in the trace
                 return
@@ -84,7 +89,8 @@ class TensorBoard(TensorBoardLogger):
             # itself are reported by the training.
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
                 warnings.simplefilter("ignore")
-                self._guard(lambda: self.experiment.add_graph(getattr(model, "net", model), example))
+                inputs = example.to(next(model.parameters()))  # device and dtype
+                self._guard(lambda: self.experiment.add_graph(part, inputs))
 
     @rank_zero_only
     def log_text(self, name: str, text: str) -> None:
@@ -112,7 +118,14 @@ class TensorBoard(TensorBoardLogger):
         self, name: str, features: torch.Tensor, labels: list[str], images: torch.Tensor | None, step: int
     ) -> None:
         """Add points ``(N, features)`` to the projector, with their labels and images ``(N, C, H, W)`` in 0 to 1."""
-        self._guard(lambda: self.experiment.add_embedding(features, labels, images, step, name))
+
+        def write() -> None:
+            for path in Path(self.log_dir).rglob("*"):
+                if not path.name.startswith("events.out.tfevents."):  # torch writes into the others
+                    unlink_other_names(path)
+            self.experiment.add_embedding(features, labels, images, step, name)
+
+        self._guard(write)
 
     @rank_zero_only
     def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -1,6 +1,5 @@
 """Plots of autoencoders and generators: what they make, and the plane of their codes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +113,10 @@ def project_codes(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
 
 
 def adversarial_losses(
-    rows: Sequence[Mapping[str, float]], curves: Mapping[str, Sequence[tuple[float, float]]], train_size: int
+    rows: Sequence[Mapping[str, float]],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    epoch_size: int,
+    undecided: float | None = None,
 ) -> "Figure":
     """Plot the losses of a generator and a discriminator over the training examples seen.
 
@@ -122,19 +124,24 @@ def adversarial_losses(
         rows: rows of metrics.csv.
         curves: ``g_loss`` and ``d_loss`` -> pairs of training examples seen and the mean loss since the previous pair.
             Without them the means of the epochs are drawn.
-        train_size: number of examples in the training set.
+        epoch_size: number of training examples in an epoch.
+        undecided: both losses where the discriminator cannot tell real images from fakes, if they are known.
     """
     figure = new_figure(6.4, 4)
     axes = style_axes(figure.subplots(), "training examples seen", "loss")
+    values: list[float] = []
     for name, label, color in (("g_loss", "generator", TRAIN), ("d_loss", "discriminator", VAL)):
-        means = [(row["epoch"] * train_size, row[f"train/{name}"]) for row in rows if f"train/{name}" in row]
+        means = [(row["epoch"] * epoch_size, row[f"train/{name}"]) for row in rows if f"train/{name}" in row]
         points = curves.get(name) or means
+        values += [value for _, value in points]
         marker = "o" if len(points) < 20 else ""
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1.2, marker=marker, markersize=4, label=label)
-    # Where the discriminator cannot tell real images from fakes, and neither of the two is ahead.
-    axes.axhline(math.log(2), color="gray", linewidth=1, linestyle="--", label="ln 2: a coin would do as well")
+    if undecided is not None:
+        label = f"{undecided:.3g}: a coin would do as well"
+        axes.axhline(undecided, color="gray", linewidth=1, linestyle="--", label=label)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_ylim(bottom=0)
+    if all(value >= 0 for value in values):  # those of a Wasserstein GAN may be negative
+        axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return figure
 

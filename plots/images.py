@@ -43,7 +43,8 @@ def image_grid(
         color, middle = colors[index] if colors else "black", left + side / 2
         axes.text(middle, top - 0.05, literal(titles[index]), ha="center", va="bottom", fontsize=10, color=color)
         if captions:
-            caption = captions[index] if len(captions[index]) <= 22 else "…" + captions[index][-21:]
+            room = round(16 * side)  # characters that are as wide as the image
+            caption = captions[index] if len(captions[index]) <= room else "…" + captions[index][1 - room :]
             axes.text(middle, top + 1.43, literal(caption), ha="center", va="top", fontsize=7)
     axes.text(width / 2, 0.2, literal(title), ha="center", va="center", fontsize=11)
     axes.set_xlim(0, width)

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 def loss_curve(
-    rows: Sequence[dict[str, float]], curve: Sequence[tuple[float, float]], train_size: int, val_label: str
+    rows: Sequence[dict[str, float]], curve: Sequence[tuple[float, float]], epoch_size: int, val_label: str
 ) -> "Figure":
     """Plot the training loss (line) and the validation loss (dots) over the training examples seen.
 
     Args:
         rows: rows of metrics.csv.
         curve: pairs of training examples seen and the mean loss since the previous pair.
-        train_size: number of examples in the training set.
+        epoch_size: number of training examples in an epoch.
         val_label: what the validation loss is measured on.
     """
     figure = new_figure(6.4, 4)
     axes = style_axes(figure.subplots(), "training examples seen", "loss")
-    points = curve or [(row["epoch"] * train_size, row["train/loss"]) for row in rows if "train/loss" in row]
+    points = curve or [(row["epoch"] * epoch_size, row["train/loss"]) for row in rows if "train/loss" in row]
     marker = "." if len(points) < 3 else ""
     axes.plot(*zip(*points, strict=True), color=TRAIN, linewidth=1.2, label="training", marker=marker)
-    if val_points := [(row["epoch"] * train_size, row["val/loss"]) for row in rows if "val/loss" in row]:
+    if val_points := [(row["epoch"] * epoch_size, row["val/loss"]) for row in rows if "val/loss" in row]:
         axes.plot(*zip(*val_points, strict=True), "o", color=VAL, markersize=5, label=literal(val_label))
     values = [value for _, value in (*points, *val_points) if np.isfinite(value)]
     if values and min(values) > 0 and max(values) > 100 * min(values):

@@ -1,5 +1,6 @@
 """Checkpoints on disk: find one, and read it without running any code."""
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,16 @@ from runs.safety import check_safe
 
 # Groups that a checkpoint fixes: its weights and optimizer state fit no other choice.
 CHECKPOINT_GROUPS = ("model", "data", "optimizer", "scheduler")
+
+
+# The run that is ``last`` for a command and the processes that it starts, in their environment.
+LAST_RUN = "LIT_CLASSICS_LAST_RUN"
+
+
+def keep_last_run() -> None:
+    """Let ``last`` be for the rest of this command the run that it is now. A training that starts moves the link."""
+    link = Path("outputs", "last")
+    os.environ.setdefault(LAST_RUN, os.path.realpath(link) if link.is_dir() else os.path.abspath(link))
 
 
 def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
@@ -27,7 +38,9 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
     if checkpoint not in ("last", "best"):
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
-    given = Path("outputs", "last") if run == "last" else Path(run)
+    given = Path("outputs/last" if run == "last" else run)
+    if given.parts[:2] == ("outputs", "last") and (kept := os.environ.get(LAST_RUN)):
+        given = Path(kept, *given.parts[2:])
     path = given.resolve()
     if path.is_file():
         _check_not_elsewhere(given)
@@ -41,16 +54,16 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
             "there is no run yet in outputs/" if run == "last" else f"{run} is neither a run directory nor a checkpoint"
         )
         raise FileNotFoundError(f"{missing}; python train.py makes one")
-    file = path / "checkpoints" / f"{checkpoint}.ckpt"
+    file, shown = path / "checkpoints" / f"{checkpoint}.ckpt", os.path.relpath(path)
     if not (path / "config.yaml").is_file():
-        raise FileNotFoundError(f"{path} is not a run directory: it has no config.yaml")
+        raise FileNotFoundError(f"{shown} is not a run directory: it has no config.yaml")
     if not file.is_file():
         if checkpoint == "best" and file.with_name("last.ckpt").is_file():
             raise FileNotFoundError(
-                f"the run in {path} has no best.ckpt: it measured nothing that tells which epoch is best (monitor=), "
-                "or no epoch to its end; checkpoint=last takes last.ckpt"
+                f"the run in {shown} has no best.ckpt: none of its epochs has measured, at its end, what tells which "
+                "one is best (monitor=); checkpoint=last takes last.ckpt"
             )
-        raise FileNotFoundError(f"the run in {path} has no {checkpoint}.ckpt: it ended before its first epoch did")
+        raise FileNotFoundError(f"the run in {shown} has no {checkpoint}.ckpt: it ended before its first epoch did")
     check_folder(path)
     return path, file
 

@@ -5,6 +5,7 @@ import errno
 import io
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ RUN_DIRS = ("checkpoints", "pictures")
 # What the commands write into, without replacing it, in any directory that they are given, besides logs and locks:
 WRITTEN_INTO = (*RUN_DIRS, "evaluations", "predictions", "study.db", ".submitit")
 LOG_SUFFIXES = (".log", ".lock")
+# A directory with one of these is that of a run or of a sweep.
+MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 
 
 @contextlib.contextmanager
@@ -44,6 +47,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unlink_other_names(path: Path) -> None:
+    """Replace a file that has other names by a copy of it, before it is written into. These are hard links.
+
+    In an untrusted run the other name may be a file of the user's. In a backup by ``cp -al`` it is the file as it was.
+    """
+    if path.is_file() and path.stat().st_nlink > 1:
+        with atomic_write(path) as temporary:
+            shutil.copy(path, temporary)  # with its permissions
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
@@ -116,24 +129,28 @@ def check_folder(folder: Path) -> None:
     """Raise ValueError for the directory of a run or a sweep through which a command would write somewhere else.
 
     In an untrusted run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
-    written by :func:`atomic_write`, which replaces a link. Of a run everything is checked: its ``dashboard.txt`` may
-    name any directory in it for event files. Of a directory in which only a checkpoint lies, such as the user's own,
-    it is what the commands write into.
+    written by :func:`atomic_write`, which replaces a link. Of a run and of a sweep everything is checked: event files
+    go to any directory in a run that its ``dashboard.txt`` names, and to ``outputs/`` of a sweep that is the working
+    directory. Of a directory in which only a checkpoint lies, such as the user's own, it is what the commands write
+    into. That may be no link to another run within the run either: two trainings would write the checkpoints of one.
     """
     check_path(folder.resolve())
-    is_run = any(os.path.lexists(folder / name) for name in ("config.yaml", "dashboard.txt"))
-    written = (path for path in folder.iterdir() if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES))
-    paths = list(folder.iterdir() if is_run else written)
+    written = {path for path in folder.iterdir() if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES)}
+    paths = list(folder.iterdir() if any(os.path.lexists(folder / name) for name in MADE_BY_US) else written)
     while paths:
         path = paths.pop()
-        kind = path.lstat().st_mode
-        if stat.S_ISLNK(kind):
-            if not is_within(path, folder) and path.resolve() != folder.resolve():
-                raise ValueError(f"{path} is refused: it is a link to {os.readlink(path)}, outside of {folder}")
-        elif stat.S_ISDIR(kind):
-            paths += path.iterdir()
-        elif not stat.S_ISREG(kind):
-            raise ValueError(f"{path} is refused: it is neither a file nor a directory")
+        with contextlib.suppress(FileNotFoundError):  # a process that is running here has removed it
+            kind = path.lstat().st_mode
+            if stat.S_ISLNK(kind):
+                target = os.readlink(path)
+                if not is_within(path, folder) and os.path.realpath(path) != os.path.realpath(folder):
+                    raise ValueError(f"{path} is refused: it is a link to {target}, outside of {folder}")
+                if path in written:
+                    raise ValueError(f"{path} is refused: it is a link, and commands write into it")
+            elif stat.S_ISDIR(kind):
+                paths += path.iterdir()
+            elif not stat.S_ISREG(kind):
+                raise ValueError(f"{path} is refused: it is neither a file nor a directory")
 
 
 def check_path(path: Path) -> None:

@@ -29,6 +29,11 @@ class QuickHooks(pl.LightningModule):
             super().__setattr__(name, value)
 
 
+def attached_trainer(pl_module: pl.LightningModule) -> pl.Trainer | None:
+    """Return the Trainer of a module, or None where it has none. The public name raises an error then."""
+    return pl_module._trainer
+
+
 def share_step_counter(trainer: pl.Trainer) -> None:
     """Let automatic and manual optimization share one counter of gradient steps.
 

@@ -11,6 +11,9 @@ STAGES = ("train", "val", "test")
 MODES = ("max", "min")  # higher is better, lower is better
 # Where neither the config nor the model names a metric, the first of these that a run measures. The test set never is.
 DEFAULTS = {"val/acc": "max", "val/loss": "min", "train/loss": "min"}
+# What measures a metric that people ask for, where the run has none of this name.
+_PROVIDERS = dict.fromkeys(("f1", "auroc", "ece"), "metrics=classes") | dict.fromkeys(("rmse", "r2"), "metrics=numbers")
+_PROVIDERS |= dict.fromkeys(("recognized", "class_entropy", "frechet"), "callbacks=judge")
 _PREFIXES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -87,9 +90,26 @@ class Monitors:
             ValueError: it is not among them.
         """
         if self.asked and stage in (None, _stage_of(self.asked)) and not self.resolve(measured):
+            measured_as, _, metric = _full_names(self.asked)[0].partition("/")
+            provider = _PROVIDERS.get(metric) if measured_as == "val" else None
             close = difflib.get_close_matches(self.asked, list(measured), n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = f" ({provider} measures it)" if provider else f" (did you mean {close[0]}?)" if close else ""
             raise ValueError(f"monitor={self.asked} is not measured{hint}; there are {names(measured)}")
+
+    def check_possible(self, possible: Collection[str] | None) -> None:
+        """Check the config's metric before anything is measured.
+
+        Args:
+            possible: all metrics that the run may measure, ``STAGE/METRIC``; None where nobody knows. One with a value
+                for each class stands for ``STAGE/METRIC/CLASS`` too.
+
+        Raises:
+            ValueError: it is not among them.
+        """
+        if self.asked and possible is not None:
+            if any(full.rpartition("/")[0] in possible for full in _full_names(self.asked)):
+                return
+            self.check_measured(possible)
 
     def check_validation(self, validates: bool) -> None:
         """Raise ValueError where the config's metric is one of a validation, and the run has none."""
@@ -143,6 +163,27 @@ def known_modes(metrics: Mapping[str, Any]) -> dict[str, str | None]:
     """Return name -> mode of metrics of torchmetrics, or of their classes. None is one that does not say it."""
     modes: dict[Any, str] = {True: "max", False: "min"}
     return {name: modes.get(getattr(metric, "higher_is_better", None)) for name, metric in metrics.items()}
+
+
+def possible_metrics(parts: Iterable[Any]) -> set[str] | None:
+    """Return what a run may measure, ``STAGE/METRIC``, or None where a part of it does not say what it logs.
+
+    Args:
+        parts: the LightningModule and the callbacks. The class of each says it in its attribute ``measures``. A
+            subclass may log more, so it says it again.
+    """
+    possible: set[str] = set()
+    for part in parts:
+        if type(part).__module__.startswith("lightning."):
+            continue
+        if "measures" not in vars(type(part)):
+            return None
+        possible |= {full for name in part.measures for full in ([name] if "/" in name else _in_all_stages(name))}
+    return possible
+
+
+def _in_all_stages(metric: str) -> list[str]:
+    return [f"{stage}/{metric}" for stage in STAGES]
 
 
 def names(measured: Iterable[str]) -> str:

@@ -60,6 +60,13 @@ class Generates(Protocol):
 
 
 @runtime_checkable
+class HasUndecidedLoss(Protocol):
+    """A GAN whose two losses are known for a discriminator that cannot tell real images from fakes."""
+
+    undecided_loss: float  # of the generator and of the discriminator
+
+
+@runtime_checkable
 class Compares(Protocol):
     """Says whether two inputs are of the same kind, as a siamese net."""
 

@@ -6,7 +6,11 @@ each variable is checked against the size of its group.
 
 import os
 import sys
+import tempfile
 import threading
+from pathlib import Path
+
+from runs.files import check_path
 
 # Variable with a rank, in the whole group or on its machine -> variable with the number of ranks.
 SIZES = {
@@ -60,8 +64,11 @@ def check_group(rank: int, size: int) -> None:
     """Check the Trainer's rank and number of processes against the environment.
 
     Raises:
-        ValueError: the environment names another rank than the Trainer, so that no process or several would write.
+        ValueError: the environment names another rank than the Trainer, so that no process or several would write, or
+            the other ranks, which have directories in the temporary one, would end while rank zero waits.
     """
+    if size > 1:
+        check_path(Path(tempfile.gettempdir()))
     if (rank == 0) == is_rank_zero():
         return
     names = " ".join(f"{name}={os.environ[name]}" for name in SIZES if _number(name))

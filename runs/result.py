@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,19 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def has_diverged(rows: list[dict[str, float]]) -> bool:
-    """Return whether training made the loss worse: at its end more than twice what it was in the first epoch."""
+def has_diverged(rows: list[dict[str, float]], metrics: Mapping[str, float | None] | None = None) -> bool:
+    """Return whether training made the loss worse: at its end more than twice what it was in the first epoch.
+
+    The training loss of a step is that before it. So the last step shows in the losses of validation and test alone.
+
+    Args:
+        rows: of ``metrics.csv``.
+        metrics: at the end of the run.
+    """
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    after = [(metrics or {}).get(f"{stage}/loss") for stage in ("val", "test")]
+    if not all(loss is None or math.isfinite(loss) for loss in after):
+        return True
     return bool(losses) and not (math.isfinite(losses[-1]) and losses[-1] <= 2 * abs(losses[0]))
 
 

@@ -38,6 +38,7 @@ IMPORTABLE += ("torchmetrics.classification.", "torchmetrics.regression.")
 
 # Instructions of Hydra that this project's configs do not use.
 UNUSED_INSTRUCTIONS = ("_args_", "_recursive_", "_convert_")
+INSTRUCTIONS = ("_target_", "_partial_", *UNUSED_INSTRUCTIONS)
 # Callbacks and the logger are made from the present command; the stored ones are never instantiated.
 NOT_INSTANTIATED = ("callbacks", "logger")
 # Arguments of the Trainer that may be a word. All others are numbers, so that a checkpoint names no file and no
@@ -49,6 +50,7 @@ TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
 
 def check_safe(config: dict[str, Any], origin: str) -> None:
     """Raise ValueError for a stored config that would run, read or write something when it is used."""
+    _check_keys(config, f"{origin} is refused: config")
     for path, value in _walk(config):
         place = printable(".".join(("config", *path)))
         _check_printable(path, value, f"{origin} is refused: {place}")
@@ -72,11 +74,53 @@ def refusal(config: dict[str, Any]) -> str | None:
     return None
 
 
+def refused_override(overrides: list[str]) -> str | None:
+    """Return why the command with these stored overrides is not shown, or None if it may be pasted.
+
+    It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation.
+    """
+    try:
+        for override in overrides:
+            _check_override(override, repr(override[:80]))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check_override(override: str, message: str) -> None:
+    match = re.fullmatch(r"(~|\+{0,2}(?=[^=]*=))([A-Za-z]\w*(?:\.\w+)*)(?:=(.*))?", override, re.DOTALL)
+    if not match or match[2].split(".")[0] in ("hydra", "resume", "sweep_resume"):
+        raise ValueError(f"{message} is not a setting of a run")
+    path, value = tuple(match[2].split(".")), match[3] or ""
+    if "${" in value or any(name in value for name in INSTRUCTIONS):
+        raise ValueError(f"{message} would be evaluated")
+    if any(name.startswith("_") for name in path[:-1]) or (path[-1].startswith("_") and path[-1] != "_target_"):
+        raise ValueError(f"{message} is an instruction to Hydra")
+    if path[-1] == "_target_":
+        if path[0] in NOT_INSTANTIATED:  # they get arguments of any kind
+            raise ValueError(f"{message} could run anything")
+        _check_target(value, path, message)
+    if len(path) == 1 and re.search(r"\.\.|\\|:/|(?<!\w)[/~]", value):
+        raise ValueError(f"{message} is not the name of an option")
+
+
 def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:
         yield (*path, str(key)), value
         yield from _walk(value, (*path, str(key)))
+
+
+def _check_keys(node: Any, message: str) -> None:
+    """Raise ValueError for a name that is no word. Where no class gets it as an argument it may be a whole number."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str) and (not isinstance(key, int) or "_target_" in node):
+                raise ValueError(f"{message} has the key {key!r:.80}, which is no word")
+            _check_keys(value, f"{message}.{printable(str(key))}")
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _check_keys(value, message)
 
 
 def _check_printable(path: Path, value: Any, message: str) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runs.files import read_yaml
+from runs.files import check_folder, read_yaml
 from runs.format import printable
 from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
+from runs.safety import refused_override
 from sweeps.study import check_study
 from sweeps.study import exists as study_exists
 
@@ -26,6 +27,7 @@ class Job:
 
     Attributes:
         status: status of the run, ``killed`` without a result.json, or ``unreadable`` with a damaged one.
+        command: repeats it, or says why it is not shown.
         metrics: the finite metrics.
         settings: the value of each override, by its key.
         monitor: the metric that its best epoch was chosen by, and its mode; None where it does not say so.
@@ -59,7 +61,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 def check_sweep_dir(sweep_dir: Path) -> None:
     """Raise ValueError for a directory with files that a sweep would overwrite, unless a sweep has made them.
 
-    A grid writes ``multirun.yaml`` before its first job, and a search its study.
+    A grid writes ``multirun.yaml`` before its first job, and a search its study. Links out of it are refused too.
     """
     check_study(sweep_dir)
     has_config = {"hydra", "sweep_resume"} <= read_yaml(sweep_dir / "multirun.yaml").keys()
@@ -70,6 +72,7 @@ def check_sweep_dir(sweep_dir: Path) -> None:
             f"{sweep_dir} has {', '.join(found)} in it, which this sweep would overwrite: hydra.sweep.dir=… names "
             "another directory"
         )
+    check_folder(sweep_dir)
 
 
 def _is_job_dir(path: Path) -> bool:
@@ -102,6 +105,8 @@ def _parse(run_dir: Path, result: dict[str, Any]) -> Job:
     if name is not None and not (isinstance(name, str) and mode in MODES):
         raise ValueError(f"unknown monitor {name!r} with mode {mode!r}")
     monitor = (printable(name), mode) if name else None
+    if refused := refused_override(result["overrides"]):
+        command = f"its command is not shown: {printable(refused)}"
     return Job(run_dir, result["status"], reason, command, finite, override_values(overrides), monitor)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shlex
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -45,10 +46,16 @@ def check_study(sweep_dir: Path) -> None:
     file = sweep_dir / "study.db"
     for name in ("study.db", "study.db-journal", "study.db-wal", "study.db-shm"):
         with contextlib.suppress(FileNotFoundError):  # another process has ended its transaction
-            mode = os.lstat(sweep_dir / name).st_mode
+            found = os.lstat(sweep_dir / name)
+            mode = found.st_mode
             if not stat.S_ISREG(mode) or name.endswith(("-wal", "-shm")):
                 kind = "a link" if stat.S_ISLNK(mode) else "no file that a search makes"
                 raise ValueError(f"{sweep_dir / name} is refused: it is {kind}")
+            if found.st_nlink > 1:
+                raise ValueError(
+                    f"{sweep_dir / name} is refused: it is a hard link to a file that has other names, which would "
+                    f"change with it; use a copy of the directory: cp -r {shlex.quote(str(sweep_dir))} DIRECTORY"
+                )
             if name.endswith("-journal") and _tail(sweep_dir / name, len(JOURNAL_MAGIC)) == JOURNAL_MAGIC:
                 raise ValueError(f"{sweep_dir / name} is refused: it names a file, which SQLite would delete")
     if file.exists() and not _is_ours(file):

@@ -2,8 +2,10 @@
 
     python -m tests.kill_and_resume --kills 100
     python -m tests.kill_and_resume --kills 100 mnist_gan
+    python -m tests.kill_and_resume --kills 3 --all
 
 The run is a short one, of mnist_dropout_cnn by default, with a checkpoint every few steps, so many kills hit a save.
+With --all there is one of each training procedure.
 """
 
 import argparse
@@ -27,6 +29,30 @@ COMMAND = (
     "threads=1",
 )  # fmt: skip
 
+# An experiment of each other training procedure, and the teacher of one, made short.
+SHORTER: dict[str, tuple[str, ...]] = {
+    "mnist_autoencoder": (),
+    "mnist_vae": (),
+    "mnist_gan": (),
+    "mnist_dcgan": ("trainer.limit_train_batches=12", "model.generator.width=4", "model.discriminator.width=4"),
+    "mnist_siamese": (
+        "trainer.limit_train_batches=6", "trainer.limit_val_batches=1", "data.batch_size=4", "data.eval_batch_size=16",
+    ),
+    "mnist_forward_forward": (
+        "data.batch_size=32", "model.steps_per_batch=1", "model.epochs_per_layer=2",
+        "trainer.check_val_every_n_epoch=1",
+    ),
+    "cifar10_teacher": ("trainer.limit_train_batches=1", "trainer.max_epochs=1", "model.net.groups=[[4],[4]]"),
+    "cifar10_distillation": ("trainer.limit_train_batches=12", "data.batch_size=16", "model.teacher=teacher"),
+    "sines_lstm": (
+        "data.size=40", "data.length=60", "data.batch_size=6", "model.net.hidden_size=8", "trainer.precision=64-true",
+        "checkpoint.every_n_steps=2",
+    ),
+}  # fmt: skip
+
+
+PROCEDURES = [name for name in SHORTER if name != "cifar10_teacher"]
+
 
 def job(folder: Path, *overrides: str) -> None:
     """Run ``train.py`` in this process."""
@@ -34,11 +60,13 @@ def job(folder: Path, *overrides: str) -> None:
     from cli.compose import compose
 
     os.chdir(folder.parent)
+    experiment = next((one.partition("=")[2] for one in overrides if one.startswith("experiment=")), "")
+    own = SHORTER.get(experiment, ())
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     folder.mkdir(exist_ok=True)
-    train.train(compose(*overrides, *COMMAND), folder)
+    train.train(compose(*overrides, *COMMAND, *own), folder)
 
 
 def run(folder: Path, *overrides: str, saves: float = math.inf, seconds: float = 0) -> list[float]:
@@ -99,6 +127,8 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
 def kill_and_resume(kills: int, seed: int, folder: Path, experiment: str = "mnist_dropout_cnn") -> list[str]:
     """Return one line for each kill. Raise AssertionError for the first final state that differs."""
     whole, chosen = folder / "whole", f"experiment={experiment}"
+    if experiment == "cifar10_distillation":
+        run(folder / "teacher", "experiment=cifar10_teacher")
     run(whole, chosen)  # the first run also waits for the imports of the fork server
     times = run(folder / "timed", chosen)
     expected, lines = final_state(whole), []
@@ -129,9 +159,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("experiment", nargs="?", default="mnist_dropout_cnn")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = kill_and_resume(arguments.kills, arguments.seed, Path(folder), arguments.experiment)
-    print("\n".join(report))
-    print(f"{arguments.kills} of {arguments.kills} final states are identical to the bit")
+    for experiment in PROCEDURES if arguments.all else [arguments.experiment]:
+        with tempfile.TemporaryDirectory() as folder:
+            report = kill_and_resume(arguments.kills, arguments.seed, Path(folder), experiment)
+        print("\n".join(report))
+        print(f"{experiment}: {arguments.kills} of {arguments.kills} final states are identical to the bit", flush=True)

@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
 import evaluate
 import predict
-from cli.build import build
+from cli.build import build, load_run
 from cli.compose import compose
 from cli.errors import format_error
 from datamodules import MNISTPairs
@@ -413,6 +414,42 @@ def test_predictions_of_pairs(tiny: None, small_trunk: None) -> None:
         rows = list(csv.DictReader(lines))
     assert [row["truth"] for row in rows] == ["equal", "different"] * 5
     assert table.with_suffix(".png").stat().st_size > 5000
-    matplotlib.image.imsave("one.png", torch.rand(28, 28).numpy(), cmap="gray")
-    with pytest.raises(ValueError, match="none of the 1 files is an image"):
-        predict.predict(OmegaConf.create(asked | {"split": None, "images": "one.png"}), Path("siamese"))
+    with pytest.raises(ValueError, match="samples= is for a model that generates"):
+        predict.predict(OmegaConf.create(asked | {"split": None, "images": None, "samples": 2}), Path("siamese"))
+
+
+def test_two_image_files_are_compared(tiny: None, small_trunk: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run("siamese", *SIAMESE, *QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+    Path("pair").mkdir()
+    images = torch.randint(256, (2, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name, image in zip("ab", images, strict=True):
+        image[0], image[-1] = 0, 0  # a dark border: not inverted
+        image[:, 0], image[:, -1] = 0, 0
+        Image.fromarray(image.numpy()).save(f"pair/{name}.png")
+    _, data, model = load_run("siamese", "last")
+    asked = {"run": "siamese", "checkpoint": "last", "output": "out", "limit": 6, "csv": None, "samples": None}
+    asked["split"] = None
+    for files, order in ((["pair/b.png", "pair/a.png"], [1, 0]), ("pair", [0, 1]), (["pair/a.png"] * 2, [0, 0])):
+        caplog.clear()
+        table = predict.predict(OmegaConf.create(asked | {"images": files}), Path("siamese"))
+        first, second = data.normalize(images[order][None]).chunk(2, 1)
+        with torch.inference_mode():
+            equal = model.compare(first, second).item()
+        verdict, probability = ("equal", equal) if equal > 0.5 else ("different", 1 - equal)
+        with open(table, newline="") as lines:
+            (row,) = csv.DictReader(lines)
+        assert row["input"] == " and ".join(f"pair/{'ab'[number]}.png" for number in order)
+        assert (row["label"], float(row["probability"])) == (verdict, pytest.approx(probability, abs=1e-5))
+        assert f"{row['input']}  {verdict} {100 * probability:.1f} %" in caplog.text
+    assert matplotlib.image.imread("siamese/out/predictions.png").shape[0] > 100
+    Path("pair/c.txt").write_text("no image")
+    written = Path("siamese/out/predictions.csv").read_bytes()
+    for files, line in (
+        ("pair/a.png", r"compares two images, and images= names 1 file: images='\[first\.png,second\.png\]'"),
+        ("pair", r"compares two images, and images= names 3 files"),
+        (["pair/a.png", "pair/c.txt"], r"there are not two images to compare: pair/c\.txt is none"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            predict.predict(OmegaConf.create(asked | {"images": files}), Path("siamese"))
+    assert Path("siamese/out/predictions.csv").read_bytes() == written

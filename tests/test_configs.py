@@ -104,7 +104,7 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
     for group, name in PARTS if model not in with_every_part else PARTS[:1]:
         module.load_state_dict(start)
         parts = {"optimizer": cfg.optimizer, "scheduler": cfg.scheduler} | {group: compose_part(group, name)}
-        few = {"max_iter": 2} if name == "lbfgs" else {}  # evaluations in a step, of 20
+        few = {"max_iter": 5} if name == "lbfgs" else {}  # evaluations in a step, of 20
         optimizer = instantiate(parts["optimizer"], **few)(module.parameters())
         if make := instantiate(parts["scheduler"], **schedule_lengths(parts["scheduler"])):
             scheduler = make(optimizer)

@@ -404,9 +404,10 @@ def test_predictions_do_not_overwrite_the_table_of_their_run(tmp_path: Path) -> 
     make_table()
     Path("answers").mkdir()
     table = Path("answers/predictions.csv")
-    table.write_text(Path("table.csv").read_text().replace("kind", "prediction", 1))
-    kind = [f"data.path={table}" if text.startswith("data.path=") else text for text in KIND]
-    run("run", *(text.replace("data.target=kind", "data.target=prediction") for text in kind), "trainer.max_epochs=1")
+    rows = [line.split(",") for line in Path("table.csv").read_text().splitlines()[1:]]
+    table.write_text("".join(f"{age},{kind}\n" for age, _, _, kind, _ in [["input", "", "", "prediction", ""], *rows]))
+    columns = (f"data.path={table}", "data.target=prediction", "data.columns=[input]")
+    run("run", *KIND, *columns, "trainer.max_epochs=1")
     before = table.read_bytes()
     with pytest.raises(ValueError, match=r"would overwrite .*predictions.csv, which is to be read"):
         predict_rows(Path("run"), split="test", output=str(table.resolve().parent))

@@ -127,6 +127,23 @@ def test_custom_image_data_set_is_plotted(tmp_path: Path) -> None:
     assert len(Bars().to_uint8(torch.zeros(0, 1, 12, 12))) == 0
 
 
+@pytest.mark.parametrize(("model", "name"), [("mlp", "loss_curve"), ("gan", "adversarial_losses")])
+def test_losses_are_drawn_over_the_examples_that_were_trained_on(
+    model: str, name: str, few_images: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of the batches in each epoch: the means of epochs and the points within them have one scale."""
+    drawn: list[tuple] = []
+    monkeypatch.setattr(f"callbacks.plots.{name}", lambda *given: drawn.append(given) or figure.new_figure(1, 1))
+    monkeypatch.setattr("callbacks.plots.Plots._epoch_figures", lambda *_: {})
+    limits = ("trainer.limit_train_batches=3", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
+    run(f"model={model}", "data=mnist", "data.batch_size=5", "data.val_size=20", "logger=none", *limits)
+    rows, curves, epoch_size, last = drawn[-1]
+    assert [row["epoch"] * epoch_size for row in rows] == [15, 30]
+    points = curves["g_loss"] if model == "gan" else curves
+    assert [seen for seen, _ in points] == [5, 10, 15, 20, 25, 30]
+    assert last == (pytest.approx(0.6931, abs=1e-4) if model == "gan" else "validation")  # ln 2
+
+
 def test_weight_history_continues_after_resume() -> None:
     settings = (*BLOBS, "model.steps_per_batch=20", "logger=none")
     run(*settings, "trainer.max_epochs=2")
@@ -175,6 +192,17 @@ def test_event_files_hold_curves_plots_graph_config_and_hparams(few_images: None
     table = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"])
     assert "test/acc" in {metric.name.tag for metric in table.experiment.metric_infos}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize("model", ["gan", "vae"])
+def test_event_files_of_a_generator_hold_its_graph(
+    model: str, few_images: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks.pictures=null", "data.val_size=20")
+    run("data=mnist", f"model={model}", *short)
+    assert EventAccumulator(Path("run/dashboard.txt").read_text().strip()).Reload().Tags()["graph"]
+    output, errors = capfd.readouterr()
+    assert "Error" not in output + errors
 
 
 def test_tensorboard_extras_write_pr_curves_and_embeddings(few_images: None) -> None:

@@ -12,6 +12,8 @@ import train
 from callbacks.batch_gradient_verification import BatchGradientVerification
 from cli.build import build, load_run
 from cli.compose import compose
+from lit_models import VAE
+from tests.test_classics import SmallTrunk
 
 IMAGES = ("trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
 
@@ -61,9 +63,12 @@ def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["mlp", "cnn", "dropout_cnn", "lenet", "quick_cnn"])
-def test_debug_overfit_memorizes_one_batch(model: str, random_dataset: None) -> None:
-    result = run(f"model={model}", "debug=overfit", "data.batch_size=32")
+@pytest.mark.parametrize("model", ["mlp", "cnn", "dropout_cnn", "lenet", "quick_cnn", "siamese"])
+def test_debug_overfit_memorizes_one_batch(model: str, random_dataset: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if model == "siamese":  # whose pairs are drawn anew in every epoch, but not without a shuffle
+        monkeypatch.setattr("lit_models.nets.siamese.ResNet", SmallTrunk)
+    data = "mnist_pairs" if model == "siamese" else "mnist"
+    result = run(f"model={model}", f"data={data}", "debug=overfit", "data.batch_size=32")
     assert result["steps"] == 200
     assert result["as_expected"]
     assert result["metrics"]["val/acc"] >= 0.99
@@ -72,6 +77,33 @@ def test_debug_overfit_memorizes_one_batch(model: str, random_dataset: None) -> 
 def test_debug_overfit_fails_if_nothing_is_learned(random_dataset: None) -> None:
     with pytest.raises(Exception, match="did not reach the expected val/acc"):
         run("model=mlp", "debug=overfit", "data.batch_size=32", "optimizer.lr=0")
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("gan", "check=true: GAN cannot reach val/acc, it measures test/d_loss, test/g_loss, train/d_loss"),
+        ("vae", "check=true: VAE cannot reach val/acc, it measures test/kl, test/loss, test/reconstruction, train/kl"),
+        (
+            "forward_forward",
+            "debug=overfit: a forward-forward net learns from one wrong label for each image of a batch",
+        ),
+    ],
+)
+def test_debug_overfit_is_refused_where_it_means_nothing(model: str, line: str, random_dataset: None) -> None:
+    with pytest.raises(ValueError) as error:
+        run(f"model={model}", "data=mnist", "debug=overfit", "data.batch_size=32")
+    assert str(error.value).startswith(line)
+    assert not Path("run").exists()
+
+
+class Undeclared(VAE):
+    """Does not say what it measures."""
+
+
+def test_expected_metric_that_was_not_measured_is_named(random_dataset: None) -> None:
+    with pytest.raises(Exception, match=r"^mnist_vae did not measure val/acc; there are train/kl, train/loss"):
+        run("debug=overfit", "model=vae", f"model._target_={__name__}.Undeclared", "trainer.max_epochs=1")
 
 
 def test_debug_limit_uses_a_tenth_of_the_batches(random_dataset: None) -> None:

@@ -303,6 +303,13 @@ def test_output_subdir_of_hydra_is_refused(override: str, script: str, shell, tm
     assert os.listdir(tmp_path) == ["config.yaml"]
 
 
+def test_job_does_not_change_its_directory(shell, tmp_path: Path) -> None:
+    answer = shell("hydra.job.chdir=True", "model=line", "data=doubles")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: hydra.job.chdir=True is refused: paths, outputs/ among them, are relative")
+    assert os.listdir(tmp_path) == []
+
+
 def test_output_subdir_may_be_null(shell) -> None:
     answer = shell("hydra.output_subdir=null", "trainer.max_epochs=abc")
     assert answer.stderr.startswith("error: trainer.max_epochs=abc must be")

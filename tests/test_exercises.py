@@ -12,7 +12,8 @@ from torch import nn
 
 import datamodules
 import train
-from cli.compose import compose
+from benchmarks import results
+from cli.compose import compose, relevant_overrides
 from cli.errors import format_error
 from lit_models import FineTuning, losses, nets
 from runs.expectations import check_expected
@@ -292,9 +293,61 @@ def test_missed_expectation_has_exit_code_3(shell) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "figures", "cells"),
+    [
+        ("mnist_cnn", {"test/acc": [0.98, 0.99]}, "98 % | 98.50 ± 0.71 % (2)"),
+        ("mnist_cnn", {"test/acc": [0.98]}, "98 % | 98.00 % (1)"),
+        ("mnist_vae", {"test/loss": [105.54, 105.72]}, "test loss 105.56 | test loss 105.6 ± 0.1 (2)"),
+        ("mnist_autoencoder", {"test/loss": [0.0375]}, " | test loss 0.0375 (1)"),
+        (
+            "mnist_gan",
+            {"train/g_loss": [3.62, 3.82, 3.7], "train/d_loss": [0.074, 0.081, 0.08]},
+            "train g_loss 2.67; train d_loss 0.0877 | train g_loss 3.7 ± 0.1 (3); train d_loss 0.078 ± 0.004 (3)",
+        ),
+        ("blobs", {"test/acc": [1.0] * 2, "val/acc": [1.0] * 2, "val/loss": [0.32] * 2}, " | 100.00 ± 0.00 % (2); val"),
+        ("mnist_dcgan", {"test/g_loss": [3.0]}, " | "),
+    ],
+)
+def test_row_of_results_has_every_expected_figure(experiment: str, figures: dict[str, list], cells: str) -> None:
+    runs = [
+        {"params": 5, "epochs": 2, "seconds": {"fit": 1.0}, "metrics": dict(zip(figures, values, strict=True))}
+        for values in zip(*figures.values(), strict=True)
+    ]
+    assert results.row(experiment, runs).startswith(f"| `{experiment}` | 5 | 2 | {cells}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changing"),
+    [
+        (["callbacks=judge", "callbacks.judge.run=last", "monitor=val/frechet", "mode=min", "metrics=classes"], []),
+        (["callbacks=tensorboard_extras", "callbacks.tensorboard_extras.examples=5", "callbacks=default"], []),
+        (["callbacks=early_stopping", "monitor=val/acc"], ["callbacks=early_stopping"]),
+        (["callbacks=judges", "callbacks.early_stopping.patience=2"], ["all"]),
+    ],
+)
+def test_overrides_that_only_watch_a_training_change_no_figures(overrides: list[str], changing: list[str]) -> None:
+    assert relevant_overrides(overrides, []) == (overrides if changing == ["all"] else changing)
+
+
+def test_teacher_that_must_be_given_keeps_nothing_from_being_compared() -> None:
+    cfg = compose("experiment=cifar10_distillation")
+    assert relevant_overrides(["model.teacher=RUN", "model.temperature=3"], cfg.ignore_groups) == [
+        "model.temperature=3"
+    ]
+
+
+def test_check_without_expectations_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing is expected here"):
+        run("run", "experiment=line_scan", "check=true")
+    assert list(Path("run").iterdir()) == []
+
+
 def test_expectations_are_not_compared_after_overrides(shell) -> None:
     answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
-    assert answer.returncode == 0
+    assert answer.returncode == 3
+    line = "error: line_slow was not compared with what it expects, because of these overrides: optimizer.lr=1e-3\n"
+    assert answer.stderr == line
     assert "not compared" in answer.stdout
     assert "because of these overrides: optimizer.lr=1e-3" in answer.stdout
     assert "seed" not in answer.stdout.split("not compared")[1].splitlines()[0]

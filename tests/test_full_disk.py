@@ -58,7 +58,7 @@ def test_training_ends_and_fails_if_event_files_cannot_be_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     Path("outputs").symlink_to(small_disk)
-    fill_disk(small_disk, 4096)  # enough for the directory only
+    fill_disk(small_disk, 8192)  # enough for the directory and run.txt only
     uncaught: list[object] = []
     monkeypatch.setattr(threading, "excepthook", uncaught.append)
     _ignore_failed_writer_threads.cache_clear()  # the error arises in a thread of TensorBoard
@@ -139,19 +139,17 @@ def test_expected_figures_are_printed_on_an_ascii_terminal(shell) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
 def test_incomplete_stdout_and_log_give_exit_code_1(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "train.log").symlink_to("/dev/full")
-    settings = ("logger=none", "callbacks.pictures=null", "hydra.run.dir=run")
+    log = "hydra.job_logging.handlers.file.filename=/dev/full"
+    settings = ("logger=none", "callbacks.pictures=null", "hydra.run.dir=run", log)
     command = [sys.executable, str(PROJECT / "train.py"), *BLOBS, *settings]
     with open("/dev/full", "w") as full:
-        answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        answer = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
     assert answer.returncode == 1
     lines = answer.stderr.splitlines()
     assert len(lines) == 2
     assert any(line.startswith("error: standard output is incomplete: [Errno 28]") for line in lines)
-    assert any("train.log is incomplete: [Errno 28]" in line for line in lines)
-    assert json.loads((run / "result.json").read_text())["status"] == "finished"
+    assert any("/dev/full is incomplete: [Errno 28]" in line for line in lines)
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")

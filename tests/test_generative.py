@@ -332,9 +332,32 @@ def test_vae_trains_in_two_processes_and_gan_refuses(shell: Callable, tmp_path: 
         ("model=autoencoder model.net.latent_dim=0", "model.net.latent_dim=0 must be a whole number of at least 1"),
         ("model=vae model.net.latent_dim=2.5", "model.net.latent_dim=2.5 must be a whole number of at least 1"),
         ("model=gan model.latent_dim=0", "model.latent_dim=0 must be a whole number of at least 1"),
-        ("model=gan trainer.gradient_clip_val=1", "gradient clipping is not supported for manual optimization"),
-        ("model=gan trainer.accumulate_grad_batches=2", "accumulation is not supported for manual optimization"),
+        (
+            "model=gan trainer.gradient_clip_val=1",
+            "trainer.gradient_clip_val=1 is for automatic optimization, and GAN makes",
+        ),
+        (
+            "model=gan trainer.accumulate_grad_batches=2",
+            "trainer.accumulate_grad_batches=2 is for automatic optimization, and GAN",
+        ),
+        ("model=gan optimizer=lbfgs", "GAN makes its own gradient steps and cannot be combined with L-BFGS"),
+        ("model=gan trainer.devices=2", "a GAN trains in one process: trainer.devices=1 trainer.num_nodes=1"),
+        (
+            "model=dcgan +model.steps_per_batch=2",
+            "model.steps_per_batch=2 cannot be combined with GAN, which makes its",
+        ),
         ("model=vae model.mean=[0.0] model.std=[1.0]", "reads pixels as probabilities, and these are from -0.42"),
+        ("model=vae metrics=classes", "metrics.f1 compares classes, and VAE predicts none: it reconstructs its inputs"),
+        ("model=gan metrics=classes", "metrics.f1 compares classes, and GAN predicts none: it generates"),
+        ("model=gan monitor=val/frechet", "monitor=val/frechet: this run has no validation; data.val_size="),
+        (
+            "model=gan monitor=train/loss",
+            "train/loss is not measured (did you mean train/g_loss?); there are train/d_l",
+        ),
+        (
+            "model=gan data.val_size=20 monitor=val/frechet",
+            "(callbacks=judge measures it); there are train/d_loss, train/g_loss, val/d_loss, val/g_loss",
+        ),
         ("model=autoencoder model.steps_per_batch=0", "model.steps_per_batch=0 must be at least 1"),
     ],
 )
@@ -344,6 +367,7 @@ def test_wrong_settings_give_one_line(overrides: str, line: str, tiny: None) -> 
         run("run", "data=mnist", *short, *overrides.split())
     assert line in format_error(raised.value)
     assert "\n" not in format_error(raised.value)
+    assert [*Path("run").iterdir()] == []
 
 
 # --- the judge ------------------------------------------------------------------------------------------------------
@@ -441,6 +465,7 @@ def test_judge_refuses_what_it_cannot_judge(overrides: str, line: str, tiny: Non
     with pytest.raises(Exception) as raised:
         run("run", *short, *judge, *overrides.split())
     assert line in format_error(raised.value)
+    assert [*Path("run").iterdir()] == []
 
 
 def test_judge_without_a_run_is_refused() -> None:

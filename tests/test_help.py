@@ -92,6 +92,12 @@ def test_wrong_hydra_option_gives_one_line_and_exit_code_2(
     assert line.startswith(f"error: {words}")
 
 
+def test_options_may_stand_between_settings(shell) -> None:
+    answer = shell("model=line", "data=doubles", "--cfg", "job", "--package", "optimizer", "optimizer.lr=0.25")
+    assert answer.returncode == 0, answer.stderr
+    assert "lr: 0.25" in answer.stdout
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job")])
 def test_help_and_cfg_do_not_import_torch(arguments: tuple[str, ...], shell, tmp_path: Path) -> None:
     for name in ("torch", "lightning", "numpy", "matplotlib"):

@@ -22,6 +22,7 @@ import predict
 import train
 from cli.build import load_run
 from cli.compose import compose
+from cli.examples import find_files
 from datamodules.image_files import load_image
 from tests.conftest import PROJECT, read_predictions
 
@@ -358,10 +359,17 @@ def test_predict_without_any_image_is_refused(run: Path) -> None:
     Path("nothing").mkdir()
     with pytest.raises(ValueError, match="none of the 1 files is an image"):
         predict_images(run, "*.txt", Path("to").resolve())
-    for nothing in ("nothing", "nowhere.png", "*.jpg"):
-        with pytest.raises(FileNotFoundError, match="there is no such file"):
+    Path("deep").mkdir()
+    draw_digit(6).save(Path("nothing").rename("deep/some 6s") / "6.png")
+    Path("nothing").mkdir()
+    reasons = {"nowhere.png": "there is no such file", "*.jpg": "there is no such file"}
+    reasons |= {"nothing": "there is no file in this directory"}
+    reasons |= {"deep": r"there are only directories in this one; 'images=deep/\*\*/\*' takes the files in them"}
+    for nothing, reason in reasons.items():
+        with pytest.raises(FileNotFoundError, match=f"{reason}$"):
             predict_images(run, nothing, Path("to").resolve())
     assert not Path("to").exists()
+    assert find_files("deep/**/*") == [Path("deep/some 6s/6.png")]
 
 
 def test_csv_is_refused_by_an_image_model(run: Path) -> None:

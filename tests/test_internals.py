@@ -27,6 +27,14 @@ def test_current_fx_name_is_set_on_the_module() -> None:
     assert "pl_module._current_fx_name = " in source, missing_message("Lightning", "LightningModule._current_fx_name")
 
 
+def test_module_without_a_trainer_has_none(trainer: pl.Trainer) -> None:
+    module = pl.LightningModule()
+    assert hasattr(module, "_trainer"), missing_message("Lightning", "LightningModule._trainer")
+    assert internals.attached_trainer(module) is None
+    module.trainer = trainer
+    assert internals.attached_trainer(module) is trainer
+
+
 def test_automatic_and_manual_optimization_share_the_step_counter(trainer: pl.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop
     for place in ("manual_optimization.optim_step_progress", "automatic_optimization.optim_progress.optimizer.step"):

@@ -1,5 +1,6 @@
 """Plots are drawn from numbers alone, and names are drawn as they are, not as formulas."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from lit_models import GAN
 from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
 from plots.figure import new_figure, style_axes, to_pixels
-from plots.generative import latent_walk
+from plots.generative import adversarial_losses, latent_walk
 from plots.images import image_grid, predictions
 from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
@@ -101,6 +103,18 @@ def test_line_plots_work_for_one_point_and_for_many() -> None:
     for count in (1, 3):
         for figure in (line_fit(x[:count], y[:count], 2.0, 0.0), loss_surface(x[:count], y[:count], path)):
             assert to_pixels(figure).std() > 5
+
+
+def test_losses_of_a_gan_have_a_line_only_where_the_model_names_it() -> None:
+    """The README's GAN adds both losses of its discriminator; those of a Wasserstein GAN may be negative."""
+    rows = [{"epoch": epoch, "train/g_loss": -1.0 * epoch, "train/d_loss": 0.5} for epoch in (1, 2, 3)]
+    axes = adversarial_losses(rows, {}, 100).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["generator", "discriminator"]
+    assert axes.get_ylim()[0] < -3
+    axes = adversarial_losses(rows[:0], {"g_loss": [(10, 0.7)], "d_loss": [(10, 0.6)]}, 100, math.log(2)).axes[0]
+    assert axes.lines[2].get_label() == "0.693: a coin would do as well"
+    assert axes.get_ylim()[0] == 0
+    assert GAN.undecided_loss == pytest.approx(-math.log(0.5))
 
 
 def test_png_file_holds_the_pixels() -> None:

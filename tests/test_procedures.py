@@ -1,6 +1,7 @@
 """Any LightningModule trains, resumes, is evaluated and swept here, as Lightning's documentation writes them."""
 
 import csv
+import itertools
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,7 +25,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import evaluate
 import train
-from callbacks.progress_bar import ProgressBar
+from callbacks.progress_bar import ProgressBar, _format_speed
 from cli.build import build
 from cli.compose import compose
 from lit_models.exact import ExactModule
@@ -199,6 +201,50 @@ EVALUATE = OmegaConf.create(
 )
 
 
+class Late(LitAutoEncoder):
+    """Builds a layer where Lightning recommends it for large models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = None
+
+    def configure_model(self) -> None:
+        if self.decoder is None:
+            self.decoder = nn.Linear(3, 784)
+
+
+class ExactLate(ExactModule):
+    """The same on the base that has a configure_model of its own."""
+
+    def __init__(self, seed: int = 1) -> None:
+        super().__init__(seed=seed)
+        self.layer: nn.Linear | None = None
+
+    def configure_model(self) -> None:
+        if self.layer is None:
+            self.layer = nn.Linear(784, 1)
+        super().configure_model()
+
+    def training_step(self, batch, batch_idx):
+        return self.step(batch, "train")
+
+    def test_step(self, batch, batch_idx):
+        self.step(batch, "test")
+
+    def step(self, batch, stage):
+        loss = self.layer(batch[0].flatten(1)).square().mean()
+        self.accumulate(stage, len(batch[0]), {"loss": loss})
+        return loss
+
+    configure_optimizers = LitAutoEncoder.configure_optimizers
+
+
+@pytest.mark.parametrize("model", [Late, ExactLate])
+def test_layers_that_are_built_in_configure_model_are_loaded(model: type) -> None:
+    result = run(model)
+    assert evaluate.evaluate(EVALUATE, Path("run"))["metrics"]["test/loss"] == result["metrics"]["test/loss"]
+
+
 def test_loss_of_an_epoch_is_the_mean_over_its_batches() -> None:
     """It is logged in each step alone, so Lightning itself knows only that of the last batch."""
     seen: list[float] = []
@@ -281,6 +327,29 @@ def test_plain_module_warns_when_it_resumes_within_an_epoch(
     assert rows("whole")[2]["train/loss"] == rows("parts")[2]["train/loss"]
 
 
+@pytest.mark.parametrize(
+    ("speed", "text"),
+    [(0.2, "5.0 s/batch"), (0.96, "1 batch/s"), (1.4, "1 batch/s"), (13.3, "13 batches/s"), (2000, "2,000 batches/s")],
+)
+def test_speed_is_in_batches_or_in_seconds(speed: float, text: str) -> None:
+    assert _format_speed(speed) == text
+
+
+@pytest.mark.parametrize(("slow_batch", "is_logged"), [(20, True), (29, False)])
+def test_rest_of_the_training_is_logged_where_there_is_one(
+    slow_batch: int, is_logged: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 30 batches one takes six seconds. Before it there is nothing to say yet."""
+    caplog.set_level(logging.INFO)
+    times = itertools.chain([0.0] * slow_batch, itertools.repeat(6.0))  # the first one is the start
+    monkeypatch.setattr("callbacks.progress_bar.time", SimpleNamespace(monotonic=lambda: next(times)))
+    run(LitAutoEncoder)
+    assert ("for the rest" in caplog.text) == is_logged
+    assert "0:00 for the rest" not in caplog.text
+    if is_logged:  # 19 batches after the first one, in six seconds
+        assert "3 batches/s: 0:03 for the rest" in caplog.text
+
+
 def test_progress_shows_metrics_logged_with_prog_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,7 +393,10 @@ def test_run_without_a_monitored_metric_keeps_last_ckpt(caplog: pytest.LogCaptur
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
     assert (result["monitor"], result["mode"]) == (None, None)
     assert "there is no best.ckpt: this run measured train/d_loss, train/g_loss; monitor=train/d_loss" in caplog.text
-    with pytest.raises(FileNotFoundError, match=r"has no best\.ckpt: it measured nothing that tells.*checkpoint=last"):
+    line = (
+        r"^the run in run has no best\.ckpt: none of its epochs has measured, at its end, what tells which one is best"
+    )
+    with pytest.raises(FileNotFoundError, match=line):
         evaluate.evaluate(OmegaConf.merge(EVALUATE, {"checkpoint": "best"}), Path("run"))
     with pytest.raises(ValueError, match="PlainGAN has no test_step and no validation_step to evaluate it with"):
         evaluate.evaluate(EVALUATE, Path("run"))
@@ -425,6 +497,25 @@ class TwoOptimizers(ExactModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         raise AssertionError("never called")
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "line"),
+    [
+        (
+            PlainGAN,
+            ["trainer.gradient_clip_val=1"],
+            "trainer.gradient_clip_val=1 is for automatic optimization, and Pl",
+        ),
+        (PlainGAN, ["trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches=2 is for automatic optimiz"),
+        (pl.LightningModule, [], "LightningModule has no training_step, which a training needs"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(model: type, overrides: list, line: str) -> None:
+    with pytest.raises(ValueError) as error:
+        run(model, *overrides, folder="refused")
+    assert str(error.value).startswith(line)
+    assert [*Path("refused").iterdir()] == []
 
 
 def test_several_optimizers_with_automatic_optimization_are_refused() -> None:

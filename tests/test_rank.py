@@ -69,6 +69,15 @@ def test_rank_of_the_trainer_without_variables_is_refused() -> None:
     check_group(rank=0, size=4)
 
 
+def test_directory_of_the_other_ranks_is_checked_by_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that ends before it has connected would leave rank zero waiting."""
+    (evil := tmp_path / "${oc.env:SECRET}").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(evil))
+    check_group(rank=0, size=1)
+    with pytest.raises(ValueError, match="SECRET} cannot be used: Hydra would evaluate the name of the directory"):
+        check_group(rank=0, size=2)
+
+
 def test_waiting_rank_prints_what_it_waits_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

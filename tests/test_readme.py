@@ -54,6 +54,8 @@ def limited_command(command: str) -> list[str]:
     limits = [word for word in LIMITS if "debug=fast" not in words] if trains else []
     if "resume=last" in words:
         limits[0] = "trainer.max_epochs=2"
+    if "experiment=mnist_forward_forward" in words:  # each layer makes 1,000 steps on 50,000 images
+        limits += ["data.batch_size=500", "model.steps_per_batch=1"]
     if "trainer=ddp" in words:
         limits.append("trainer.accelerator=cpu")
     if {"sweep=mnist_lr", "hydra/sweeper=optuna"} & set(words):

@@ -25,14 +25,15 @@ import evaluate
 import train
 from callbacks.per_class_accuracy import PerClassAccuracy
 from callbacks.signal_handler import Interrupted
-from cli.build import load_run
+from cli.build import load_run, model_class
 from cli.compose import compose
 from cli.exit_codes import exit_with_error
 from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import load_checkpoint
+from runs.monitor import possible_metrics
 from tests.conftest import DATA_ROOT, PROJECT
-from tests.kill_and_resume import differences, final_state, kill_and_resume
+from tests.kill_and_resume import PROCEDURES, differences, final_state, kill_and_resume
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_resume_refuses_wrong_runs_and_leaves_them_unchanged(tiny_images: None) 
     Path("nothing.ckpt").touch()
     Path("hostile.ckpt").write_bytes(pickle.dumps(os.system))
     for overrides, message in [
-        (["resume=done"], "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
+        (["resume=done"], "has finished its 1 epoch; trainer.max_epochs=6 would add five"),
         (
             ["resume=done", "model=lenet", "trainer.max_epochs=2"],
             "made with model=dropout_cnn and cannot resume with model=lenet",
@@ -205,7 +206,12 @@ def test_checkpoints_of_all_models_load_with_weights_only(model: str, tiny_image
     if model == "distilled_cnn":
         run("teacher", "model=cnn", "data=mnist", *small, *limits)
         small.append("model.teacher=teacher")
-    run("run", f"model={model}", f"data={data}", *small, *limits)
+    result = run("run", f"model={model}", f"data={data}", *small, *limits)
+    measured = {name for name in result["metrics"] if name.count("/") == 1 and not name.endswith(("/rmse", "/r2"))}
+    cls = model_class(compose(f"model={model}"))
+    stages = {name.partition("/")[0] for name in measured}  # some data has no validation examples
+    possible = possible_metrics([cls.__new__(cls)]) or set()  # what its attribute measures says
+    assert measured == {name for name in possible if name.partition("/")[0] in stages}
     for name in ("last",) if model in ("gan", "dcgan") else ("last", "best"):  # no loss falls as a GAN gets better
         assert torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["config"]["choices"]["model"] == model
 
@@ -390,6 +396,24 @@ def test_nonfinite_loss_stops_before_the_update(shell, tmp_path: Path) -> None:
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
+@pytest.mark.parametrize("validation", [0, 1])
+def test_last_step_that_ruins_the_weights_is_reported_and_not_saved(validation: int) -> None:
+    """No step comes after it, whose loss would tell."""
+    line = ("model=line", "data=doubles", f"data.val_size={validation}", "optimizer=sgd", "optimizer.lr=3e38")
+    short = ("scheduler=none", "trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    with pytest.raises(FloatingPointError, match=r"^the training weight net\.\S+ is -?inf after step 1; try a smaller"):
+        run("run", *line, *short, "logger=none")
+    assert json.loads(Path("run/result.json").read_text())["status"] == "diverged"
+    assert not Path("run/checkpoints/last.ckpt").exists()
+
+
+def test_run_whose_last_step_ruins_the_test_is_not_called_finished() -> None:
+    large = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=1", "trainer.limit_train_batches=1")
+    short = ("scheduler=none", "trainer.max_epochs=1", "trainer.accelerator=cpu", "callbacks.pictures=null")
+    result = run("run", *large, *short, "optimizer=sgd", "optimizer.lr=3e38", "threads=1", "logger=none")
+    assert (result["status"], result["metrics"]["test/loss"]) == ("diverged", float("inf"))
+
+
 def test_allowed_divergence_trains_to_the_end() -> None:
     result = run("run", "experiment=line_diverging", "trainer.max_epochs=100", "logger=none")
     assert (result["status"], result["epochs"]) == ("diverged", 100)
@@ -468,6 +492,17 @@ def test_resume_after_twenty_random_kills_is_exact(
     lines = kill_and_resume(20, seed=1, folder=tmp_path)
     assert len(lines) == 20
     assert sum(bool(re.search(r"resumed from step \d", line)) for line in lines) >= 15
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [name for name in PROCEDURES if name not in ("mnist_vae", "mnist_gan")])
+def test_resume_after_kills_is_exact_with_every_procedure(
+    experiment: str, real_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/test_generative.py kills the other two."""
+    monkeypatch.setenv("DATA_ROOT", str(real_root))
+    assert len(kill_and_resume(2, seed=2, folder=tmp_path, experiment=experiment)) == 2
 
 
 def test_metrics_csv_has_each_epoch_once_after_resume(tiny_images: None) -> None:
@@ -802,7 +837,7 @@ def test_max_steps_in_the_first_epoch_leaves_a_usable_run(tiny_images: None) -> 
     [
         (("trainer.max_steps=4",), (), "nothing left to train after step 4; trainer.max_steps=-1 would continue it"),
         (("trainer.max_steps=10",), (), "after step 10; trainer.max_steps=-1 would continue it"),
-        ((), ("trainer.max_steps=25",), "has finished its 1 epochs; trainer.max_epochs=6 would add five"),
+        ((), ("trainer.max_steps=25",), "has finished its 1 epoch; trainer.max_epochs=6 would add five"),
         ((), ("trainer.max_epochs=3", "trainer.max_steps=5"), "after step 10; trainer.max_steps=-1 would continue it"),
         ((), ("trainer.max_steps=5",), "after step 10; trainer.max_epochs=6 trainer.max_steps=-1 would continue it"),
     ],

@@ -7,16 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import filelock
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from cli import run_dir
 from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
+from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run
 from runs.files import is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
 from runs.result import read_result, write_result
 from sweeps.jobs import check_sweep_dir
@@ -153,6 +156,41 @@ def test_resume_writes_into_its_own_or_a_new_directory_only(shell: Shell, tmp_pa
     assert tree(tmp_path / "s") == before
 
 
+@pytest.mark.parametrize("given", ["r", "r/checkpoints/last.ckpt", "r/checkpoints/mine.ckpt"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "mine",
+        None,
+        {"seed": 2},
+        {"model": {"_target_": "lit_models.Other"}},
+        {"optimizer": {"lr": 0.5}},
+        {"data": {"_target_": "datamodules.MNIST"}},
+        {"scheduler": None, "seed": None},
+    ],
+)
+def test_resume_overwrites_no_directory_of_anything_else(
+    config: dict[str, object] | str | None, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint was copied into a directory that is called checkpoints."""
+    own = {"model": {"_target_": "lit_models.Classifier", "weights": "DEFAULT"}, "optimizer": {"lr": 0.1}, "seed": 1}
+    own |= {"data": {"_target_": "datamodules.Blobs", "path": "a"}, "scheduler": None, "trainer": {"max_epochs": 1}}
+    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": own})
+    (folder := tmp_path / "r/checkpoints").mkdir(parents=True)
+    for name in ("last.ckpt", "mine.ckpt"):
+        zipfile.ZipFile(folder / name, "w").close()
+    if config is not None or given == "r":
+        text = config if isinstance(config, str) or config is None else yaml.safe_dump(own | config)
+        (tmp_path / "r/config.yaml").write_text(text or "")
+    with pytest.raises(ValueError, match=r"checkpoints in it, which this run would overwrite: hydra.run.dir=… names"):
+        run_dir.check_unused(tmp_path / "r", given)
+    # A resumed run may have other limits, and data elsewhere. Weights in a file are read by a new run only.
+    changed = {"trainer": {"max_epochs": 2}, "data": {"_target_": "datamodules.Blobs", "path": "b"}}
+    changed["model"] = {"_target_": "lit_models.Classifier", "weights": None}
+    (tmp_path / "r/config.yaml").write_text(yaml.safe_dump(own | changed))
+    run_dir.check_unused(tmp_path / "r", given)
+
+
 @pytest.mark.slow
 def test_run_without_a_checkpoint_may_start_again_in_its_directory(shell: Shell, tmp_path: Path) -> None:
     command = (*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
@@ -204,6 +242,9 @@ RESULT = '{"overrides": [], "metrics": {}, "status": "%s", "epochs": %d}'
         ({"result.json": '{"acc": 0.9}'}, False),
         ({"metrics.csv": "epoch,step,train/loss,seconds\n1,20,0.5,0.1\n"}, False),
         ({"checkpoints/last.ckpt": ""}, False),
+        ({"pictures/loss.png": ""}, False),
+        ({"evaluations/test_last.json": ""}, False),
+        ({"predictions/predictions.csv": ""}, False),
         ({"config.yaml": "choices: [tea]\n", "metrics.csv": "mine\n"}, False),
         ({"config.yaml": "choices: {overrides: []}\n"}, False),
         ({"config.yaml": "[" * 100_000}, False),
@@ -407,6 +448,34 @@ def test_logging_at_exit_does_not_recreate_a_removed_log(tmp_path: Path, monkeyp
     finally:
         logging.getLogger().removeHandler(handler)
     assert list(folder.iterdir()) == []
+
+
+def test_last_is_the_same_run_for_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """outputs/last moves when another training starts: one run would be evaluated, and another get the result."""
+    monkeypatch.setenv(LAST_RUN, "")
+    del os.environ[LAST_RUN]
+    for name in ("a", "b"):
+        make_paths(tmp_path, f"{name}/config.yaml", f"{name}/checkpoints/")
+        zipfile.ZipFile(tmp_path / name / "checkpoints/last.ckpt", "w").close()
+    keep_last_run()  # in a directory without runs
+    with pytest.raises(FileNotFoundError, match="there is no run yet in outputs/"):
+        find_checkpoint("last")
+    del os.environ[LAST_RUN]
+    update_symlink(Path("outputs/last"), tmp_path / "a")
+    for name in ("a", "b"):
+        update_symlink(Path("outputs/last"), tmp_path / name)
+        keep_last_run()
+        for run in ("last", "outputs/last", "./outputs/last/checkpoints/last.ckpt"):
+            assert find_checkpoint(run)[0] == tmp_path / "a"
+    del os.environ[LAST_RUN]
+    assert find_checkpoint("last")[0] == tmp_path / "b"
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_resumes_the_run_that_was_last_at_its_start(shell: Shell) -> None:
+    assert shell(*BLOBS, "trainer.max_epochs=1").returncode == 0
+    answer = shell("-m", "resume=last", "trainer.max_epochs=3,2")  # the second would find the three epochs of the first
+    assert answer.returncode == 0, answer.stderr
 
 
 # --- locks -------------------------------------------------------------------------------------------------------

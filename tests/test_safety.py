@@ -2,10 +2,13 @@
 
 import contextlib
 import copy
+import dataclasses
+import hashlib
 import itertools
 import json
 import logging
 import os
+import pkgutil
 import re
 import shutil
 import sqlite3
@@ -20,28 +23,33 @@ from typing import Any
 import optuna
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import train
-from cli.build import load_run, stored_config
-from cli.compose import compose
+from cli.build import build, load_run, stored_config
+from cli.compose import compose, data_root
 from cli.errors import format_error
-from cli.main import PrintableFormatter
+from cli.main import PrintableFormatter, _refuse_hydra_settings
 from cli.resume import compose_group, merge_resume_config
 from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
+from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
 from runs.format import format_metrics, printable, text_columns
+from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import check_safe
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
+from sweeps.summary import Summary
+from tests.conftest import PROJECT
 
 SECRET = "s3cr3t-of-this-machine"
 TINY = (
@@ -233,6 +241,44 @@ def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], va
     assert_harmless(untrusted, before)
 
 
+@pytest.mark.parametrize(
+    ("key_path", "value", "message"),
+    [
+        (("pytorch-lightning_version",), "0.0.1", "pytorch-lightning_version='0.0.1' is no version since 2.0"),
+        (("pytorch-lightning_version",), 5, "pytorch-lightning_version=5 is no version since 2.0"),
+        (("callbacks",), 5, "its callbacks are not what Lightning writes"),
+        (("callbacks", "MetricsHistory"), 5, "its callbacks are not what Lightning writes"),
+        (("loops",), None, "its loops are not what Lightning writes"),
+        (("optimizer_states",), [5], "its optimizer_states are not what Lightning writes"),
+        (("lr_schedulers",), 5, "its lr_schedulers are not what Lightning writes"),
+        (("loops", "fit_loop"), {}, "it does not hold the number of epochs and steps"),
+        (("loops", "fit_loop", "epoch_progress"), {"current": 5}, "it does not hold the number of epochs and steps"),
+        (("global_step",), "x", "it does not hold the number of epochs and steps"),
+    ],
+)
+def test_damaged_state_of_a_training_is_refused(
+    key_path: tuple[str, ...], value: Any, message: str, untrusted: Path
+) -> None:
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), *key_path, value=value)
+    with pytest.raises(ValueError, match=f"last.ckpt cannot be resumed: {message}"):
+        resume_config("trainer.max_epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("key_path", "key"), [(("model",), b"x"), (("model",), 5), ((), b"x"), (("trainer",), (1, 2)), (("expect",), None)]
+)
+def test_key_of_a_stored_config_that_is_no_word_is_refused(
+    key_path: tuple[str, ...], key: Any, untrusted: Path
+) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    edit_checkpoint(file, "config", "expect", value={3: {"val/acc": 0.9}})
+    check_safe(torch.load(file, weights_only=True)["config"], "it")
+    edit_checkpoint(file, "config", *key_path, key, value=1)
+    place = ".".join(("config", *key_path))
+    with pytest.raises(ValueError, match=re.escape(f"{place} has the key {key!r}, which is no word")):
+        load_run("outputs/untrusted", "last")
+
+
 @pytest.mark.slow
 def test_huge_stored_thread_count_gives_one_line(untrusted: Path, shell) -> None:
     edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "threads", value=100_000_000)
@@ -255,6 +301,57 @@ def test_path_in_a_stored_callback_override_is_dropped(untrusted: Path) -> None:
     callbacks = merge_resume_config(new_cfg, file).callbacks
     assert (callbacks.early_stopping.monitor, callbacks.early_stopping.patience) == (None, 7)
     assert not callbacks.get("x")
+
+
+def resume_config(*typed: str) -> Any:
+    """Return the config of the untrusted run that is resumed with these overrides."""
+    cfg = compose("resume=outputs/untrusted", *typed)
+    cfg.choices.overrides = [*typed]
+    return merge_resume_config(cfg, Path("outputs/untrusted/checkpoints/last.ckpt"))
+
+
+@pytest.mark.parametrize("run", ["private", "val/private", 7, True, "max", None, "last"])
+@pytest.mark.parametrize("name", ["run", "classifier.run"])
+def test_stored_run_of_a_callback_is_not_opened(name: str, run: Any, untrusted: Path) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    judge = {"run": run} if name == "run" else {"classifier": {"run": run}}
+    edit_checkpoint(file, "config", "callbacks", "judge", value=judge)
+    edit_checkpoint(file, "config", "choices", "callbacks", value="judge")
+    edit_checkpoint(file, "config", "choices", "overrides", value=[f"callbacks.judge.{name}={run}"])
+    with pytest.raises(ValueError, match=r"callbacks.judge.run=\S+ is not taken from a checkpoint") as caught:
+        resume_config("trainer.max_epochs=2")
+    says = "callbacks=judge callbacks.judge.run=… chooses it again, and callbacks=default resumes without it"
+    assert str(caught.value).endswith(says)
+    assert "judge" not in resume_config("trainer.max_epochs=2", "callbacks=default").callbacks
+    typed = ("trainer.max_epochs=2", "callbacks=judge", "callbacks.judge.run=mine")
+    edit_checkpoint(file, "config", "choices", "overrides", value=[*typed[1:], f"callbacks.judge.{name}={run}"])
+    judge = resume_config(*typed).callbacks.judge
+    assert (judge.run, judge.classifier.run) == ("mine", "mine")
+
+
+@pytest.mark.parametrize("overrides", [[], ["compile=true"]])
+def test_stored_compile_starts_no_compiler(overrides: list[str], untrusted: Path, caplog) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    edit_checkpoint(file, "config", "compile", value=True)
+    edit_checkpoint(file, "config", "choices", "overrides", value=overrides)
+    caplog.set_level(logging.INFO)
+    assert resume_config("trainer.max_epochs=2", "compile=true").compile is True
+    assert not caplog.messages
+    assert resume_config("trainer.max_epochs=2").compile is False
+    assert [message.partition(",")[0] for message in caplog.messages] == ["compile=true is not taken from a checkpoint"]
+
+
+def test_typed_data_root_is_used_though_it_is_the_stored_one(untrusted: Path, monkeypatch) -> None:
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    data: Any = OmegaConf.to_container(compose("data.root=shared").data, resolve=True)
+    edit_checkpoint(file, "config", "data", value=data)
+    edit_checkpoint(file, "config", "choices", "data", value="mnist")
+    edit_checkpoint(file, "config", "choices", "overrides", value=["data.root=shared"])
+    typed = ("trainer.max_epochs=2", "data=mnist", "data.root=shared")
+    for whole in (True, False):
+        monkeypatch.setattr(sources, "has_data", lambda name, root, whole=whole: whole)
+        data = resume_config(*typed).data
+        assert data.root == "shared" and "only_read" not in data
 
 
 def test_queued_trial_outside_of_the_ranges_fails(tmp_path: Path) -> None:
@@ -329,6 +426,27 @@ def test_stored_weights_are_cleared_at_any_depth(untrusted: Path) -> None:
     stored["config"]["model"] |= {"weights": "a.pt", "net": {"weights": "b.pt", "layer": {"weights": "c.pt"}}}
     model = stored_config(stored).model
     assert (model.weights, model.net.weights, model.net.layer.weights) == (None, None, None)
+
+
+@pytest.mark.parametrize(("content", "used"), [("whole", "shared"), ("planted", "mine")])
+def test_stored_data_root_is_only_read_and_only_if_it_is_whole(
+    content: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender of a run chooses its data root. Nothing is downloaded, written or removed there."""
+    Path("shared").mkdir()
+    published = {"a": torch.arange(20, dtype=torch.uint8)}
+    md5 = {"a": hashlib.md5(published["a"].numpy().data).hexdigest()}
+    monkeypatch.setitem(sources.DATASETS, "mnist", dataclasses.replace(sources.DATASETS["mnist"], md5=md5))
+    torch.save(published if content == "whole" else {"a": torch.zeros(4, dtype=torch.uint8)}, "shared/mnist.pt")
+    monkeypatch.setattr(sources, "load", lambda name, root, only_read: (root, only_read))
+    monkeypatch.setenv("DATA_ROOT", "mine")
+    config: Any = OmegaConf.to_container(compose("model=mlp", "data.root=shared"), resolve=True)
+    for _ in range(2):
+        datamodule, _ = build(cfg := stored_config({"config": config}))
+        assert datamodule.load() == (used, used == "shared")
+        assert "only_read" not in cfg.data
+        config["data"]["only_read"] = used != "shared"  # as the sender would like it
+    assert os.listdir("shared") == ["mnist.pt"] and not Path("mine").exists()
 
 
 def test_whole_target_is_checked(untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,6 +527,39 @@ def test_command_of_a_result_is_rebuilt_from_quoted_overrides(tmp_path: Path) ->
     assert read_result(tmp_path)["command"] == "python train.py 'name=x; touch pwned'"
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+callbacks.x._target_=os.mkdir", "++model.net._target_=torch.nn.functional.torch.load", "logger._target_=os.x",
+        "+callbacks.x={_target_:os.mkdir,path:x}", "+callbacks.x={ '_target_' : os.mkdir}", "model._args_=[x]",
+        "+model.net={_recursive_:false}", "+model._convert_.x=1", "~model._target_", "name=${oc.env:SECRET}",
+        "callbacks=../../gift/evil", "callbacks=[default,/gift/evil]", "callbacks=/gift/evil", "callbacks='/evil'",
+        "+callbacks@model=default", "callbacks.pictures[_target_]=os.mkdir", "data/base=x", "--config-dir=gift", "-m",
+        "hydra.run.dir=/home", "hydra/launcher=joblib", "+hydra.callbacks.x._target_=os.mkdir", "resume=mine", "seed",
+        "sweep_resume=mine", "+seed", "logger=~/x", "experiment=file://gift/x",
+    ],
+)  # fmt: skip
+def test_command_that_would_run_something_is_not_shown(override: str, tmp_path: Path) -> None:
+    """Users paste the command of the best job, whose overrides are those of its result.json."""
+    best = {"overrides": ["seed=1", override], "metrics": {"val/acc": 0.9}, "status": "finished"}
+    write_result(tmp_path / "0-0123abcd", best)
+    write_result(tmp_path / "1-0123abcd", best | {"overrides": ["seed=2"], "metrics": {"val/acc": 0.8}})
+    summary = Summary(tmp_path)
+    summary.write()
+    assert re.search(r"best: its command is not shown: ['\"]", str(summary))
+    assert "python train.py" not in str(summary) + (tmp_path / "summary.md").read_text()
+
+
+def test_command_of_usual_overrides_is_shown(tmp_path: Path) -> None:
+    overrides = [
+        "experiment=mnist_99", "~callbacks.pictures", "++trainer.max_epochs=3", "callbacks.early_stopping=null",
+        "+metrics.auroc._target_=torchmetrics.classification.MulticlassAUROC", "optimizer.betas=[0.9,0.99]",
+        "model.net._target_=lit_models.nets.MLP", "monitor=val/acc", "data.path=/home/me/../it's/x y.csv", "name=a/b",
+    ]  # fmt: skip
+    write_result(tmp_path / "0-0123abcd", {"overrides": overrides, "metrics": {"val/acc": 1}, "status": "finished"})
+    assert f"best: {train_command(overrides)}\n" in f"{Summary(tmp_path)}\n"
+
+
 @pytest.mark.slow
 def test_printed_text_has_no_control_characters(shell, untrusted: Path) -> None:
     edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "seed", value="\x1b[2J")
@@ -456,9 +607,22 @@ def test_link_out_of_a_run_is_refused(name: str, untrusted: Path) -> None:
 
 
 def test_link_within_a_run_is_followed(untrusted: Path) -> None:
-    Path("outputs/untrusted/checkpoints").rename("outputs/untrusted/old")
-    Path("outputs/untrusted/checkpoints").symlink_to("old")
+    Path("outputs/untrusted/checkpoints/last.ckpt").rename("outputs/untrusted/old.ckpt")
+    Path("outputs/untrusted/checkpoints/last.ckpt").symlink_to("../old.ckpt")
     assert find_checkpoint("outputs/untrusted")[1].is_file()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "evaluations", "train.log", ".lock"])
+def test_what_is_written_into_is_no_link_into_a_run_within_the_run(name: str, untrusted: Path) -> None:
+    """Two trainings, each with its own lock, would write the checkpoints of one."""
+    inner = Path(shutil.copytree("outputs/untrusted", "outputs/untrusted/inner"))
+    (inner / name).mkdir(exist_ok=True) if "." not in name else (inner / name).touch()
+    shutil.rmtree(link := Path("outputs/untrusted", name), ignore_errors=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"inner/{name}")
+    with pytest.raises(ValueError, match=f"untrusted/{name} is refused: it is a link, and commands write into it"):
+        find_checkpoint("outputs/untrusted")
+    assert find_checkpoint("outputs/untrusted/inner")[1].is_file()
 
 
 @pytest.mark.parametrize(
@@ -539,6 +703,73 @@ def test_log_that_is_a_fifo_is_refused(untrusted: Path) -> None:
         find_checkpoint("outputs/untrusted")
 
 
+@pytest.mark.parametrize("made_by", ["multirun.yaml", "study.db"])
+@pytest.mark.parametrize("name", ["outputs", "1-0123abcd/train.log", "notes/link"])
+def test_link_out_of_a_sweep_is_refused(made_by: str, name: str, tmp_path: Path) -> None:
+    """In a sweep that is the working directory, event files go to outputs/."""
+    (link := tmp_path / "gift" / name).parent.mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    if made_by == "study.db":
+        open_study(tmp_path / "gift")
+    else:
+        (tmp_path / "gift/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    (tmp_path / "gift/outputs").mkdir(exist_ok=True)
+    (tmp_path / "gift/outputs/last_sweep").symlink_to("..")
+    os.chdir("gift")
+    for use in (lambda: new_or_resumed_sweep_dir(".", "unused"), lambda: check_sweep_dir(Path())):
+        use()
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.symlink_to(tmp_path / "home")
+    for use in (lambda: new_or_resumed_sweep_dir(".", "unused"), lambda: check_sweep_dir(Path())):
+        with pytest.raises(ValueError, match=f"{name} is refused: it is a link to {tmp_path}/home, outside of "):
+            use()
+
+
+def test_log_with_another_name_is_replaced_by_a_copy(tmp_path: Path) -> None:
+    """A tar file may hold hard links: the log of a run would be a file that a shell reads when it starts."""
+    (home := tmp_path / ".bashrc").write_text("mine\n")
+    home.chmod(0o600)
+    (log := tmp_path / "evaluate.log").hardlink_to(home)
+    settings = yaml.safe_load((PROJECT / "conf/hydra/job_logging/run.yaml").read_text())["handlers"]["file"]
+    handler: Any = pkgutil.resolve_name(settings["class"])(log, delay=True)
+    handler.emit(logging.makeLogRecord({"msg": "ours"}))
+    handler.close()
+    assert (home.read_text(), log.read_text()) == ("mine\n", "mine\nours\n")
+    assert log.stat().st_mode == home.stat().st_mode
+    assert relative_paths(tmp_path) == {".bashrc", "evaluate.log"}
+
+
+def test_projector_writes_into_no_file_with_another_name(untrusted: Path) -> None:
+    names = ["projector_config.pbtxt", "00001/points/metadata.tsv", "00001/points/tensors.tsv"]
+    Path("outputs/untrusted/dashboard.txt").write_text("outputs/untrusted/events\n")
+    for name in names:
+        (path := Path("outputs/untrusted/events", name)).parent.mkdir(parents=True, exist_ok=True)
+        (mine := untrusted.parent / path.name).write_text("mine\n")
+        path.hardlink_to(mine)
+    logger = TensorBoard("outputs/untrusted", title="a/b")
+    logger.log_embedding("points", torch.zeros(3, 2), ["a", "b", "c"], None, 1)
+    logger.finalize("success")
+    for name in names:
+        assert Path("outputs/untrusted/events", name).stat().st_nlink == 1
+        assert (untrusted.parent / Path(name).name).read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.db-journal"])
+def test_study_with_another_name_is_refused(name: str, tmp_path: Path) -> None:
+    """SQLite writes into these files, and the other one may be the study of another sweep."""
+    (tmp_path / "gift").mkdir()
+    open_study(mine := tmp_path)
+    if name != "study.db":
+        (mine / name).touch()
+    (tmp_path / "gift" / name).hardlink_to(mine / name)
+    for refuse in (open_study, check_sweep_dir):
+        with pytest.raises(ValueError, match=f"gift/{name} is refused: it is a hard link to a file that has other nam"):
+            refuse(tmp_path / "gift")
+    shutil.copytree(tmp_path / "gift", tmp_path / "copy")
+    check_sweep_dir(tmp_path / "copy")
+
+
 def test_job_directory_that_is_a_link_out_of_the_sweep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "sweep").mkdir()
@@ -574,6 +805,24 @@ def test_worker_name_of_a_trial_is_not_used_as_a_path(name: Any, tmp_path: Path)
     sweeper.space, sweeper.at_once = space, 1
     assert [trial.number for trial in sweeper._next_trials(study, tmp_path / "sweep", "me")] == [0]
     assert home.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("given", ["./???", "link", "???"])
+def test_directory_named_like_a_missing_value_keeps_its_name(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("???").mkdir()
+    Path("link").symlink_to("???")
+    monkeypatch.setenv("DATA_ROOT", "???")
+    cfg = OmegaConf.create({"sweep": new_or_resumed_sweep_dir(given, "unused"), "root": data_root()})
+    assert (cfg.sweep, cfg.root) == ("./???", "./???")
+
+
+@pytest.mark.parametrize("override", ["hydra.run.dir=???", "++hydra.sweep.dir='???'", 'hydra.run.dir="???"'])
+def test_missing_directory_of_a_run_is_refused(override: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Hydra would use a directory named None."""
+    monkeypatch.setattr(sys, "argv", ["train.py", override])
+    with pytest.raises(SystemExit):
+        _refuse_hydra_settings()
+    assert capsys.readouterr().err == f"error: {override} is refused: ??? is no value, and ./??? a directory\n"
 
 
 # --- the study of a sweep from elsewhere --------------------------------------------------------------------------
@@ -777,6 +1026,20 @@ def test_package_in_a_sweep_is_not_imported(package: str, launcher: str, shell, 
     if package == "submitit":
         (folder,) = (tmp_path / "gift/.submitit").iterdir()
         assert re.fullmatch(r"[0-9a-f]{16}", folder.name)
+
+
+def test_imports_read_nothing_in_the_working_directory(tmp_path: Path) -> None:
+    """It may be a run from anyone. Matplotlib reads its settings there, and torch finds a libcuda.so.1."""
+    (tmp_path / "gift").mkdir()
+    (tmp_path / "gift/matplotlibrc").write_text("text.usetex: True\n")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/torch.py").write_text("import os\nfolder = os.getcwd()\n")
+    code = """import cli.main, torch, matplotlib, os
+print(torch.folder, os.getcwd(), matplotlib.rcParams["text.usetex"])"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "path"), str(PROJECT)])}
+    command = [sys.executable, "-P", "-c", code]
+    answer = subprocess.run(command, cwd=tmp_path / "gift", env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [str(PROJECT / "conf"), str(tmp_path / "gift"), "False"]
 
 
 def test_atomic_write_does_not_follow_an_existing_link(tmp_path: Path) -> None:

@@ -106,7 +106,9 @@ def logits_of(run: Path, images: torch.Tensor) -> torch.Tensor:
         return trained_net(run, nets.CNN((1, 28, 28), 10))((images / 255 - 0.1307) / 0.3081)
 
 
-@pytest.mark.parametrize("content", ['{"mine": 1}', "[1]", "mine", ""])
+@pytest.mark.parametrize(
+    "content", ['{"mine": 1}', '{"checkpoint": 1, "split": 1, "metrics": 1, "mine": 1}', "[1]", "mine", ""]
+)
 def test_evaluation_beside_a_checkpoint_does_not_overwrite_other_files(content: str, trained: Path) -> None:
     shutil.copy(trained / "blobs/checkpoints/last.ckpt", "model.ckpt")
     Path("evaluations").mkdir()
@@ -118,13 +120,16 @@ def test_evaluation_beside_a_checkpoint_does_not_overwrite_other_files(content: 
     assert evaluate_run("model.ckpt") == evaluate_run("model.ckpt") == json.loads(file.read_text())
 
 
+@pytest.mark.parametrize(
+    "header", ["id,width", "id,prediction", "input,label,probability", "input,prediction,truth,id"]
+)
 @pytest.mark.parametrize("there", ["predictions.csv", "predictions.png"])
-def test_predictions_do_not_overwrite_other_files(there: str, image_run: Path) -> None:
+def test_predictions_do_not_overwrite_other_files(there: str, header: str, image_run: Path) -> None:
     Path("answers").mkdir()
-    Path("answers", there).write_text("id,width\n1,2\n")
+    Path("answers", there).write_text(f"{header}\n1,2\n")
     with pytest.raises(ValueError, match=f"would overwrite .*{there}, which this command did not write"):
         predict_rows(image_run, split="test")
-    assert Path("answers", there).read_text() == "id,width\n1,2\n"
+    assert Path("answers", there).read_text() == f"{header}\n1,2\n"
     Path("answers", there).unlink()
     assert predict_rows(image_run, split="test") == predict_rows(image_run, split="test")
 
@@ -393,6 +398,28 @@ def test_export_does_not_overwrite_its_checkpoint(output: str, trained: Path) ->
     assert export_run(Path("model.pt"), "other.pt") == export_run(Path("model.pt"), "other.pt")
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".pt"])
+def test_export_replaces_earlier_exports_only(suffix: str, trained: Path) -> None:
+    file = Path(f"thesis{suffix}")
+    weights = {"weight": torch.zeros(3)}
+    others = {".safetensors": safetensors.torch.save(weights), ".onnx": onnx.ModelProto().SerializeToString()}
+    torch.save(weights, file)
+    for content in (b"mine\n", b"", others.get(suffix, file.read_bytes())):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"would overwrite {file}, which this command did not write: move it"):
+            export_run(trained / "blobs", str(file))
+        assert file.read_bytes() == content
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=f"would overwrite {file}, which this command did not write: move it"):
+        export_run(trained / "blobs", str(file))
+    file.rmdir()
+    export_run(trained / "blobs", str(file))
+    export_run(trained / "line", str(file))  # in place of the export of another run
+    names = [path.name for path in Path().iterdir()]
+    assert names == [file.name]
+
+
 def test_onnx_export_names_all_missing_packages(trained: Path, monkeypatch) -> None:
     for name in ("onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -403,12 +430,12 @@ def test_onnx_export_names_all_missing_packages(trained: Path, monkeypatch) -> N
 
 def test_failed_export_keeps_the_old_file(trained: Path, monkeypatch) -> None:
     """A net with random outputs differs from its exported graph, so the final check fails."""
-    Path("model.onnx").write_text("of last week")
+    Path("model.onnx").write_bytes(earlier := b"of last week" + export.MARK.encode())
     forward = nets.MLP.forward
     monkeypatch.setattr(nets.MLP, "forward", lambda self, x: forward(self, x) + torch.rand(1))
     with pytest.raises(AssertionError, match="not close"):
         export_run(trained / "blobs", "model.onnx")
-    assert Path("model.onnx").read_text() == "of last week"
+    assert Path("model.onnx").read_bytes() == earlier
     assert [path.name for path in Path().iterdir()] == ["model.onnx"]
 
 
@@ -417,14 +444,14 @@ def test_failed_export_keeps_the_old_file(trained: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".pt"])
 def test_export_to_a_full_disk_gives_one_line(suffix: str, trained: Path) -> None:
     """A limit of one kilobyte per file stands for a full disk."""
-    Path(f"model{suffix}").write_text("of last week", encoding="utf-8")
+    Path(f"model{suffix}").write_text(earlier := f"of last week {export.MARK}", encoding="utf-8")
     command = [sys.executable, PROJECT / "export.py", f"run={trained / 'image_run'}", f"output=model{suffix}"]
     limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "export", *map(str, command)]
     answer = subprocess.run(limited, capture_output=True, text=True)
     assert answer.returncode == 1
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ") and "File too large" in line
-    assert Path(f"model{suffix}").read_text(encoding="utf-8") == "of last week"
+    assert Path(f"model{suffix}").read_text(encoding="utf-8") == earlier
     assert [path.name for path in Path().iterdir()] == [f"model{suffix}"]
 
 
@@ -438,6 +465,7 @@ def test_evaluate_command_from_another_directory(trained: Path, tmp_path: Path, 
     assert (answer.returncode, answer.stderr) == (0, "")
     metrics = json.loads((run / "evaluations/train_last.json").read_text())["metrics"]
     assert f"{100 * metrics['train/acc']:.2f} %" in answer.stdout
+    assert answer.stdout.startswith("train of elsewhere/run/checkpoints/last.ckpt\n")
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
@@ -463,7 +491,7 @@ def test_export_command(trained: Path, shell) -> None:
     ("script", "example", "wrong", "message"),
     [
         ("evaluate.py", "checkpoint=best split=val", "run=nowhere", "nowhere is neither a run directory nor"),
-        ("predict.py", "run=last images='digits/*.png'", "run=. imges=a.png", "did you mean images?"),
+        ("predict.py", "run=last images='drawn/*.png'", "run=. imges=a.png", "did you mean images?"),
         ("export.py", "run=last output=model.safetensors", "run=. output=model.txt", "must end in one of .onnx"),
     ],
 )

@@ -23,6 +23,7 @@ from datamodules import Sines
 from lit_models import Forecaster, nets
 from tests.conftest import read_predictions
 from tests.kill_and_resume import differences, final_state
+from tests.test_resume import Killed
 
 SMALL = ("data.size=8", "data.length=40", "model.net.hidden_size=6", "trainer.accelerator=cpu", "threads=1")
 SINES = ("experiment=sines_lstm", *SMALL, "logger=none", "trainer.max_epochs=3")
@@ -153,6 +154,34 @@ def test_loss_that_explodes_within_a_step_ends_the_run_before_it_is_saved() -> N
     assert not last.exists() or all(weight.isfinite().all() for weight in torch.load(last)["state_dict"].values())
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_loss_that_explodes_by_the_last_update_of_a_step_is_reported(epochs: int) -> None:
+    """With one iteration the update is not followed by an evaluation, nor the last step by another."""
+    explosion = [*SINES, *FEW, "optimizer.lr=1e200", "optimizer.max_iter=1", f"trainer.max_epochs={epochs}"]
+    with pytest.raises(FloatingPointError, match=r"the training loss is (nan|inf) after step 0"):
+        run("run", *explosion)
+    assert '"status": "diverged"' in Path("run/result.json").read_text()
+    assert not Path("run/checkpoints/last.ckpt").exists()
+
+
+def test_resume_within_an_epoch_is_exact_with_the_history_of_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = (*SINES, *FEW, "data.size=20", "data.batch_size=4", "checkpoint.every_n_steps=2", "optimizer.lr=0.1")
+    run("whole", *overrides)
+    step, calls = Forecaster.gradient_step, iter(range(7))  # of five batches in an epoch
+
+    def die(self: Any, *arguments: Any) -> torch.Tensor:
+        if next(calls, None) is None:
+            raise Killed
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Forecaster, "gradient_step", die)
+        run("parts", *overrides)
+    assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 6
+    run("parts", "resume=parts", "logger=none", "trainer.accelerator=cpu")
+    assert not differences(final_state(Path("whole")), final_state(Path("parts")))
+
+
 def test_loss_that_explodes_and_stays_finite_is_reported_as_diverged() -> None:
     result = run("run", *SINES, *FEW, "optimizer.lr=20")
     assert result["status"] == "diverged"
@@ -208,6 +237,7 @@ def test_wrong_settings_give_one_line(overrides: list[str], message: str) -> Non
         run("run", *base, *data, *overrides)
     assert message in format_error(error.value)
     assert "\n" not in format_error(error.value)
+    assert [*Path("run").iterdir()] == []
 
 
 # --- continuing series ------------------------------------------------------------------------------------------------

@@ -556,6 +556,31 @@ def test_has_data_tells_a_data_root_from_other_directories(
 def test_has_data_knows_a_cache(cached_root: Path) -> None:
     assert sources.has_data("mnist", cached_root)
     assert not sources.has_data("fashion_mnist", cached_root)
+    cached = torch.load(cached_root / "mnist.pt", weights_only=True)
+    torch.save(dict.fromkeys(cached, torch.zeros(4, dtype=torch.uint8)), cached_root / "mnist.pt")
+    assert not sources.has_data("mnist", cached_root)
+
+
+@pytest.mark.parametrize("there", ["cache", "folder", "planted cache", "nothing"])
+def test_root_that_is_only_read_is_left_as_it_is(there: str, server: Server, root: Path, no_npm) -> None:
+    """The root may be one that a checkpoint names."""
+    server.serve(MNIST_GZ)
+    write_files(root / ".lit-classics-mnist-7-abcd1234", {"kept": b"data"})
+    write_files(root / "MNIST/raw", MNIST if there == "folder" else {})
+    if "cache" in there:
+        sources.load("mnist", root / "other")
+        cached = torch.load(root / "other/mnist.pt", weights_only=True)
+        zeros = dict.fromkeys(cached, torch.zeros(4, dtype=torch.uint8))
+        torch.save(cached if there == "cache" else zeros, root / "mnist.pt")
+    server.requests.clear()
+    before = set(root.rglob("*"))
+    if there in ("cache", "folder"):
+        check_mnist(sources.load("mnist", root, only_read=True))
+    else:
+        with pytest.raises(sources.DataUnavailable, match=rf"^MNIST is not in {root} \("):
+            sources.load("mnist", root, only_read=True)
+    assert set(root.rglob("*")) == before
+    assert not server.requests
 
 
 def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> None:
@@ -566,8 +591,9 @@ def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> 
 
 def test_leftovers_of_a_killed_download_are_removed(server: Server, root: Path) -> None:
     server.serve(MNIST_GZ)
-    write_files(root / ".lit-classics-mnist-abc123/MNIST/raw", WRONG)
-    others = [".lit-classics-fashion_mnist-abc123", ".mnist-backup1"]  # another data set's, and the user's
+    write_files(root / f".lit-classics-mnist-{os.getpid()}-abcd_123/MNIST/raw", WRONG)
+    others = [".lit-classics-fashion_mnist-7-abcd1234", ".mnist-backup1"]  # another data set's, and the user's
+    others += [".lit-classics-mnist-important", ".lit-classics-mnist-mybackup", ".lit-classics-mnist-2024-important"]
     for other in others:
         write_files(root / other, {"kept": b"data"})
     check_mnist(sources.load("mnist", root))

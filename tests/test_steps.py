@@ -128,7 +128,7 @@ def test_compiled_net_trains_alike(random_images: Callable[[int, int], None]) ->
     counters.clear()
     run("compiled", *settings, "trainer.max_epochs=1", "compile=true")
     assert counters["stats"]["unique_graphs"] > 0
-    _, compiled = run("compiled", "resume=compiled", "trainer.max_epochs=2")
+    _, compiled = run("compiled", "resume=compiled", "trainer.max_epochs=2", "compile=true")
     assert plain["state_dict"].keys() == compiled["state_dict"].keys()
     for name, weight in compiled["state_dict"].items():
         torch.testing.assert_close(weight, plain["state_dict"][name], atol=1e-6, rtol=1e-4)
@@ -146,7 +146,7 @@ def test_only_float16_needs_lightning_step() -> None:
     for precision, reason in (("16-mixed", "trainer.precision=16-mixed"), ("bf16-mixed", None)):
         # A plugin, because on a CPU Lightning replaces float16 by bfloat16.
         model.trainer = pl.Trainer(accelerator="cpu", plugins=[MixedPrecision(precision, "cpu")], logger=False)
-        assert model._requires_automatic_optimization() == reason
+        assert model._requires_automatic_optimization(model.trainer) == reason
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

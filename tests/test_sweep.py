@@ -411,6 +411,15 @@ def test_sweep_summary_survives_damaged_files_and_an_ascii_terminal(shell: Shell
     assert "2 runs, in other" in answer.stdout
 
 
+@pytest.mark.slow
+def test_repeated_job_is_run_once(shell: Shell, tmp_path: Path) -> None:
+    answer = shell("-m", "model=line", "data=doubles", "seed=1,2,1", "trainer.max_epochs=2", "callbacks.pictures=null")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("epoch 2/2") == 2
+    assert answer.stdout.count(": done before") == 1
+    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 2
+
+
 def test_wrong_sweep_command_gives_one_line(shell: Shell, tmp_path: Path) -> None:
     for arguments, hint in (
         (("seed=2", "sweep_resume=last"), "sweep_resume resumes a sweep: add -m"),
@@ -515,11 +524,11 @@ def test_killed_search_resumes_to_the_same_study(shell: Shell, tmp_path: Path) -
 @pytest.mark.slow
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *SEARCH]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as one:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as one:
         next(line for line in one.stdout if line.startswith("[0] epoch"))
         two = subprocess.run([*command, "sweep_resume=last"], capture_output=True, text=True)
         printed = one.stdout.read()
-    assert (one.returncode, two.returncode) == (0, 0)
+    assert (one.returncode, two.returncode) == (0, 0), printed + two.stderr
     assert [trial[0] for trial in study_trials(tmp_path)] == list(range(9))
     assert {trial[1] for trial in study_trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
     assert "] epoch 1/" in printed and "] epoch 1/" in two.stdout

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import train
 from cli.compose import compose
-from cli.process import seed_and_set_threads
+from cli.process import limit_threads, seed_and_set_threads
 from runs import threads
 
 CPUS = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
@@ -108,3 +109,10 @@ def test_threads_of_a_training(
     assert number == expected
     assert (cpus == CPUS) == (expected == 1)
     assert sorted(os.sched_getaffinity(0)) == CPUS
+
+
+@needs_cores
+@pytest.mark.parametrize(("layers", "expected"), [([torch.nn.Linear(2, 2)], 1), ([], 2)])
+def test_net_whose_layers_are_built_later_keeps_its_threads(layers: list, expected: int, two_threads: int) -> None:
+    limit_threads(torch.nn.Sequential(*layers), SimpleNamespace(batch_size=4))
+    assert torch.get_num_threads() == expected
