@@ -15,6 +15,7 @@ Row = dict[str, Any]
 TABLES = {
     ("input", "prediction"),
     ("input", "label", "probability", "top 3"),
+    ("input", "label", "probability"),
     ("input", "squared error"),
     ("input", "latent vector"),
 }
