@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks import at_optimizer_step, find_metrics_history
 from runs import internals
+from runs.checkpoint import read_checkpoint
 from runs.files import RUN_FILES, atomic_write, remove_leftovers
 from runs.format import check_positive_int
 from runs.offers import Exact
@@ -47,10 +48,11 @@ class Checkpoints(Checkpoint):
         self.best_score: float | None = None
         self._best_by: list[str] | None = None  # the metric and mode of the score
         self._random_state: dict[str, Any] | None = None  # from a checkpoint, until training starts
+        self._trained = False  # whether there was anything left to train
         self._stop_pending = False  # training was told to stop, and stops after the running optimizer step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last_step = trainer.global_step
+        self._last_step, self._trained = trainer.global_step, True
         if self._random_state:
             set_random_state(self._random_state, trainer.strategy.root_device)
             self._random_state = None
@@ -122,6 +124,24 @@ class Checkpoints(Checkpoint):
         if history and self.best_score is None and not internals.stopped_in_epoch(trainer):
             log.info("there is no best.ckpt: %s", history.explain_no_best())
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let ``last.ckpt`` hold the weights that are tested, where they were changed after the last epoch.
+
+        Stochastic weight averaging does so. A resumed run continues with the weights of the last step.
+        """
+        if not self.last.is_file() or (self._trained and not trainer.is_global_zero):
+            return
+        checkpoint, tested = read_checkpoint(self.last), pl_module.state_dict()
+        saved = checkpoint["state_dict"]
+        if saved.keys() == tested.keys() and all(_same(saved[name], tested[name]) for name in saved):
+            return
+        if not self._trained:  # killed before its test
+            pl_module.load_state_dict(saved)
+            return
+        checkpoint |= {"state_dict": tested, "training_state_dict": saved}
+        trainer.strategy.save_checkpoint(checkpoint, self.last)
+        log.info("last.ckpt holds the weights that are tested, which were changed after the last step of the training")
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -140,9 +160,17 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._random_state = checkpoint.get("random_state")
+        if weights := checkpoint.get("training_state_dict"):
+            pl_module.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best_score, "by": self._best_by}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score, self._best_by = state["best"], state.get("by")
+
+
+def _same(saved: Any, tested: Any) -> bool:
+    if not (isinstance(saved, torch.Tensor) and isinstance(tested, torch.Tensor)):
+        return True  # not weights
+    return torch.equal(saved.nan_to_num(), tested.cpu().nan_to_num())

@@ -1,0 +1,84 @@
+"""Callbacks that average the weights: the checkpoint holds those that the test has measured."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from cli.build import load_run
+from tests.conftest import run
+
+RUN = ("model=blobs_mlp", "data=blobs", "data.val_size=60", "data.batch_size=35", "model.steps_per_batch=1")
+RUN += ("trainer.accelerator=cpu", "threads=1", "logger=none", "callbacks=default", "callbacks.pictures=null")
+RUN += ("scheduler=none", "trainer.max_epochs=3")
+AVERAGE = "+callbacks.average._target_=lightning.pytorch.callbacks"
+AVERAGING = {
+    "SWA": (
+        f"{AVERAGE}.StochasticWeightAveraging",
+        "+callbacks.average.swa_lrs=0.1",
+        "+callbacks.average.swa_epoch_start=1",
+    ),
+    "EMA": (f"{AVERAGE}.EMAWeightAveraging", "+callbacks.average.decay=0.9"),
+}
+
+
+@pytest.fixture
+def tested(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """Return a list to which each test appends the weights that it measures."""
+    weights: list[dict[str, torch.Tensor]] = []
+    test = pl.Trainer.test
+
+    def record(self: pl.Trainer, model: pl.LightningModule, **options: object) -> object:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return test(self, model, **options)
+
+    monkeypatch.setattr(pl.Trainer, "test", record)
+    return weights
+
+
+def assert_saved(weights: dict[str, torch.Tensor]) -> None:
+    saved = load_run("run", "last")[2].state_dict()
+    assert saved.keys() == weights.keys()
+    assert all(torch.equal(saved[name], weights[name]) for name in saved)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_last_ckpt_holds_the_tested_weights(name: str, tested: list) -> None:
+    run("run", *RUN, *AVERAGING[name])
+    assert_saved(tested[-1])
+    run("run", "resume=run", "trainer.max_epochs=5", *AVERAGING[name])
+    assert_saved(tested[-1])
+    assert not torch.equal(tested[0]["net.1.weight"], tested[1]["net.1.weight"])
+
+
+class Zero(pl.Callback):
+    """Changes the weights after the last step."""
+
+    measures = ()
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for weight in pl_module.parameters():
+            weight.zero_()
+
+
+def test_training_resumes_with_the_weights_of_its_last_step(tested: list) -> None:
+    run("whole", *RUN)
+    run("run", *RUN, "trainer.max_epochs=2", f"+callbacks.zero._target_={__name__}.Zero")
+    assert not any(weight.any() for weight in tested[-1].values())
+    assert_saved(tested[-1])
+    run("run", "resume=run", "trainer.max_epochs=3", "+callbacks.zero=null")
+    assert all(torch.equal(tested[0][name], tested[-1][name]) for name in tested[0])
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_run_that_was_killed_before_its_test_tests_the_saved_weights(
+    name: str, tested: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("run", *RUN, *AVERAGING[name])
+    Path("run/result.json").unlink()
+    run("run", "resume=run", *AVERAGING[name])
+    first, second = tested
+    assert all(torch.equal(first[weight], second[weight]) for weight in first)
+    assert_saved(first)
