@@ -1,7 +1,6 @@
 """Save the last and the best checkpoint of a run."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -113,11 +112,8 @@ class Checkpoints(Checkpoint):
         self.best_score = score
         trainer.save_checkpoint(self.best)
         if trainer.is_global_zero:
-            with atomic_write(self.last) as temporary:
-                try:
-                    os.link(self.best, temporary)  # the next checkpoint is a new file
-                except OSError:  # a file system without links
-                    shutil.copyfile(self.best, temporary)
+            with atomic_write(self.last) as temporary:  # no link: what writes into one must not change the other
+                shutil.copyfile(self.best, temporary)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         history = find_metrics_history(trainer)

@@ -80,6 +80,19 @@ def read_checkpoint(file: str | Path, map_location: Any = "cpu") -> Any:
     return checkpoint
 
 
+def check_undamaged(file: Path) -> None:
+    """Raise ValueError for a file of torch.save in which a part differs from its checksum. torch does not look at them.
+
+    That takes 0.9 s for each gigabyte.
+    """
+    if zipfile.is_zipfile(file):  # not so before torch 1.6
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type for part in archive.infolist()):  # might be of any length when it is read
+                raise ValueError("it is compressed")
+            if damaged := archive.testzip():
+                raise ValueError(f"its part {damaged.partition('/')[2]} has changed since it was written")
+
+
 def load_checkpoint(file: Path) -> dict[str, Any]:
     """Return a checkpoint of this project. Its ``config`` is safe to instantiate after this.
 
@@ -87,6 +100,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         ValueError: it is damaged, comes from elsewhere, or holds a config that would run something.
     """
     try:
+        check_undamaged(file)
         checkpoint = read_checkpoint(file)
     except Exception as error:  # torch raises many kinds of errors for a damaged or foreign file
         reason = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Callbacks that average the weights: the checkpoint holds those that the test has measured."""
+"""The files of checkpoints: they hold the weights that the test has measured, and damage is noticed."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from cli.build import load_run
+from lit_models.finetuning import _read
+from runs.checkpoint import load_checkpoint
 from tests.conftest import run
 
 RUN = ("model=blobs_mlp", "data=blobs", "data.val_size=60", "data.batch_size=35", "model.steps_per_batch=1")
@@ -82,3 +84,29 @@ def test_run_that_was_killed_before_its_test_tests_the_saved_weights(
     first, second = tested
     assert all(torch.equal(first[weight], second[weight]) for weight in first)
     assert_saved(first)
+
+
+def test_writing_into_one_checkpoint_leaves_the_other() -> None:
+    run("run", *RUN, "trainer.max_epochs=1")
+    best, last = (Path(f"run/checkpoints/{name}.ckpt") for name in ("best", "last"))
+    saved = best.read_bytes()
+    assert last.read_bytes() == saved
+    last.write_bytes(b"another")  # as cp does
+    assert best.read_bytes() == saved
+
+
+def test_flipped_bit_in_a_checkpoint_is_noticed() -> None:
+    """torch reads such a file without an error."""
+    run("run", *RUN, "trainer.max_epochs=1")
+    file = Path("run/checkpoints/last.ckpt")
+    weight = load_checkpoint(file)["state_dict"]["net.1.weight"]
+    content = bytearray(file.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt is damaged .*: its part data/\d+ has changed since it was written"
+    ):
+        load_checkpoint(file)
+    with pytest.raises(ValueError, match=r"model\.weights=.* its part data/\d+ has changed since it was written"):
+        _read(file)
