@@ -110,3 +110,20 @@ def test_flipped_bit_in_a_checkpoint_is_noticed() -> None:
         load_checkpoint(file)
     with pytest.raises(ValueError, match=r"model\.weights=.* its part data/\d+ has changed since it was written"):
         _read(file)
+
+
+UNKEPT = {
+    "trainer.limit_train_batches=0": "trainer.limit_train_batches=0 leaves nothing to train on",
+    "+trainer.val_check_interval=0": "trainer.val_check_interval=0 must be a number of batches or a part of an epoch",
+    "trainer.strategy=ddp_spawn": "trainer.strategy: processes that are copies of this one cannot give it the run back",
+    f"{AVERAGE}.BatchSizeFinder": "BatchSizeFinder trains on trial and goes back, which a run here cannot",
+    f"{AVERAGE}.LearningRateFinder": "LearningRateFinder trains on trial and goes back, which a run here cannot",
+}
+
+
+@pytest.mark.parametrize("override", UNKEPT)
+def test_what_cannot_be_trained_and_kept_is_refused_before_anything_is_written(override: str) -> None:
+    with pytest.raises(ValueError) as error:
+        run("run", *RUN, override)
+    assert str(error.value).startswith(UNKEPT[override])
+    assert [*Path("run").iterdir()] == []
