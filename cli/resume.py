@@ -1,6 +1,7 @@
 """Resume a run: merge the config in its checkpoint with the overrides of the command line."""
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -18,10 +19,19 @@ from runs.format import pluralize
 from runs.overrides import last_of_each, override_key
 from runs.result import ENDED, read_result
 
+log = logging.getLogger(__name__)
+
 # Settings of the data that may change on resume: where it is and how it is loaded, but not how it is split.
 MUTABLE_DATA_KEYS = [
     f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
 ]
+
+# Callbacks of the command line that come back on resume: they read and write no file.
+RESUMABLE_CALLBACKS = [
+    f"lightning.pytorch.callbacks.{name}"
+    for name in ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging")
+]
+RESUMABLE_CALLBACKS += ["lightning.pytorch.callbacks.LearningRateMonitor", "callbacks.early_stopping.EarlyStopping"]
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
@@ -50,6 +60,7 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     for key, value in kept.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]):
             OmegaConf.update(merged, key, value, force_add=True)
+    _add_callbacks(merged, cfg, stored["callbacks"], before)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
     overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
@@ -59,6 +70,34 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     merged.resume = cfg.resume
     _check_limits(merged, checkpoint, file.parent.parent)
     return merged
+
+
+def _add_callbacks(merged: DictConfig, cfg: DictConfig, stored: dict[str, Any], before: dict[str, str]) -> None:
+    """Add the callbacks that were typed in full for the run, or log which of them must be typed again.
+
+    A checkpoint may come from anyone. Only classes that read and write no file are made from it, with plain values.
+    """
+    names = [key.split(".")[1] for key in map(override_key, before) if key.startswith("callbacks.")]
+    for name in dict.fromkeys(names):
+        settings = stored.get(name) if isinstance(stored, dict) and re.fullmatch(r"[a-z]\w*", name) else None
+        if name in merged.callbacks or not isinstance(settings, dict) or "_target_" not in settings:
+            continue
+        values = {key: value for key, value in settings.items() if key != "_target_"}
+        plain = all(re.fullmatch(r"[a-z]\w*", str(key)) for key in values)
+        if (
+            plain
+            and settings["_target_"] in RESUMABLE_CALLBACKS
+            and all(value is None or _is_plain(value) for value in values.values())
+        ):
+            merged.callbacks[name] = settings
+        elif name in cfg.callbacks:  # typed again
+            merged.callbacks[name] = cfg.callbacks[name]
+        else:
+            log.warning(
+                "resume: the callback %s is not taken from a checkpoint, which may come from anyone: it is added where "
+                "+callbacks.%s._target_=… is typed again, with its settings",
+                *(name, name),
+            )
 
 
 def _apply_override(override: str, cfg: DictConfig, merged: DictConfig, choices: dict[str, Any]) -> None:
