@@ -60,7 +60,7 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     for key, value in kept.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]):
             OmegaConf.update(merged, key, value, force_add=True)
-    _add_callbacks(merged, cfg, stored["callbacks"], before)
+    _add_callbacks(merged, stored["callbacks"], before)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
     overrides = [text for key, text in typed.items() if key != "resume" and text != before.get(key)]
@@ -72,27 +72,28 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     return merged
 
 
-def _add_callbacks(merged: DictConfig, cfg: DictConfig, stored: dict[str, Any], before: dict[str, str]) -> None:
+def _add_callbacks(merged: DictConfig, stored: dict[str, Any], before: dict[str, str]) -> None:
     """Add the callbacks that were typed in full for the run, or log which of them must be typed again.
 
     A checkpoint may come from anyone. Only classes that read and write no file are made from it, with plain values.
     """
-    names = [key.split(".")[1] for key in map(override_key, before) if key.startswith("callbacks.")]
-    for name in dict.fromkeys(names):
-        settings = stored.get(name) if isinstance(stored, dict) and re.fullmatch(r"[a-z]\w*", name) else None
-        if name in merged.callbacks or not isinstance(settings, dict) or "_target_" not in settings:
+    typed = [
+        re.match(r"callbacks\.([a-z]\w*)(\._target_)?=.*", text.lstrip("+"), re.DOTALL) for text in before.values()
+    ]
+    for name in dict.fromkeys(found[1] for found in typed if found and "_target_" in found[0]):
+        now = merged.callbacks.get(name, {})
+        if now is None or "_target_" in now:  # left out, or typed again
             continue
+        settings = stored.get(name) if isinstance(stored, dict) else None
+        settings = settings if isinstance(settings, dict) else {}
         values = {key: value for key, value in settings.items() if key != "_target_"}
-        plain = all(re.fullmatch(r"[a-z]\w*", str(key)) for key in values)
-        if (
-            plain
-            and settings["_target_"] in RESUMABLE_CALLBACKS
-            and all(value is None or _is_plain(value) for value in values.values())
-        ):
-            merged.callbacks[name] = settings
-        elif name in cfg.callbacks:  # typed again
-            merged.callbacks[name] = cfg.callbacks[name]
+        plain = all(
+            re.fullmatch(r"[a-z]\w*", str(key)) and (value is None or _is_plain(value)) for key, value in values.items()
+        )
+        if plain and settings.get("_target_") in RESUMABLE_CALLBACKS:
+            merged.callbacks[name] = {**settings, **now}
         else:
+            merged.callbacks.pop(name, None)
             log.warning(
                 "resume: the callback %s is not taken from a checkpoint, which may come from anyone: it is added where "
                 "+callbacks.%s._target_=… is typed again, with its settings",
@@ -173,7 +174,8 @@ def _plain_values(cfg: DictConfig, keys: Sequence[str]) -> dict[str, Any]:
     The keys begin with a letter, so none of them is an instruction to Hydra such as ``_target_``. A value that could
     be a path is not taken from a checkpoint. A callback as a whole can only be switched off.
     """
-    values = {key: OmegaConf.select(cfg, key) for key in keys if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", key)}
+    made = [key for key in keys if OmegaConf.select(cfg, key.rpartition(".")[0]) is not None]
+    values = {key: OmegaConf.select(cfg, key) for key in made if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", key)}
     return {key: value for key, value in values.items() if value is None or (key.count(".") > 1 and _is_plain(value))}
 
 
