@@ -1,11 +1,15 @@
 """The files of checkpoints: they hold the weights that the test has measured, and damage is noticed."""
 
+import json
+import math
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+import evaluate
 from cli.build import load_run
 from lit_models.finetuning import _read
 from runs.checkpoint import load_checkpoint
@@ -14,6 +18,7 @@ from tests.conftest import run
 RUN = ("model=blobs_mlp", "data=blobs", "data.val_size=60", "data.batch_size=35", "model.steps_per_batch=1")
 RUN += ("trainer.accelerator=cpu", "threads=1", "logger=none", "callbacks=default", "callbacks.pictures=null")
 RUN += ("scheduler=none", "trainer.max_epochs=3")
+EVALUATE = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
 AVERAGE = "+callbacks.average._target_=lightning.pytorch.callbacks"
 AVERAGING = {
     "SWA": (
@@ -127,3 +132,35 @@ def test_what_cannot_be_trained_and_kept_is_refused_before_anything_is_written(o
         run("run", *RUN, override)
     assert str(error.value).startswith(UNKEPT[override])
     assert [*Path("run").iterdir()] == []
+
+
+def test_weights_of_classes_are_a_list() -> None:
+    plain, weighted = run("plain", *RUN), run("run", *RUN, "+model.loss.weight=[1,5]")
+    assert weighted["metrics"]["test/loss"] != plain["metrics"]["test/loss"]
+    loss = load_run("run", "last")[2].loss
+    assert loss.weight.tolist() == [1, 5]
+    found = evaluate.evaluate(OmegaConf.create(EVALUATE), Path("run"))["metrics"]
+    assert found["test/loss"] == weighted["metrics"]["test/loss"]
+    assert run("run", "resume=run", "trainer.max_epochs=4")["epochs"] == 4
+
+
+@pytest.mark.parametrize(
+    ("weight", "line"),
+    [
+        ("[1,5,2]", "model.loss.weight has 3 numbers, and the data has 2 classes"),
+        ("[1,much]", "model.loss.weight=[1, 'much'] must be a list of numbers, one for each class"),
+        ("5", "model.loss.weight=5 must be a list of numbers, one for each class"),
+    ],
+)
+def test_wrong_weights_of_classes_give_one_line(weight: str, line: str) -> None:
+    with pytest.raises(ValueError) as error:
+        run("run", *RUN, f"+model.loss.weight={weight}")
+    assert str(error.value) == line
+
+
+def test_evaluation_that_is_not_finite_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("run", *RUN, "trainer.max_epochs=1")
+    monkeypatch.setattr("callbacks.logged_metrics", lambda *_: {"test/loss": math.inf, "test/acc": math.nan})
+    evaluate.evaluate(OmegaConf.create(EVALUATE), Path("run"))
+    content = Path("run/evaluations/test_last.json").read_text()
+    assert json.loads(content, parse_constant=pytest.fail)["metrics"] == {"test/loss": None, "test/acc": None}
