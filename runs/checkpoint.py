@@ -28,7 +28,7 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"{run} is not a file on this machine; checkpoints are read from files only")
     if checkpoint not in ("last", "best"):
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
-    given = Path("outputs", "last") if run == "last" else Path(run)
+    given = _last_run() if run == "last" else Path(run)
     path = given.resolve()
     if path.is_file():
         _check_not_elsewhere(given)
@@ -54,6 +54,15 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise FileNotFoundError(f"the run in {shown} has no {checkpoint}.ckpt: it ended before its first epoch did")
     check_folder(path)
     return path, file
+
+
+def _last_run() -> Path:
+    """Return ``outputs/last``, or the newest run in ``outputs/`` where the file system has no symbolic links."""
+    last = Path("outputs", "last")
+    runs = (
+        [] if os.path.lexists(last) else [file.parents[1] for file in Path("outputs").glob("*/*/checkpoints/last.ckpt")]
+    )
+    return max(runs, key=lambda folder: (folder / "config.yaml").stat().st_mtime_ns, default=last)
 
 
 def _check_not_elsewhere(file: Path) -> None:

@@ -1,7 +1,9 @@
 """The files of checkpoints: they hold the weights that the test has measured, and damage is noticed."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 import evaluate
 from cli.build import load_run
 from lit_models.finetuning import _read
-from runs.checkpoint import load_checkpoint
+from runs.checkpoint import find_checkpoint, load_checkpoint
 from tests.conftest import run
 
 RUN = ("model=blobs_mlp", "data=blobs", "data.val_size=60", "data.batch_size=35", "model.steps_per_batch=1")
@@ -164,3 +166,20 @@ def test_evaluation_that_is_not_finite_is_json(monkeypatch: pytest.MonkeyPatch) 
     evaluate.evaluate(OmegaConf.create(EVALUATE), Path("run"))
     content = Path("run/evaluations/test_last.json").read_text()
     assert json.loads(content, parse_constant=pytest.fail)["metrics"] == {"test/loss": None, "test/acc": None}
+
+
+def test_last_run_is_found_without_symbolic_links(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.symlink", fail)
+    for name in ("second", "first", "third"):
+        Path("outputs/blobs").mkdir(parents=True, exist_ok=True)
+        run(f"outputs/blobs/{name}", *RUN, "trainer.max_epochs=1")
+    assert "outputs/last does not point at this run" in caplog.text
+    Path("outputs/blobs/third/checkpoints/last.ckpt").unlink()  # ended before its first epoch did
+    os.utime("outputs/blobs/second/config.yaml", (1, 1))
+    assert find_checkpoint("last")[0] == Path("outputs/blobs/first").resolve()
+    assert [path.name for path in Path("outputs").iterdir()] == ["blobs"]  # nothing is left behind
