@@ -17,7 +17,7 @@ from cli.main import main
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
 from runs.format import format_metric
-from runs.result import finite
+from runs.result import finite_metrics
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     for fgsm in attacks:
         log.info("attack=fgsm on %s of %s\n%s", cfg.split, shown, fgsm.table())
         fgsm.write(attacked, cfg.split, file, datamodule.class_names)
-    known = {name: finite(value) for name, value in metrics.items()}
-    result = {"checkpoint": str(file), "split": cfg.split, "metrics": known}
+    result = {"checkpoint": str(file), "split": cfg.split, "metrics": finite_metrics(metrics)}
     with atomic_write(written) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result

@@ -1,19 +1,20 @@
 """Save the last and the best checkpoint of a run."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, EarlyStopping, LearningRateFinder
 
-from callbacks import at_optimizer_step, find_metrics_history
+from callbacks import at_optimizer_step, find_metrics_history, is_validated, possible_of
 from runs import internals
+from runs.checkpoint import read_checkpoint
 from runs.files import RUN_FILES, atomic_write, remove_leftovers
-from runs.format import check_positive_int
+from runs.format import check_positive_int, format_metric, pluralize
+from runs.monitor import Monitors
 from runs.offers import Exact
 from runs.random_state import get_random_state, set_random_state
 from runs.result import git_revision
@@ -47,10 +48,11 @@ class Checkpoints(Checkpoint):
         self.best_score: float | None = None
         self._best_by: list[str] | None = None  # the metric and mode of the score
         self._random_state: dict[str, Any] | None = None  # from a checkpoint, until training starts
+        self._trained = False  # whether there was anything left to train
         self._stop_pending = False  # training was told to stop, and stops after the running optimizer step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last_step = trainer.global_step
+        self._last_step, self._trained = trainer.global_step, True
         if self._random_state:
             set_random_state(self._random_state, trainer.strategy.root_device)
             self._random_state = None
@@ -111,16 +113,60 @@ class Checkpoints(Checkpoint):
         self.best_score = score
         trainer.save_checkpoint(self.best)
         if trainer.is_global_zero:
-            with atomic_write(self.last) as temporary:
-                try:
-                    os.link(self.best, temporary)  # the next checkpoint is a new file
-                except OSError:  # a file system without links
-                    shutil.copyfile(self.best, temporary)
+            with atomic_write(self.last) as temporary:  # no link: what writes into one must not change the other
+                shutil.copyfile(self.best, temporary)
+
+    def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise ValueError for settings and callbacks with which nothing is trained, or no run can be kept."""
+        if trainer.limit_train_batches == 0:
+            raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; null takes all batches")
+        if trainer.val_check_interval == 0:
+            raise ValueError(
+                "trainer.val_check_interval=0 must be a number of batches or a part of an epoch, such as 0.5; "
+                "trainer.limit_val_batches=0 leaves the validation out"
+            )
+        if internals.starts_copies(trainer):
+            raise ValueError(
+                "trainer.strategy: processes that are copies of this one cannot give it the run back; "
+                "trainer=ddp starts each with the command"
+            )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares it nowhere
+            if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+                setting = (
+                    "data.batch_size=32,64,128" if isinstance(callback, BatchSizeFinder) else "optimizer.lr=1e-3,1e-2"
+                )
+                raise ValueError(
+                    f"{type(callback).__name__} trains on trial and goes back, which a run here cannot: "
+                    f"python train.py -m {setting} compares several"
+                )
+            if type(callback) is EarlyStopping and callback.monitor:
+                given = Monitors(callback.monitor, callback.mode)
+                given.check_validation(is_validated(trainer, pl_module))
+                given.check_possible(possible_of(trainer, pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _explain_stop(trainer)
         history = find_metrics_history(trainer)
         if history and self.best_score is None and not internals.stopped_in_epoch(trainer):
             log.info("there is no best.ckpt: %s", history.explain_no_best())
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let ``last.ckpt`` hold the weights that are tested, where they were changed after the last epoch.
+
+        Stochastic weight averaging does so. A resumed run continues with the weights of the last step.
+        """
+        if not self.last.is_file() or (self._trained and not trainer.is_global_zero):
+            return
+        checkpoint, tested = read_checkpoint(self.last), pl_module.state_dict()
+        saved = checkpoint["state_dict"]
+        if saved.keys() == tested.keys() and all(_same(saved[name], tested[name]) for name in saved):
+            return
+        if not self._trained:  # killed before its test
+            pl_module.load_state_dict(saved)
+            return
+        checkpoint |= {"state_dict": tested, "training_state_dict": saved}
+        trainer.strategy.save_checkpoint(checkpoint, self.last)
+        log.info("last.ckpt holds the weights that are tested, which were changed after the last step of the training")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -140,9 +186,34 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._random_state = checkpoint.get("random_state")
+        if weights := checkpoint.get("training_state_dict"):
+            pl_module.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best_score, "by": self._best_by}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score, self._best_by = state["best"], state.get("by")
+
+
+def _explain_stop(trainer: pl.Trainer) -> None:
+    """Log why the training stopped before its last epoch, where an early stopping ended it."""
+    epochs, limit = internals.completed_epochs(trainer), trainer.max_epochs
+    if internals.stopped_in_epoch(trainer) or not trainer.should_stop or (limit is not None and 0 <= limit <= epochs):
+        return
+    for callback in trainer.early_stopping_callbacks:
+        if callback.stopped_epoch != epochs - 1:
+            continue
+        metric, best = callback.monitor, callback.best_score.item()
+        if callback.wait_count >= callback.patience:
+            waited = pluralize(callback.wait_count, "measurement")
+            shown = format_metric(metric, best)
+            log.info("stopped early, after epoch %d: %s was not better than %s for %s", epochs, metric, shown, waited)
+        else:
+            log.info("stopped early, after epoch %d: %s has reached a limit of its early stopping", epochs, metric)
+
+
+def _same(saved: Any, tested: Any) -> bool:
+    if not (isinstance(saved, torch.Tensor) and isinstance(tested, torch.Tensor)):
+        return True  # not weights
+    return torch.equal(saved.nan_to_num(), tested.cpu().nan_to_num())

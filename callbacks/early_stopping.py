@@ -1,5 +1,7 @@
 """Stop training when the monitored metric no longer improves."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from callbacks import get_metrics_history, is_validated, possible_of
 from runs import internals
-from runs.monitor import Monitors
+from runs.monitor import Monitors, check_setting
 
 
 class EarlyStopping(LightningEarlyStopping, Checkpoint):
@@ -20,28 +22,37 @@ class EarlyStopping(LightningEarlyStopping, Checkpoint):
     Args:
         monitor: another metric; None is that of the run.
         patience: number of measurements without an improvement.
-        mode: of another metric, ``min`` or ``max``.
+        mode: of another metric, ``min`` or ``max``. None takes the one that the metric is known for.
         **options: see Lightning's class.
     """
 
     measures = ()
 
-    def __init__(self, monitor: str | None = None, patience: int = 3, mode: str = "min", **options: Any) -> None:
+    def __init__(self, monitor: str | None = None, patience: int = 3, mode: str | None = None, **options: Any) -> None:
+        self.asked, self.asked_mode = monitor, mode
         self.options = {"patience": patience, "check_on_train_epoch_end": True, **options}
-        self.given = Monitors(monitor, mode) if monitor else None
         self._state: dict[str, Any] | None = None  # from a checkpoint, until the metric is known
-        super().__init__("", mode=mode, **self.options)
+        super().__init__("", **self.options)
 
     @property
     def state_key(self) -> str:
         # Lightning's holds the metric, which is not known yet when a checkpoint is read.
-        return f"{type(self).__qualname__}{self.given.asked if self.given else ''}"
+        return f"{type(self).__qualname__}{self.asked or ''}"
 
     def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raise ValueError for a metric that this run cannot measure."""
-        if self.given:
-            self.given.check_validation(is_validated(trainer, pl_module))
-            self.given.check_possible(possible_of(trainer, pl_module))
+        with _named():
+            check_setting(self.asked, self.asked_mode)
+            if self.asked:
+                named = Monitors(self.asked, self.asked_mode or "min")  # a mistyped name has no known mode
+                named.check_validation(is_validated(trainer, pl_module))
+                named.check_possible(possible_of(trainer, pl_module))
+                self._given(trainer)
+
+    def _given(self, trainer: pl.Trainer) -> Monitors | None:
+        """Return the other metric. Its mode is that of ``metrics=``, where it is one of those."""
+        modes = get_metrics_history(trainer).monitors.modes
+        return Monitors(self.asked, self.asked_mode, modes=modes) if self.asked else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._state = state
@@ -50,9 +61,10 @@ class EarlyStopping(LightningEarlyStopping, Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         history = get_metrics_history(trainer)
         if not self.monitor and history.validated:
-            if self.given:
-                self.given.check_measured(history.measured)
-            if best := self.given.resolve(history.measured) if self.given else history.monitor:
+            if given := self._given(trainer):
+                with _named():
+                    given.check_measured(history.measured)
+            if best := given.resolve(history.measured) if given else history.monitor:
                 super().__init__(best.name, mode=best.mode, **self.options)  # the worst score depends on the mode
                 if self._state:
                     super().load_state_dict(self._state)
@@ -61,3 +73,12 @@ class EarlyStopping(LightningEarlyStopping, Checkpoint):
             return
         trainer.callback_metrics[self.monitor] = torch.tensor(value)  # the module may log it under another name
         super().on_train_epoch_end(trainer, pl_module)
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Say in an error whose monitor and mode it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"callbacks.early_stopping.{error}") from error

@@ -1,6 +1,7 @@
 """Plots of what a model makes: images from random numbers, reconstructions, codes, and continued series."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from callbacks import get_datamodule
 from plots.generative import code_plane, latent_walk, project_codes, reconstructions, sample_grid, samples_over_epochs
 from plots.series import continuations
 from runs.offers import ContinuesSeries, Generates, Reconstructs
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +40,20 @@ class GenerativePlots(pl.Callback):
         # Epoch -> images, uint8: 0 is before training, then every ``_sample_stride`` epochs.
         self.samples: dict[int, Tensor] = {}
         self._sample_stride = 1
+        self._not_drawn: set[str] = set()
+
+    @contextlib.contextmanager
+    def _drawing(self, what: str) -> Iterator[None]:
+        """Log once that something could not be drawn, and go on: a run is worth more than its pictures."""
+        try:
+            yield
+        except Exception as error:
+            if hasattr(error, "exit_code") or isinstance(error, OSError):  # a signal, or a full disk
+                raise
+            if what not in self._not_drawn:
+                self._not_drawn.add(what)
+                reason = " ".join(str(error).split())
+                log.warning("%s cannot be drawn: %s: %s; the run continues", what, type(error).__name__, reason)
 
     # --- generators -------------------------------------------------------------------------------------------------
 
@@ -58,12 +75,19 @@ class GenerativePlots(pl.Callback):
             return {}
         images, epoch = _samples(trainer, pl_module), trainer.current_epoch + 1
         self._record_samples(epoch, images)
-        return {"generated": sample_grid(images, f"generated after epoch {epoch}")}
+        figures: dict[str, Figure] = {}
+        with self._drawing("generated.png"):
+            figures["generated"] = sample_grid(images, f"generated after epoch {epoch}")
+        return figures
 
     def _strip_figures(self) -> dict[str, "Figure"]:
         if len(self.samples) < 2:
             return {}
-        return {"generated_epochs": samples_over_epochs(self.samples, "the same latent vectors, one in each column")}
+        figures: dict[str, Figure] = {}
+        with self._drawing("generated_epochs.png"):
+            title = "the same latent vectors, one in each column"
+            figures["generated_epochs"] = samples_over_epochs(self.samples, title)
+        return figures
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples": self.samples, "sample_stride": self._sample_stride}
@@ -95,23 +119,26 @@ class GenerativePlots(pl.Callback):
     def _code_figures(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, "Figure"]:
         figures: dict[str, Figure] = {}
         if self._reconstructions is not None:
-            figures["reconstructions"] = reconstructions(*self._reconstructions, COLUMNS)
+            with self._drawing("reconstructions.png"):
+                figures["reconstructions"] = reconstructions(*self._reconstructions, COLUMNS)
         if self._continuations is not None:
             series, continued = (part.double().numpy() for part in self._continuations)
             labels = [f"test series {number}" for number in range(1, len(series) + 1)]
-            figures["continuation"] = continuations(series, continued, labels)
+            with self._drawing("continuation.png"):
+                figures["continuation"] = continuations(series, continued, labels)
         if not self._codes or self._codes[0].shape[1] < 2:
             return figures
         codes, targets = torch.cat(self._codes)[:MAX_CODES], torch.cat(self._code_targets)[:MAX_CODES]
-        figures["codes"] = code_plane(codes, targets, get_datamodule(trainer).class_names)
+        with self._drawing("codes.png"):
+            figures["codes"] = code_plane(codes, targets, get_datamodule(trainer).class_names)
         if codes.shape[1] == 2 and _has_images(trainer):
             low, high = codes.quantile(0.02, 0), codes.quantile(0.98, 0)
             first = torch.linspace(low[0].item(), high[0].item(), WALK)
             second = torch.linspace(high[1].item(), low[1].item(), WALK)  # the first row is at the top
             grid = torch.cartesian_prod(second, first).flip(1)  # (WALK * WALK, 2)
-            with _evaluating(pl_module):
+            with self._drawing("walk.png"), _evaluating(pl_module):
                 images = get_datamodule(trainer).to_uint8(pl_module.decode(grid.to(next(pl_module.parameters())))).cpu()
-            figures["walk"] = latent_walk(images, first.tolist(), second.tolist(), project_codes(codes)[1])
+                figures["walk"] = latent_walk(images, first.tolist(), second.tolist(), project_codes(codes)[1])
         return figures
 
 

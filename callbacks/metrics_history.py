@@ -92,7 +92,7 @@ class MetricsHistory(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._logged and pl_module.automatic_optimization:
-            internals.update_plateau_schedulers(trainer, self._logged)
+            internals.update_plateau_schedulers(trainer, int(self.rows[-1]["epoch"]), self._logged)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()

@@ -65,7 +65,8 @@ class Plots(GenerativePlots):
     # --- record -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+        with self._drawing("the pictures of the training"):
+            super().on_train_start(trainer, pl_module)
         is_small = sum(parameter.numel() for parameter in pl_module.parameters()) < 1e4
         self._keeps_weights = is_small and get_datamodule(trainer).shape in ((1,), (2,))
         if not self.weight_history:
@@ -74,7 +75,8 @@ class Plots(GenerativePlots):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._record_weights(trainer.current_epoch + 1, pl_module)
         if not internals.stopped_in_epoch(trainer):
-            self._draw(trainer, self._epoch_figures(trainer, pl_module))
+            with self._drawing("the pictures of an epoch"):
+                self._draw(trainer, self._epoch_figures(trainer, pl_module))
 
     def _record_weights(self, epoch: int, pl_module: pl.LightningModule) -> None:
         if not self._keeps_weights or epoch % self._stride:
@@ -102,7 +104,11 @@ class Plots(GenerativePlots):
         self._goodness: Tensor | None = None  # of these images, (B, layers, classes)
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        super().on_test_batch_end(trainer, pl_module, outputs, batch)
+        with self._drawing("the pictures of the test"):
+            super().on_test_batch_end(trainer, pl_module, outputs, batch)
+            self._record_predictions(trainer, pl_module, outputs, batch)
+
+    def _record_predictions(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
         if not self._is_classifier or not isinstance(outputs, Tensor):
             return
         inputs, targets = batch
@@ -125,15 +131,20 @@ class Plots(GenerativePlots):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The row of an epoch is written by the time the next one starts.
         if self.every_n_epochs and trainer.current_epoch and trainer.current_epoch % self.every_n_epochs == 0:
-            self._draw(trainer, self._training_figures(trainer, pl_module))
+            self._draw_training(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer, self._training_figures(trainer, pl_module))
+        self._draw_training(trainer, pl_module)
+
+    def _draw_training(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with self._drawing("the pictures of the training"):
+            self._draw(trainer, self._training_figures(trainer, pl_module))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._is_classifier and self._targets:
-            self._draw(trainer, self._test_figures(trainer))
-        self._draw(trainer, self._code_figures(trainer, pl_module))
+        with self._drawing("the pictures of the test"):
+            if self._is_classifier and any(map(len, self._targets)):  # not where each file of the test set is broken
+                self._draw(trainer, self._test_figures(trainer))
+            self._draw(trainer, self._code_figures(trainer, pl_module))
 
     def _training_figures(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, "Figure"]:
         history, datamodule = get_metrics_history(trainer), get_datamodule(trainer)
@@ -143,17 +154,24 @@ class Plots(GenerativePlots):
         examples = num_examples(trainer, trainer.num_training_batches)  # in an epoch
         if any("train/loss" in row for row in history.rows):
             curve = history.curves.get("loss", [])
-            figures["loss"] = loss_curve(history.rows, curve, examples, checked_on)
+            with self._drawing("loss.png"):
+                figures["loss"] = loss_curve(history.rows, curve, examples, checked_on)
         elif any("train/g_loss" in row for row in history.rows):
             undecided = pl_module.undecided_loss if isinstance(pl_module, HasUndecidedLoss) else None
-            figures["losses"] = adversarial_losses(history.rows, history.curves, examples, undecided)
+            with self._drawing("losses.png"):
+                figures["losses"] = adversarial_losses(history.rows, history.curves, examples, undecided)
         if any("train/acc" in row or "val/acc" in row for row in history.rows):
-            figures["accuracy"] = accuracy_curve(history.rows, checked_on)
+            with self._drawing("accuracy.png"):
+                figures["accuracy"] = accuracy_curve(history.rows, checked_on)
         layers = (layer for layer in get_net(pl_module).modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
         # Of a module without one net, the first convolution may be far from the images.
         if isinstance(first := next(layers, None), nn.Conv2d) and first.in_channels == datamodule.shape[0]:
-            figures["filters"] = filters(first.weight.detach().cpu())
-        return figures | (self._weight_figures(datamodule, pl_module) if self.weight_history else {})
+            with self._drawing("filters.png"):
+                figures["filters"] = filters(first.weight.detach().cpu())
+        if self.weight_history:
+            with self._drawing("the pictures of the weights"):
+                figures |= self._weight_figures(datamodule, pl_module)
+        return figures
 
     def _weight_figures(self, datamodule: Any, pl_module: Any) -> dict[str, "Figure"]:
         """Return the figures that the recorded weights of a small net allow."""
@@ -197,17 +215,26 @@ class Plots(GenerativePlots):
         probs, targets = torch.cat(self._probs), torch.cat(self._targets)
         pairs = torch.bincount(targets * len(names) + probs.argmax(1), minlength=len(names) ** 2)
         counts = pairs.view(len(names), len(names)).numpy()  # (true class, predicted class)
-        figures = {"confusion": confusion_matrix(counts, names), "classes": per_class_accuracy(counts, names)}
-        if self._first_images is not None:
-            images, first_probs, first_targets = self._first_images
+        figures: dict[str, Figure] = {}
+        with self._drawing("confusion.png"):
+            figures["confusion"] = confusion_matrix(counts, names)
+        with self._drawing("classes.png"):
+            figures["classes"] = per_class_accuracy(counts, names)
+        if self._first_images is None:
+            return figures
+        images, first_probs, first_targets = self._first_images
+        with self._drawing("samples.png"):
             figures["samples"] = image_grid(images, [names[target] for target in first_targets])
+        with self._drawing("predictions.png"):
             figures["predictions"] = predictions(images, first_probs, first_targets, names)
-            if self._goodness is not None:
+        if self._goodness is not None:
+            with self._drawing("goodness.png"):
                 figures["goodness"] = goodness_of_labels(images, self._goodness, first_targets, names)
-            images, wrong_probs, wrong_targets = (torch.cat(part) for part in zip(*self._mistakes, strict=True))
-            if len(images):
-                order = wrong_probs.max(1).values.argsort(descending=True)[:MAX_MISTAKES]
-                title = f"the most confident of {int((probs.argmax(1) != targets).sum()):,} mistakes"
+        images, wrong_probs, wrong_targets = (torch.cat(part) for part in zip(*self._mistakes, strict=True))
+        if len(images):
+            order = wrong_probs.max(1).values.argsort(descending=True)[:MAX_MISTAKES]
+            title = f"the most confident of {int((probs.argmax(1) != targets).sum()):,} mistakes"
+            with self._drawing("mistakes.png"):
                 figures["mistakes"] = predictions(images[order], wrong_probs[order], wrong_targets[order], names, title)
         return figures
 
@@ -217,13 +244,14 @@ class Plots(GenerativePlots):
         for name, figure in figures.items():
             if self.write_error:
                 return
-            try:
-                pixels = to_pixels(figure)
-                write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", pixels)
-            except OSError as error:  # a run does not end for a plot
-                self.write_error = error
-                log.warning("no more plots are drawn: %s; the run continues", error)
-                return
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_plot"):
-                    logger.log_plot(f"pictures/{name}", pixels, trainer.global_step)
+            with self._drawing(f"{name}.png"):
+                try:
+                    pixels = to_pixels(figure)
+                    write_png(Path(trainer.default_root_dir) / "pictures" / f"{name}.png", pixels)
+                except OSError as error:  # a run does not end for a plot
+                    self.write_error = error
+                    log.warning("no more plots are drawn: %s; the run continues", error)
+                    return
+                for logger in trainer.loggers:
+                    if hasattr(logger, "log_plot"):
+                        logger.log_plot(f"pictures/{name}", pixels, trainer.global_step)

@@ -57,11 +57,28 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
             raise ValueError(f"{typed[0]}: {cfg.model._target_} makes its own, its constructor takes no {group}")
         else:
             cfg.choices[group] = None  # nothing about the run depends on it
+    if weights := {
+        name: one for name in ("weight", "pos_weight") if (one := OmegaConf.select(cfg.model, f"loss.{name}"))
+    }:
+        parts["loss"] = _make_weighted_loss(cfg.model.loss, weights)
     make_model = instantiate(cfg.model, **parts, _partial_=True)
     model = make_model(**{name: shapes[name] for name in shapes if name in taken and name not in cfg.model})
     if callable(check := getattr(model, "check_data", None)):
         check(datamodule)
     return datamodule, model
+
+
+def _make_weighted_loss(settings: DictConfig, weights: dict[str, Any]) -> Any:
+    """Return a loss with the weights of classes, which torch takes as tensors, from lists in its config."""
+    import torch
+    from hydra.utils import instantiate
+
+    for name, numbers in weights.items():
+        if not OmegaConf.is_list(numbers) or not all(type(one) in (int, float) for one in numbers):
+            raise ValueError(f"model.loss.{name}={numbers} must be a list of numbers, one for each class")
+    keys = [str(key) for key in settings if key not in weights]
+    make_loss = instantiate(OmegaConf.masked_copy(settings, keys), _partial_=True)
+    return make_loss(**{name: torch.tensor(list(numbers), dtype=torch.float32) for name, numbers in weights.items()})
 
 
 def _choose_teacher(cfg: DictConfig, datamodule: Any) -> dict[str, Any] | None:

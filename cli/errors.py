@@ -106,7 +106,10 @@ def _malformed_override(error: BaseException) -> str | None:
     if not isinstance(error, OverrideParseException) and "override must be a string or a list" not in str(error):
         return None
     odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
+    odd.sort(key=lambda word: word.removesuffix("=null") not in GROUPS)  # other settings may be null
     override = getattr(error, "override", odd[0] if odd else "=")
+    if (group := override.removesuffix("=null")) != override and (CONF / group / "none.yaml").is_file():
+        return f"there is no {override} (did you mean {group}=none?)"
     return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{_suggest_meaning(override)}"
 
 

@@ -27,6 +27,13 @@ MUTABLE_DATA_KEYS = [
     f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
 ]
 
+# Callbacks of the command line that come back on resume: they read and write no file.
+RESUMABLE_CALLBACKS = [
+    f"lightning.pytorch.callbacks.{name}"
+    for name in ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging")
+]
+RESUMABLE_CALLBACKS += ["lightning.pytorch.callbacks.LearningRateMonitor", "callbacks.early_stopping.EarlyStopping"]
+
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     """Return the config of a resumed run: the stored one, with the overrides of the command line on top.
@@ -62,6 +69,7 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
             log.info(
                 "compile=true is not taken from a checkpoint, because it starts a compiler; type it to compile again"
             )
+    _add_callbacks(merged, stored["callbacks"], before)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
     overrides = [
@@ -102,6 +110,42 @@ def _check_state(checkpoint: dict[str, Any], file: Path) -> None:
         epochs = epochs.get(name) if isinstance(epochs, dict) else None
     if not isinstance(epochs, int) or not isinstance(checkpoint.get("global_step"), int):
         raise ValueError(f"{file} cannot be resumed: it does not hold the number of epochs and steps")
+
+
+def _add_callbacks(merged: DictConfig, stored: dict[str, Any], before: dict[str, str]) -> None:
+    """Add the callbacks that were typed in full for the run, or log which of them must be typed again.
+
+    A checkpoint may come from anyone. Only classes that read and write no file are made from it, with plain values.
+    """
+    typed = [
+        re.match(r"callbacks\.([a-z]\w*)(\._target_)?=.*", text.lstrip("+"), re.DOTALL) for text in before.values()
+    ]
+    for name in dict.fromkeys(found[1] for found in typed if found and "_target_" in found[0]):
+        now = merged.callbacks.get(name, {})
+        if now is None or "_target_" in now:  # left out, or typed again
+            continue
+        settings = stored.get(name) if isinstance(stored, dict) else None
+        settings = settings if isinstance(settings, dict) else {}
+        values = {key: value for key, value in settings.items() if key != "_target_"}
+        plain = all(
+            re.fullmatch(r"[a-z]\w*", str(key)) and (value is None or _is_plain(value)) for key, value in values.items()
+        )
+        if plain and settings.get("_target_") in RESUMABLE_CALLBACKS:
+            merged.callbacks[name] = {**settings, **now}
+        else:
+            merged.callbacks.pop(name, None)
+            log.warning(
+                "resume: the callback %s is not taken from a checkpoint, which may come from anyone: it is added where "
+                "+callbacks.%s._target_=… is typed again, with its settings",
+                *(name, name),
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a number, a word or the name of a metric."""
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[\w-]*|(train|val|test)/[\w/ -]+", value))
+    return isinstance(value, int | float)
 
 
 def _apply_override(override: str, cfg: DictConfig, merged: DictConfig, choices: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 import hydra
@@ -74,6 +75,8 @@ def check_overrides(cfg: DictConfig) -> None:
         if key in CHOICES and str(value) not in CHOICES[key]:
             choices = ", ".join(CHOICES[key])
             raise ValueError(f"{key}={typed} must be one of {choices}{suggest_nearest(str(value), list(CHOICES[key]))}")
+        if key == "trainer.max_time" and not re.fullmatch(r"None|\d+(:\d+){3}", str(value)):
+            raise ValueError(f"{key}={value} must be a time, DD:HH:MM:SS, such as 00:01:30:00")
         if key == "seed" and isinstance(value, int) and value >= 2**32:
             raise ValueError(f"seed={value} must be at most {2**32 - 1}")
         if key in POSITIVE_INTS and value is not None:

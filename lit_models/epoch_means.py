@@ -31,8 +31,10 @@ class EpochMeans:
                     totals[name] = weight * value.detach().to(widest_dtype(value.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the mean of each metric over the examples added so far, float32."""
+        """Return the mean of each metric over the examples added so far, float32; nothing where there was none."""
         count = self.sums.get("count", 0)
+        if not count:  # such as of image files that are all broken
+            return {}
         means = {name: total / count for name, total in self.sums.items() if name != "count"}
         return {name: torch.as_tensor(mean, dtype=torch.float32) for name, mean in means.items()}
 

@@ -1,6 +1,7 @@
 """The base class that makes any training procedure exact and fast. The procedures are in the other modules."""
 
 import hashlib
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from torch import Tensor
 from lit_models.epoch_means import EpochMeans, widest_dtype
 from lit_models.gradient_steps import GradientSteps
 from runs import internals
+
+log = logging.getLogger(__name__)
 
 # For batches this small oneDNN's convolutions take longer to prepare than they save. With torch's own, in torch's
 # default memory format, a step of LeNet takes a quarter less time. With 8 examples oneDNN is faster.
@@ -86,6 +89,8 @@ class ExactModule(GradientSteps):
     def _log_epoch(self, stage: str) -> None:
         self._epochs[stage].reduce(self._all_reduce_sum)
         means = self.means(stage)
+        if self._epochs[stage].sums and not means:
+            log.warning("%s/: nothing is measured, because no example could be read", stage)
         if stage == "train":  # before this epoch is saved
             for name, mean in means.items():
                 self._raise_if_not_finite(name.partition("/")[2], mean.item())

@@ -8,6 +8,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lit_models.supervised import Classifier
+from runs.checkpoint import check_undamaged
 
 
 class FineTuning(Classifier):
@@ -69,9 +70,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"model.weights={path} is not a file; null and DEFAULT are the other choices")
     try:
+        check_undamaged(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything for a foreign file
-        raise ValueError(f"model.weights={path} is not a file of weights that torch can read safely") from error
+        damage = f": {error}" if isinstance(error, ValueError) else ""
+        raise ValueError(f"model.weights={path} is not a file of weights that torch can read safely{damage}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"model.weights={path} is not a state dict")
     return state

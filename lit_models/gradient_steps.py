@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from runs import internals
 
@@ -41,6 +42,7 @@ class GradientSteps(internals.QuickHooks):
             raise ValueError(f"model.steps_per_batch={steps_per_batch} must be at least 1")
         self.steps_per_batch = steps_per_batch
         self._fast = self._distributed = self._tiny_batches = False
+        self._followed = ""  # the metric that ReduceLROnPlateau follows
         self._evaluates_again = False  # whether L-BFGS has the loss of the running step already
         self._outside_autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
@@ -50,6 +52,7 @@ class GradientSteps(internals.QuickHooks):
         ``train.py`` calls this before a run writes anything, and a fit in its first hook.
         """
         name, steps = type(self).__name__, f"model.steps_per_batch={self.steps_per_batch}"
+        check_choices(getattr(self, "optimizer", None), getattr(self, "scheduler", None), trainer)
         lbfgs = isinstance(make := getattr(self, "optimizer", None), functools.partial) and make.func is LBFGS
         manual = not (self._fast or self.automatic_optimization)  # the subclass makes them, in its training_step
         if lbfgs and (manual or self.own_gradient_step):
@@ -212,32 +215,84 @@ class GradientSteps(internals.QuickHooks):
         """Return Lightning's entry for a scheduler.
 
         A scheduler with an argument for the length of the training (``total_steps``, ``T_max``) gets it, and steps
-        after every gradient step. Any other steps after every epoch.
+        after every gradient step. Any other steps after every epoch. ``ReduceLROnPlateau`` follows the loss, or the
+        accuracy with ``mode=max``, of the validation if there is one.
         """
-        lengths = {"total_steps", "T_max"} & set(inspect.signature(scheduler).parameters)
+        lengths = _lengths(scheduler)
         if not lengths:
-            return {"scheduler": scheduler(optimizer), "interval": "epoch"}
+            made: Any = scheduler(optimizer)
+            entry = {"scheduler": made, "interval": "epoch"}
+            if isinstance(made, ReduceLROnPlateau):
+                data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning declares it nowhere
+                validates = self.trainer.limit_val_batches and data is not None and len(data.val_dataloader())
+                self._followed = f"{'val' if validates else 'train'}/{'loss' if made.mode == 'min' else 'acc'}"
+                if validates:
+                    entry["frequency"] = self.trainer.check_val_every_n_epoch
+                if self.automatic_optimization:  # else _step_schedulers follows it
+                    entry["monitor"] = self._followed
+            return entry
         steps = self.trainer.estimated_stepping_batches * self.steps_per_batch
         internals.forget_train_loader(self.trainer)
         if 0 <= (limit := self.trainer.max_steps) < steps:  # training stops after the batch that reaches the limit
             steps = math.ceil(limit / self.steps_per_batch) * self.steps_per_batch
-        if not math.isfinite(steps):
-            raise ValueError(
-                "this scheduler needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
-                "or choose scheduler=none or scheduler=step"
-            )
+        if not math.isfinite(steps):  # of a loader without a length
+            raise ValueError(UNKNOWN_LENGTH)
         return {"scheduler": scheduler(optimizer, **dict.fromkeys(lengths, int(steps))), "interval": "step"}
 
     def _step_schedulers(self, interval: str) -> None:
         """Step the schedulers, as Lightning does in automatic optimization."""
         for config in self.trainer.lr_scheduler_configs:
-            if config.interval != interval:
+            if config.interval != interval or (self.trainer.current_epoch + 1) % config.frequency:
                 continue
             scheduler: Any = config.scheduler
-            if not config.reduce_on_plateau:
+            if not isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step()
-            elif (value := self.trainer.callback_metrics.get(config.monitor or "")) is not None:
+            elif (value := self.trainer.callback_metrics.get(self._followed)) is not None:
                 scheduler.step(value)
             else:
                 measured = ", ".join(self.trainer.callback_metrics)
-                raise ValueError(f"the scheduler follows {config.monitor}, which is not measured; there are {measured}")
+                raise ValueError(f"the scheduler follows {self._followed}, which is not measured; there are {measured}")
+
+
+# Arguments of schedulers that say how long the training is.
+LENGTHS = ("total_steps", "T_max", "epochs", "steps_per_epoch")
+UNKNOWN_LENGTH = (
+    "this scheduler needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
+    "or choose scheduler=none or scheduler=step"
+)
+
+
+def check_choices(optimizer: Any, scheduler: Any, trainer: pl.Trainer) -> None:
+    """Check the arguments of an optimizer and a scheduler before anything is made with them.
+
+    Raises:
+        ValueError: one does not take its arguments, or the scheduler gets the length of the training from elsewhere, or
+            needs one that the training does not have.
+    """
+    lengths = _lengths(scheduler)
+    for name, make, later in (("optimizer", optimizer, ()), ("scheduler", scheduler, lengths)):
+        if not isinstance(make, functools.partial):
+            continue
+        if given := [length for length in LENGTHS if later and length in make.keywords]:
+            raise ValueError(
+                f"scheduler.{given[0]}={make.keywords[given[0]]}: {make.func.__name__} gets the length of the whole "
+                "training, from trainer.max_epochs or trainer.max_steps; leave it out"
+            )
+        try:
+            inspect.signature(make.func).bind(None, *make.args, **make.keywords, **dict.fromkeys(later))
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            reason = f"takes no argument {unknown[1]}" if unknown else f"is {error}"
+            raise ValueError(f"{make.func.__name__} {reason} ({name}=)") from error
+        if make.func is LBFGS and make.keywords.get("line_search_fn") not in (None, "strong_wolfe"):
+            raise ValueError(f"optimizer.line_search_fn={make.keywords['line_search_fn']} must be strong_wolfe or null")
+    if lengths and trainer.max_epochs in (None, -1) and trainer.max_steps == -1:
+        raise ValueError(UNKNOWN_LENGTH)
+
+
+def _lengths(scheduler: Any) -> set[str]:
+    """Return the arguments of a scheduler that get the length of the training."""
+    if scheduler is None:
+        return set()
+    taken = inspect.signature(scheduler.func if isinstance(scheduler, functools.partial) else scheduler).parameters
+    return {"total_steps", "T_max"} & set(taken)

@@ -42,20 +42,24 @@ LOSSES_OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, BinaryCrossEntropy, Double
 LOSSES_OF_NUMBERS = (nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss)
 
 
-def check_targets(loss: nn.Module, classes: bool) -> None:
+def check_targets(loss: nn.Module, classes: int) -> None:
     """Check that a loss fits the targets of the data.
 
     Args:
         loss: loss of a model. One that is in neither tuple above fits both.
-        classes: whether the targets are classes, not numbers.
+        classes: number of classes; 0 where the targets are numbers.
 
     Raises:
-        ValueError: the loss is for classes and the targets are numbers, or the other way round.
+        ValueError: the loss is for classes and the targets are numbers, or the other way round, or its weights are not
+            one for each class.
     """
     for takes_classes, losses in ((True, LOSSES_OF_CLASSES), (False, LOSSES_OF_NUMBERS)):
-        if isinstance(loss, losses) and takes_classes != classes:
+        if isinstance(loss, losses) and takes_classes != bool(classes):
             learns, has = ("classes", "numbers") if takes_classes else ("numbers", "classes")
             raise ValueError(
                 f"this model learns {learns} (its loss is {type(loss).__name__}), "
                 f"and the targets of the data are {has}; model={'mlp' if classes else 'mlp_regression'} learns {has}"
             )
+    weight = getattr(loss, "weight", None)
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and isinstance(weight, Tensor) and len(weight) != classes:
+        raise ValueError(f"model.loss.weight has {len(weight)} numbers, and the data has {classes} classes")

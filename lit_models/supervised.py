@@ -80,8 +80,8 @@ class Supervised(ExactModule):
         return [optimizer], [self.schedule(self.scheduler, optimizer)]
 
     def check_data(self, datamodule: Any) -> None:
-        """Raise ValueError where the loss takes classes and the targets of the data are numbers, or the other way."""
-        check_targets(self.loss, bool(datamodule.class_names))
+        """Raise ValueError where the loss does not fit the targets of the data: see :func:`check_targets`."""
+        check_targets(self.loss, len(datamodule.class_names))
 
 
 class Classifier(Supervised):

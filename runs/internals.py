@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 # Parts of a scheduler's state that depend on the length of the training. They are not restored, so that a training
@@ -76,19 +77,27 @@ def start_next_epoch(trainer: pl.Trainer) -> None:
         loop.reset_restart_stage()
 
 
-def update_plateau_schedulers(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+def update_plateau_schedulers(trainer: pl.Trainer, epoch: int, metrics: dict[str, float]) -> None:
     """Make the step of the schedulers that follow a metric, after a checkpoint from the end of an epoch was read.
 
     Lightning makes that step only after such a checkpoint is saved, and leaves it out in a resumed training.
 
     Args:
         trainer: at the start of training.
+        epoch: the number of that epoch, from 1.
         metrics: of that epoch, under the names that the module logged them by.
     """
     loop = trainer.fit_loop
-    if loop.restarted_on_epoch_end or loop.resumed_on_epoch_end:
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    if not (loop.restarted_on_epoch_end or loop.resumed_on_epoch_end):
+        return
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    for config in trainer.lr_scheduler_configs:
+        due = config.reduce_on_plateau and config.interval == "epoch" and epoch % config.frequency == 0
+        if due and config.monitor in metrics:
+            value: Any = trainer.callback_metrics[config.monitor]
+            loop.epoch_loop.scheduler_progress.increment_ready()
+            trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
+            loop.epoch_loop.scheduler_progress.increment_completed()
 
 
 def end_resumed_epoch(trainer: pl.Trainer) -> None:
@@ -151,6 +160,11 @@ def disable_lightning_signal_handlers(trainer: Any) -> None:
     could replace them runs between that and the barrier of the stage.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
+
+
+def starts_copies(trainer: Any) -> bool:
+    """Return whether the other processes are copies of this one, by spawn or fork, and not commands of their own."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 def take_child_processes(trainer: Any) -> list[Popen[bytes]]:

@@ -57,11 +57,11 @@ class Monitors:
         check_setting(monitor, mode)
         own, own_mode = getattr(model, "monitor", None), getattr(model, "mode", None)
         own = own if isinstance(own, str) else None  # any other attribute of this name means something else
-        self.asked = monitor
+        self.asked, self.modes = monitor, modes or {}
         self.candidates = {}
         if name := monitor or own:
             known = own_mode if name == own and own_mode in MODES else None
-            known = mode or known or known_mode(name, modes or {})
+            known = mode or known or known_mode(name, self.modes)
             if known is None:
                 raise ValueError(
                     f"monitor={name}: is a higher or a lower one better? mode=max or mode=min says it, and metrics= "

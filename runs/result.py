@@ -40,15 +40,15 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     """Write ``result.json``; JSON has no nan or inf, so a metric that is not finite becomes null."""
-    metrics = {name: finite(value) for name, value in result["metrics"].items()}
+    metrics = finite_metrics(result["metrics"])
     with atomic_write(run_dir / "result.json") as temporary:
         text = json.dumps(result | {"metrics": metrics}, indent=1) + "\n"
         temporary.write_text(text, encoding="utf-8")
 
 
-def finite(value: float | None) -> float | None:
-    """Return a metric for JSON: None where it is nan or inf."""
-    return value if value is not None and math.isfinite(value) else None
+def finite_metrics(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return metrics for JSON, which has no nan or inf: null stands for them."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def has_diverged(rows: list[dict[str, float]], metrics: Mapping[str, float | None] | None = None) -> bool:

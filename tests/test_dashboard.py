@@ -14,6 +14,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -72,6 +73,44 @@ def test_samples_plot_shows_the_first_test_images(few_images: None) -> None:
     middles = [np.median(center[:, int((number + 0.5) / 6 * image.shape[1])]) for number in range(6)]
     assert middles == sorted(middles)
     assert middles[0] < 0.1 < 0.4 < middles[-1]
+
+
+def fail(*arguments: object) -> None:
+    raise RuntimeError("no\nfont")
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost"),
+    [
+        ("callbacks.plots.loss_curve", "loss.png"),
+        ("callbacks.plots.confusion_matrix", "confusion.png"),
+        ("callbacks.plots.to_pixels", "loss.png"),
+        ("datamodules.images.ImageDataModule.to_uint8", "the pictures of the test"),
+    ],
+)
+def test_run_is_finished_whatever_its_pictures_raise(
+    broken: str, lost: str, few_images: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(broken, fail)
+    result = run("model=mlp", "model.net.hidden_sizes=[8]", "data.val_size=20", "trainer.max_epochs=1", "logger=none")
+    assert result["status"] == "finished"
+    assert json.loads(Path("run/result.json").read_text())["status"] == "finished"
+    assert f"{lost} cannot be drawn: RuntimeError: no font; the run continues" in caplog.messages
+    assert plot_names() == set() if "to_pixels" in broken else "accuracy" in plot_names()
+
+
+def test_test_set_of_broken_files_leaves_the_run_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, color in (("a", 0), ("b", 255)):
+        for part in ("train", "test"):
+            (folder := tmp_path / "images" / part / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (32, 32), (color, number, 0)).save(folder / f"{number}.png")
+                if part == "test":
+                    (folder / f"{number}.png").write_text("no image")
+    result = run("model=mlp", "data=image_folder", "data.root=images", "trainer.max_epochs=1", "logger=none")
+    assert result["status"] == "finished"
+    assert not any(name.startswith("test/") for name in result["metrics"])
+    assert "test/: nothing is measured, because no example could be read" in caplog.messages
 
 
 def test_decision_boundary_plot_separates_the_classes() -> None:

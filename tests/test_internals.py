@@ -145,9 +145,17 @@ def test_logged_metrics_are_readable_by_stage(trainer: pl.Trainer) -> None:
 def test_resumed_epoch_can_end_as_any_other(trainer: pl.Trainer) -> None:
     for name in ("restarted_on_epoch_end", "resumed_on_epoch_end", "restarted_mid_epoch", "_restarting"):
         assert hasattr(trainer.fit_loop, name), missing_message("Lightning", f"fit_loop.{name}")
-    update = inspect.signature(trainer.fit_loop.epoch_loop.update_lr_schedulers).parameters
-    assert "update_plateau_schedulers" in update, missing_message("Lightning", "epoch_loop.update_lr_schedulers")
+    progress = getattr(trainer.fit_loop.epoch_loop, "scheduler_progress", None)
+    assert progress and progress.increment_ready, missing_message("Lightning", "epoch_loop.scheduler_progress")
     source = inspect.getsource(type(trainer.fit_loop).on_advance_end)
     assert "if not self.restarting and" in source, missing_message(
         "Lightning", "exception for resumed epochs in fit_loop"
     )
+
+
+def test_strategies_that_copy_this_process_are_known() -> None:
+    started = [
+        internals.starts_copies(pl.Trainer(strategy=strategy, devices=2, accelerator="cpu", logger=False))
+        for strategy in ("ddp", "ddp_spawn", "ddp_fork")
+    ]
+    assert started == [False, True, True], missing_message("Lightning", "_MultiProcessingLauncher")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import train
 from cli.compose import compose
 from cli.errors import format_error
 from lit_models import Classifier
+from runs.format import format_metric
 from runs.monitor import Monitor, Monitors, known_mode, metric_name
 from sweeps.objective import search_objective
 from sweeps.study import open_study
@@ -22,6 +24,7 @@ from sweeps.summary import Summary
 
 POINTS = ("model=blobs_mlp", "data=blobs", "data.val_size=60", "data.batch_size=35", "model.steps_per_batch=1")
 POINTS += ("trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none", "threads=1")
+LIGHTNINGS = "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping"
 F1 = "+metrics.f1._target_=torchmetrics.classification.MulticlassF1Score"
 
 
@@ -148,6 +151,32 @@ def test_early_stopping_may_follow_another_metric() -> None:
         run("callbacks=early_stopping", "callbacks.early_stopping.monitor=val/los", folder="wrong")
 
 
+@pytest.mark.parametrize("monitor", ["val/acc", "val/f1"])
+def test_early_stopping_knows_the_mode_of_its_own_metric(monitor: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Both rise here. With the mode of a loss the run would stop after two epochs without a lower one."""
+    caplog.set_level(logging.INFO)
+    stop = ("callbacks=early_stopping", f"callbacks.early_stopping.monitor={monitor}", "metrics=classes")
+    rises = ("optimizer.lr=0.05", "scheduler=none", "callbacks.early_stopping.patience=2", "trainer.max_epochs=4")
+    assert run(*stop, *rises)["epochs"] == 4
+    scores = column(monitor)
+    assert scores[3] > max(scores[0], scores[1])
+    assert "stopped early" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "stop", [("callbacks=early_stopping", "callbacks.early_stopping."), (LIGHTNINGS, "+callbacks.stop.")]
+)
+def test_early_stopping_says_that_it_stopped(stop: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    chosen, key = stop
+    settings = (f"{key}monitor=train/loss", f"{key}mode=max", f"{key}patience=2")  # the loss falls
+    assert run(chosen, *settings, "optimizer.lr=0.05", "trainer.max_epochs=8")["epochs"] == 3
+    (line,) = [one for one in caplog.messages if one.startswith("stopped early")]
+    first = column("train/loss")[0]
+    best = format_metric("train/loss", first)
+    assert line == f"stopped early, after epoch 3: train/loss was not better than {best} for 2 measurements"
+
+
 def test_suggestion_is_a_metric_of_the_validation_and_not_one_of_several_losses() -> None:
     losses = ["train/d_loss", "train/g_loss", "val/d_loss"]
     assert "monitor=val/frechet mode=min" in Monitors(None, None).explain([*losses, "val/class_entropy", "val/frechet"])
@@ -170,9 +199,17 @@ WRONG = {
         "monitor=val/rmse is not measured (metrics=numbers measures it); there are train/loss, val/loss"
     ),
     "metrics=classes model=autoencoder": "metrics.f1 compares classes, and Autoencoder predicts none: it reconstructs",
-    "callbacks=early_stopping callbacks.early_stopping.monitor=val/lss +callbacks.early_stopping.mode=min": (
-        "monitor=val/lss is not measured (did you mean val/loss?); there are train/acc, train/loss, val/acc, val/loss"
+    "callbacks=early_stopping callbacks.early_stopping.monitor=val/lss": (
+        "callbacks.early_stopping.monitor=val/lss is not measured (did you mean val/loss?); there are train/acc, train"
     ),
+    "callbacks=early_stopping callbacks.early_stopping.monitor=val/loss data.val_size=0": (
+        "callbacks.early_stopping.monitor=val/loss: this run has no validation; data.val_size= holds"
+    ),
+    "callbacks=early_stopping callbacks.early_stopping.mode=max": (
+        "callbacks.early_stopping.mode=max goes with monitor=, the metric that it is about"
+    ),
+    f"{LIGHTNINGS} +callbacks.stop.monitor=val/loss data.val_size=0": "monitor=val/loss: this run has no validation",
+    f"{LIGHTNINGS} +callbacks.stop.monitor=val/lss": "monitor=val/lss is not measured (did you mean val/loss?)",
     "monitor=val/lss mode=min": "monitor=val/lss is not measured (did you mean val/loss?); there are train/acc, train",
     "monitor=train/f1 mode=max": "monitor=train/f1 is not measured (did you mean train/",
     "monitor=val/loss data.val_size=0": "monitor=val/loss: this run has no validation; data.val_size= holds",

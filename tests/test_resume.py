@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -541,6 +542,58 @@ def test_resume_keeps_the_overrides_of_callbacks(tiny_images: None) -> None:
     assert callbacks["early_stopping"]["monitor"] == "val/acc"
     assert callbacks["early_stopping"]["mode"] == "max"
     assert callbacks["pictures"] is callbacks["per_class"] is None
+
+
+STOP = "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        (STOP, "+callbacks.stop.monitor=train/loss", "+callbacks.stop.mode=max", "+callbacks.stop.patience=4"),
+        (
+            "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:train/loss,mode:max,patience:4}",
+        ),
+    ],
+)
+def test_callback_of_the_command_line_resumes_with_its_state(
+    typed: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loss falls. Without its state the callback would wait for four more epochs."""
+    short = ("model=blobs_mlp", "data=blobs", "threads=1", "trainer.accelerator=cpu", "logger=none")
+    run("run", *short, *typed, "optimizer.lr=0.01", "trainer.max_epochs=3")
+    assert run("run", "resume=run", "trainer.max_epochs=4")["epochs"] == 4
+    assert run("run", "resume=run", "trainer.max_epochs=20", "+callbacks.stop.verbose=true")["epochs"] == 5
+    assert "is not taken from a checkpoint" not in caplog.text
+
+
+def test_callback_that_may_write_files_is_not_taken_from_a_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
+    writes = "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
+    short = ("model=blobs_mlp", "data=blobs", "threads=1", "trainer.accelerator=cpu", "logger=none")
+    run("run", *short, writes, "+callbacks.mine.dirpath=elsewhere", "trainer.max_epochs=1")
+    shutil.rmtree("elsewhere")
+    run("run", "resume=run", "trainer.max_epochs=2")
+    assert not Path("elsewhere").exists()
+    (line,) = [one for one in caplog.messages if one.startswith("resume: the callback mine is not taken from a che")]
+    assert "+callbacks.mine._target_=… is typed again" in line
+    caplog.clear()
+    run("run", "resume=run", "trainer.max_epochs=3", writes, "+callbacks.mine.dirpath=elsewhere")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["callbacks"]["mine"]["dirpath"] == "elsewhere"
+    assert "is not taken from a checkpoint" not in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"monitor": "../../evil"}, {"log": {"_target_": "os.mkdir"}}, {"_args_": ["x"]}])
+def test_stored_callback_with_other_than_plain_values_is_not_made(settings: dict, tiny_images: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    target = STOP.partition("=")[2]
+    checkpoint["config"]["callbacks"]["stop"] = {"_target_": target, "monitor": "val/loss", **settings}
+    checkpoint["config"]["choices"]["overrides"] = [STOP]
+    torch.save(checkpoint, "run/checkpoints/last.ckpt")
+    new_cfg = compose("resume=run", "trainer.max_epochs=2")
+    new_cfg.choices.overrides = ["resume=run", "trainer.max_epochs=2"]
+    with contextlib.suppress(ValueError):  # refused as a whole
+        assert "stop" not in merge_resume_config(new_cfg, Path("run/checkpoints/last.ckpt")).callbacks
 
 
 @pytest.mark.parametrize(

@@ -224,3 +224,43 @@ def test_resume_with_two_optimizers_is_exact() -> None:
     assert differences(whole["optimizer_states"], parts["optimizer_states"]) == []
     assert differences(whole["lr_schedulers"], parts["lr_schedulers"]) == []
     assert metrics == again
+
+
+WRONG_CHOICES = {
+    "scheduler=cosine +scheduler.T_max=5": "scheduler.T_max=5: CosineAnnealingLR gets the length of the whole training",
+    "scheduler=onecycle +scheduler.epochs=5": "scheduler.epochs=5: OneCycleLR gets the length of the whole training",
+    "scheduler=linear trainer.max_epochs=-1": "this scheduler needs the length of the training",
+    "scheduler=step ~scheduler.gamma +scheduler.gama=1": "StepLR takes no argument gama (scheduler=)",
+    "scheduler=step ~scheduler.step_size": "StepLR is missing a required argument: 'step_size' (scheduler=)",
+    "optimizer=lbfgs +optimizer.fused=true": "LBFGS takes no argument fused (optimizer=)",
+    "optimizer=lbfgs optimizer.line_search_fn=wolfe": "optimizer.line_search_fn=wolfe must be strong_wolfe or null",
+}
+
+
+@pytest.mark.parametrize("words", WRONG_CHOICES)
+def test_wrong_optimizer_or_scheduler_is_refused_before_anything_is_written(words: str) -> None:
+    Path("run").mkdir()
+    with pytest.raises(ValueError) as error:
+        run("run", *BLOBS, *words.split())
+    assert str(error.value).startswith(WRONG_CHOICES[words])
+    assert [*Path("run").iterdir()] == []
+
+
+PLATEAU = ("scheduler=none", "+scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau")
+PLATEAU += ("+scheduler._partial_=true", "+scheduler.patience=0", "+scheduler.threshold=0.5", "data.val_size=40")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ((), 3e-6),  # no loss is half the one before: from the second epoch on a tenth each time
+        (("trainer.check_val_every_n_epoch=2", LIGHTNING_STEP), 3e-3),  # Lightning saves before it changes the rate
+        (("data.val_size=0", "+scheduler.mode=max"), 3e-6),
+    ],
+)
+def test_scheduler_may_follow_a_metric(settings: tuple[str, ...], rate: float) -> None:
+    _, whole = run("whole", *BLOBS, *PLATEAU, *settings, "trainer.max_epochs=4")
+    assert whole["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(rate)
+    run("parts", *BLOBS, *PLATEAU, *settings, "trainer.max_epochs=1")
+    _, parts = run("parts", "resume=parts", "trainer.max_epochs=4")
+    assert not differences(whole, parts)
