@@ -31,6 +31,7 @@ class Job:
         metrics: the finite metrics.
         settings: the value of each override, by its key.
         monitor: the metric that its best epoch was chosen by, and its mode; None where it does not say so.
+        published: the published figures of its experiment, by metric.
     """
 
     run_dir: Path
@@ -40,6 +41,7 @@ class Job:
     metrics: dict[str, float] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     monitor: tuple[str, str] | None = None
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -107,7 +109,8 @@ def _parse(run_dir: Path, result: dict[str, Any]) -> Job:
     monitor = (printable(name), mode) if name else None
     if refused := refused_override(result["overrides"]):
         command = f"its command is not shown: {printable(refused)}"
-    return Job(run_dir, result["status"], reason, command, finite, override_values(overrides), monitor)
+    published = {name: float(value) for name, value in result.get("published", {}).items() if name in metrics}
+    return Job(run_dir, result["status"], reason, command, finite, override_values(overrides), monitor, published)
 
 
 def _is_locked(file: Path) -> bool:
