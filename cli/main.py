@@ -202,6 +202,8 @@ def _refuse_hydra_settings() -> None:
             exit_with_error(ValueError(f"{override} is refused: {message}"), False)
         if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
             exit_with_error(ValueError(f"{override} is refused: ??? is no value, and ./??? a directory"), False)
+        if override_key(override) in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir") and "://" in value:
+            exit_with_error(ValueError(f"{override} is refused: it is not a directory on this machine"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

@@ -378,6 +378,17 @@ def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -
     assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
 
 
+@pytest.mark.parametrize("scheme", ["file", "local", "http", "s3", "x/../file"])
+def test_dashboard_txt_that_is_a_url_is_not_used(scheme: str, untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a path it lies in the working directory, which may be the run. TensorBoard opens it as a URL."""
+    monkeypatch.chdir("outputs/untrusted")
+    Path("dashboard.txt").write_text(f"{scheme}://{untrusted}/elsewhere\n")
+    assert TensorBoard(".", title="a/b").log_dir == "outputs/a/b"
+    Path("file:").mkdir()  # a run of this name is one too
+    Path("file:/dashboard.txt").write_text(f"{scheme}://{untrusted}/elsewhere\n")
+    assert TensorBoard("file:", title="a/c").log_dir == "outputs/a/c"
+
+
 @pytest.mark.parametrize("there", ["a file of the user's", "nothing", "a link", "a fifo", "another run's events"])
 def test_dashboard_txt_names_a_directory_of_the_runs_event_files_only(there: str, untrusted: Path) -> None:
     (events := Path("outputs/important/run")).mkdir(parents=True)
@@ -823,6 +834,17 @@ def test_missing_directory_of_a_run_is_refused(override: str, monkeypatch: pytes
     with pytest.raises(SystemExit):
         _refuse_hydra_settings()
     assert capsys.readouterr().err == f"error: {override} is refused: ??? is no value, and ./??? a directory\n"
+
+
+@pytest.mark.parametrize(
+    "override", ["hydra.run.dir=file:///x", "++hydra.sweep.dir='s3://x'", "hydra.sweep.subdir=a://b"]
+)
+def test_directory_of_a_run_that_is_a_url_is_refused(override: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Hydra would make a directory named ``file:``."""
+    monkeypatch.setattr(sys, "argv", ["train.py", override])
+    with pytest.raises(SystemExit):
+        _refuse_hydra_settings()
+    assert capsys.readouterr().err == f"error: {override} is refused: it is not a directory on this machine\n"
 
 
 # --- the study of a sweep from elsewhere --------------------------------------------------------------------------
