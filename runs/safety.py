@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runs.format import printable
+from runs.overrides import train_command
 
 Path = tuple[str, ...]
 
@@ -74,8 +75,8 @@ def refusal(config: dict[str, Any]) -> str | None:
     return None
 
 
-def refused_override(overrides: list[str]) -> str | None:
-    """Return why the command with these stored overrides is not shown, or None if it may be pasted.
+def stored_command(overrides: list[str]) -> str:
+    """Return the command with these stored overrides, or why it is not shown. Users paste it.
 
     It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation.
     """
@@ -83,8 +84,8 @@ def refused_override(overrides: list[str]) -> str | None:
         for override in overrides:
             _check_override(override, repr(override[:80]))
     except ValueError as error:
-        return str(error)
-    return None
+        return printable(f"its command is not shown: {error}")
+    return printable(train_command(overrides))
 
 
 def _check_override(override: str, message: str) -> None:
@@ -92,7 +93,8 @@ def _check_override(override: str, message: str) -> None:
     if not match or match[2].split(".")[0] in ("hydra", "resume", "sweep_resume"):
         raise ValueError(f"{message} is not a setting of a run")
     path, value = tuple(match[2].split(".")), match[3] or ""
-    if "${" in value or any(name in value for name in INSTRUCTIONS):
+    text = value.replace("\\", "")  # Hydra drops the backslash of $\{ and then evaluates it
+    if "${" in text or any(name in text for name in INSTRUCTIONS):
         raise ValueError(f"{message} would be evaluated")
     if any(name.startswith("_") for name in path[:-1]) or (path[-1].startswith("_") and path[-1] != "_target_"):
         raise ValueError(f"{message} is an instruction to Hydra")

@@ -30,6 +30,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import train
+from callbacks.run_summary import RunSummary
 from cli.build import build, load_run, stored_config
 from cli.compose import compose, data_root
 from cli.errors import format_error
@@ -547,7 +548,8 @@ def test_command_of_a_result_is_rebuilt_from_quoted_overrides(tmp_path: Path) ->
         "callbacks=../../gift/evil", "callbacks=[default,/gift/evil]", "callbacks=/gift/evil", "callbacks='/evil'",
         "+callbacks@model=default", "callbacks.pictures[_target_]=os.mkdir", "data/base=x", "--config-dir=gift", "-m",
         "hydra.run.dir=/home", "hydra/launcher=joblib", "+hydra.callbacks.x._target_=os.mkdir", "resume=mine", "seed",
-        "sweep_resume=mine", "+seed", "logger=~/x", "experiment=file://gift/x",
+        "sweep_resume=mine", "+seed", "logger=~/x", "experiment=file://gift/x", r"+data.x=$\{oc.env:SECRET}",
+        r"+callbacks.x=$\{oc.decode:\\\{_$\{aa\}_:os.mkdir\\\,path:x\\\}\}", r"+data.x=['$\\{x}']",
     ],
 )  # fmt: skip
 def test_command_that_would_run_something_is_not_shown(override: str, tmp_path: Path) -> None:
@@ -559,6 +561,16 @@ def test_command_that_would_run_something_is_not_shown(override: str, tmp_path: 
     summary.write()
     assert re.search(r"best: its command is not shown: ['\"]", str(summary))
     assert "python train.py" not in str(summary) + (tmp_path / "summary.md").read_text()
+
+
+def test_stored_command_of_a_resumed_run_is_checked(untrusted: Path) -> None:
+    """Resuming writes a new result.json, with the overrides in the checkpoint."""
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    config["choices"]["overrides"] = ["+callbacks.x._target_=os.mkdir"]
+    assert RunSummary(Path(), config, None, []).result["command"].startswith("python train.py")  # typed
+    config["resume"] = "outputs/untrusted"
+    shown = RunSummary(Path(), config, None, []).result["command"]
+    assert shown == "its command is not shown: '+callbacks.x._target_=os.mkdir' could run anything"
 
 
 def test_command_of_usual_overrides_is_shown(tmp_path: Path) -> None:
