@@ -66,6 +66,16 @@ def check_safe(config: dict[str, Any], origin: str) -> None:
     _check_choices(config["choices"], f"{origin} is refused: config.choices")
 
 
+def check_words(checkpoint: dict[str, Any], origin: str) -> None:
+    """Raise ValueError for a key or a word that would print lines of its own or move the cursor, outside the config."""
+    for path, value in _walk({name: value for name, value in checkpoint.items() if name != "config"}):
+        # Runs from before names were put in one line may have such a metric of a class. metrics.csv does it then.
+        keep = "\r\n" if path[:2] == ("callbacks", "MetricsHistory") else ""
+        for text in (path[-1], value):
+            if isinstance(text, str) and text != printable(text, keep):
+                raise ValueError(f"{origin} is refused: it holds {text[:80]!r}, which has control characters")
+
+
 def refusal(config: dict[str, Any]) -> str | None:
     """Return why the checkpoints of a run with this config would be refused, or None if they would not."""
     try:
