@@ -52,7 +52,7 @@ TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
 def check_safe(config: dict[str, Any], origin: str) -> None:
     """Raise ValueError for a stored config that would run, read or write something when it is used."""
     _check_keys(config, f"{origin} is refused: config")
-    for path, value in _walk(config):
+    for path, value in walk(config):
         place = printable(".".join(("config", *path)))
         _check_printable(path, value, f"{origin} is refused: {place}")
         if isinstance(value, str) and ("${" in value or value == "???"):
@@ -68,7 +68,7 @@ def check_safe(config: dict[str, Any], origin: str) -> None:
 
 def check_words(checkpoint: dict[str, Any], origin: str) -> None:
     """Raise ValueError for a key or a word that would print lines of its own or move the cursor, outside the config."""
-    for path, value in _walk({name: value for name, value in checkpoint.items() if name != "config"}):
+    for path, value in walk({name: value for name, value in checkpoint.items() if name != "config"}):
         # Runs from before names were put in one line may have such a metric of a class. metrics.csv does it then.
         keep = "\r\n" if path[:2] == ("callbacks", "MetricsHistory") else ""
         for text in (path[-1], value):
@@ -116,11 +116,12 @@ def _check_override(override: str, message: str) -> None:
         raise ValueError(f"{message} is not the name of an option")
 
 
-def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield all values in nested dicts and lists, each with its keys as words."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:
         yield (*path, str(key)), value
-        yield from _walk(value, (*path, str(key)))
+        yield from walk(value, (*path, str(key)))
 
 
 def _check_keys(node: Any, message: str) -> None:

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from runs.safety import walk
+
 NUMBERS: dict[type, Any] = {str: float}  # any number of them, by name
 # What the callbacks of this project store.
 CALLBACKS: dict[str, dict[str, Any]] = {
@@ -25,6 +27,7 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "Plots": {"weight_history": {int: object}, "stride": int, "samples": {int: object}, "sample_stride": int},
 }
 MAY_BE_NONE = ("monitor", "best", "by")
+ELSEWHERE = re.compile(r"://|::|(^|/)\.\.(/|$)")  # in a path: a URL, as fsspec reads it, or out of its directory
 
 
 def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
@@ -43,10 +46,17 @@ def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
         epochs = epochs.get(name) if isinstance(epochs, dict) else None
     if not isinstance(epochs, int) or not isinstance(checkpoint.get("global_step"), int):
         raise ValueError(f"{file} cannot be resumed: it does not hold the number of epochs and steps")
-    for callback, forms in CALLBACKS.items():
-        for name, value in checkpoint["callbacks"].get(callback, {}).items():
+    for callback, stored in checkpoint["callbacks"].items():
+        forms = CALLBACKS.get(callback, {})
+        for name, value in stored.items():
             if not (value is None and name in MAY_BE_NONE) and not _has_form(value, forms.get(name, object)):
                 raise ValueError(f"{file} cannot be resumed: {name} of {callback} is not what that writes")
+        # Lightning's ModelCheckpoint, where it is typed again, removes the stored path of an earlier checkpoint.
+        words = [word for path, value in walk(stored) for word in (path[-1], value) if isinstance(word, str)]
+        if not forms and (found := next(filter(ELSEWHERE.search, words), None)):
+            raise ValueError(
+                f"{file} cannot be resumed: the state of {callback} holds {found[:80]!r}, a path elsewhere"
+            )
     if not _has_form(checkpoint.get("epoch_sums", {}), NUMBERS):
         raise ValueError(f"{file} cannot be resumed: its epoch_sums are no numbers")
     for state in checkpoint["optimizer_states"]:

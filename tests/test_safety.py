@@ -269,6 +269,18 @@ def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], va
         (("callbacks", "MetricsHistory", "monitor"), "val/acc", "monitor of MetricsHistory is not"),
         (("callbacks", "Checkpoints", "best"), {"x": 1.0}, "best of Checkpoints is not what that writes"),
         (("callbacks", "Plots"), {"weight_history": {"x": {}}}, "weight_history of Plots is not what that writes"),
+        # ModelCheckpoint removes what these name, with all that is in it.
+        (
+            ("callbacks", "X"),
+            {"best_model_path": "checkpoints/../../x"},
+            "the state of X holds 'checkpoints/../../x', a",
+        ),
+        (
+            ("callbacks", "X"),
+            {"best_k_models": {"local:///x": 1.0}},
+            "the state of X holds 'local:///x', a path elsewhere",
+        ),
+        (("callbacks", "X"), {"kth_best_model_path": ".."}, "the state of X holds '..', a path elsewhere"),
         (("epoch_sums",), {"loss": {"../y": 1.0}}, "its epoch_sums are no numbers"),
         (("epoch_sums",), [1.0], "its epoch_sums are no numbers"),
         # LearningRateMonitor, which comes back on resume, gives them to the loggers before a step needs a number.
