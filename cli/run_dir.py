@@ -25,6 +25,7 @@ from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, 
 from runs.migrate import RENAMED_TARGETS
 from runs.overrides import train_command
 from runs.result import read_result, write_result
+from runs.safety import stored_command
 from sweeps.jobs import JOB_DIR
 
 log = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ def check_job_dir(directory: Path) -> None:
     if found and overrides is None:
         raise JobDirError(f"{directory} has {', '.join(found)} in it, which this job would overwrite: {hint}")
     if overrides is not None and set(overrides) != set(task_overrides()):
-        raise JobDirError(f"{directory} has the result of another job, {train_command(overrides)}: {hint}")
+        raise JobDirError(f"{directory} has the result of another job, {stored_command(overrides)}: {hint}")
 
 
 def _overrides_of(directory: Path) -> list[str] | None:
@@ -311,7 +312,7 @@ def record_failure(directory: Path, reason: str) -> dict[str, Any]:
         by_settings = os.path.abspath(directory) in _named_by_settings
         if found is None or not (by_settings or set(found) == set(overrides)):
             return result | {"reason": reason}  # it is not ours to replace
-        result = read_result(directory) or result
+        result = (read_result(directory) or result) | {"command": result["command"], "overrides": overrides}
     result |= {"reason": reason}
     try:
         write_result(directory, result)

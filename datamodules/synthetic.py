@@ -97,18 +97,18 @@ class XOR(Generated):
     Args:
         size: points in the training set.
         test_size: points in the test set.
-        std: of the noise in each direction.
+        noise: its standard deviation in each direction.
         **drawing: see :class:`Generated`.
     """
 
     shape, class_names = (2,), ("equal", "different")
 
-    def __init__(self, size: int, test_size: int, std: float, **drawing: Any) -> None:
+    def __init__(self, size: int, test_size: int, noise: float, **drawing: Any) -> None:
         super().__init__(size, **drawing)
         check_positive_int("data.test_size", test_size)
-        if not std >= 0:
-            raise ValueError(f"data.std={std} must be at least 0")
-        self.test_size, self.std = test_size, std
+        if not noise >= 0:
+            raise ValueError(f"data.noise={noise} must be at least 0")
+        self.test_size, self.noise = test_size, noise
 
     def load(self) -> tuple[Batch, Batch]:
         generator = torch.Generator().manual_seed(self.data_seed)
@@ -116,7 +116,7 @@ class XOR(Generated):
 
     def draw(self, generator: torch.Generator, size: int | None = None) -> Batch:
         corners = torch.randint(2, (size or self.size, 2), generator=generator)
-        return corners + self.std * torch.randn(corners.shape, generator=generator), corners[:, 0] ^ corners[:, 1]
+        return corners + self.noise * torch.randn(corners.shape, generator=generator), corners[:, 0] ^ corners[:, 1]
 
 
 class Tabular(Generated):

@@ -12,7 +12,6 @@ from runs.format import printable
 from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
-from runs.safety import refused_override
 from sweeps.study import check_study
 from sweeps.study import exists as study_exists
 
@@ -107,9 +106,7 @@ def _parse(run_dir: Path, result: dict[str, Any]) -> Job:
     if name is not None and not (isinstance(name, str) and mode in MODES):
         raise ValueError(f"unknown monitor {name!r} with mode {mode!r}")
     monitor = (printable(name), mode) if name else None
-    if refused := refused_override(result["overrides"]):
-        command = f"its command is not shown: {printable(refused)}"
-    published = {name: float(value) for name, value in result.get("published", {}).items() if name in metrics}
+    published = {printable(name): float(value) for name, value in result.get("published", {}).items()}
     return Job(run_dir, result["status"], reason, command, finite, override_values(overrides), monitor, published)
 
 

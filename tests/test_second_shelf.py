@@ -47,7 +47,7 @@ def test_random_parts_have_80_to_100_percent_of_the_area() -> None:
 
 
 def test_xor_is_the_exclusive_or_of_the_nearest_corner() -> None:
-    data = XOR(size=1000, test_size=500, std=0.1)
+    data = XOR(size=1000, test_size=500, noise=0.1)
     (points, classes), (test_points, _) = data.load()
     corners = points.round().long()
     assert torch.equal(classes, corners[:, 0] ^ corners[:, 1])
