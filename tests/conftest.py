@@ -4,9 +4,10 @@ import csv
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,30 @@ def real_root() -> Path:
     except sources.DataUnavailable as error:
         pytest.skip(str(error))
     return DATA_ROOT
+
+
+@pytest.fixture
+def browser(request: pytest.FixtureRequest) -> Iterator:
+    """Start Debian's Chromium without a window. Save a screenshot if the test fails."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1600,1400"):
+        options.add_argument(f"--{argument}")
+    options.add_argument("--enable-unsafe-swiftshader")  # the charts are drawn with WebGL
+    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    failed = request.session.testsfailed
+    try:
+        yield window
+    finally:
+        if request.session.testsfailed > failed:
+            kept = PROJECT / "outputs" / "failed_tests" / f"{request.node.name}.png"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            window.save_screenshot(str(kept))
+        window.quit()
 
 
 def read_predictions(table: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from lightning.pytorch.profilers import Profiler
 
 from tests.conftest import PROJECT
 
-COMMANDS = ("train", "evaluate", "predict", "export")
+COMMANDS = ("train", "evaluate", "predict", "export", "demo")
 # Each package of this project with those that it may import.
 MAY_IMPORT = {
     "runs": set(),

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -296,30 +295,6 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, P
     finally:
         server.terminate()
         server.wait()
-
-
-@pytest.fixture
-def browser(request: pytest.FixtureRequest) -> Iterator:
-    """Start Debian's Chromium without a window. Save a screenshot if the test fails."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("needs chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1600,1400"):
-        options.add_argument(f"--{argument}")
-    options.add_argument("--enable-unsafe-swiftshader")  # the charts are drawn with WebGL
-    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    failed = request.session.testsfailed
-    try:
-        yield window
-    finally:
-        if request.session.testsfailed > failed:
-            kept = PROJECT / "outputs" / "failed_tests" / f"{request.node.name}.png"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            window.save_screenshot(str(kept))
-        window.quit()
 
 
 # Returns all visible text. TensorBoard's custom elements keep theirs in shadow roots, which querySelector skips.
