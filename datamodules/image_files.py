@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from datamodules.ink import find_ink
 from runs.format import printable
 
 # The only formats that Pillow may open, whatever the name of a file. For PostScript it would start Ghostscript.
@@ -44,16 +45,21 @@ def load_image(path: Path, shape: Sequence[int], dark_background: bool, center: 
     if image.mode == "RGBA" and np.asarray(image.getchannel("A")).min() < 255:
         notes.append("transparent parts made white")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if center and image.size != (width, height):
+        found = find_ink(image.convert("RGB"))
+        if found is None:
+            raise ValueError(f"{printable(str(path))}: no digit found, the sheet is blank")
+        ink, is_dark = found
+        notes += [*(["inverted"] if is_dark else []), f"{size} cropped and centered"]
+        pixels = torch.from_numpy(np.array(_center(ink, width)))
+        return pixels.expand(channels, -1, -1).contiguous(), notes
     converted = image.convert("L" if channels == 1 else "RGB")
     if dark_background and _has_bright_border(converted):
         converted = ImageOps.invert(converted)
         notes.append("inverted")
     if converted.size != (width, height):
-        notes.append(f"{size} {'cropped and centered' if center else 'resized'}")
-        if center:
-            converted = _center(converted, width, path)
-        else:
-            converted = ImageOps.pad(_fit(converted, width, height), (width, height))
+        notes.append(f"{size} resized")
+        converted = ImageOps.pad(_fit(converted, width, height), (width, height))
     pixels = torch.from_numpy(np.array(converted)).view(height, width, channels)
     return pixels.permute(2, 0, 1).contiguous(), notes
 
@@ -146,12 +152,10 @@ def _fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _center(image: Image.Image, size: int, path: Path) -> Image.Image:
-    box = image.point(lambda value: 255 if value > 64 else 0).getbbox()
-    cropped = _fit(image.crop(box), size * 20 // 28, size * 20 // 28)
+def _center(image: Image.Image, size: int) -> Image.Image:
+    """Crop to what is not black, scale that to 20/28 of the size, and move its center of mass to the middle."""
+    cropped = _fit(image.crop(image.getbbox()), size * 20 // 28, size * 20 // 28)
     weights = np.asarray(cropped, np.float64)
-    if box is None or not weights.any():
-        raise ValueError(f"{printable(str(path))} shows nothing bright on a dark background or dark on a bright one")
     rows, columns = np.indices(weights.shape)
     left = round(size / 2 - 0.5 - (weights * columns).sum() / weights.sum())
     top = round(size / 2 - 0.5 - (weights * rows).sum() / weights.sum())
