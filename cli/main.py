@@ -157,6 +157,8 @@ def _run_job(
     try:
         if is_multirun():
             run_dir.check_job_dir(output_dir)
+        else:
+            run_dir.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
         if missing := OmegaConf.missing_keys(cfg):
             raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
         return _train_job(task, cfg, output_dir) if is_training else task(cfg, output_dir)
