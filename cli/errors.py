@@ -3,6 +3,7 @@
 import difflib
 import pkgutil
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from cli import CONF, PROJECT
 from cli.help import GROUPS, default_settings
 from cli.job import is_multirun
 from runs.format import printable
+from runs.overrides import typed_setting
 from runs.rank import global_rank, is_rank_zero
 from sweeps.callback import SweepSummary
 
@@ -110,7 +112,8 @@ def _malformed_override(error: BaseException) -> str | None:
     override = getattr(error, "override", odd[0] if odd else "=")
     if (group := override.removesuffix("=null")) != override and (CONF / group / "none.yaml").is_file():
         return f"there is no {override} (did you mean {group}=none?)"
-    return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{_suggest_meaning(override)}"
+    hint = _suggest_meaning(override) or _suggest_quotes(override)
+    return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{hint}"
 
 
 def _known_error(error: BaseException) -> str | None:
@@ -205,13 +208,23 @@ def _suggest_elsewhere(key: str, full_key: str) -> str:
     return f" (did you mean {places[match]}?)" if match and places[match] != full_key else ""
 
 
+def _suggest_quotes(word: str) -> str:
+    """Suggest the quotes with which a shell and Hydra read a value as it was typed, or a list in brackets."""
+    key, _, value = word.partition("=")
+    if not (value and re.fullmatch(r"[+~]*[\w./@]+", key)):
+        return ""
+    as_list = re.fullmatch(r"[(\[{]?([\w.+-]+(, *[\w.+-]+)+)[)\]}]?", value)
+    alternative = f"; {shlex.quote(f'{key}=[{as_list[1]}]')} is a list" if as_list else ""
+    return f"; with quotes {typed_setting(key, value)} is a text{alternative}"
+
+
 def _suggest_meaning(word: str) -> str:
     """Suggest an override for a word that is only the name of a group, an option or a file."""
     if any(argument.startswith("=") or argument.endswith("=") for argument in sys.argv):
         return "; there is no space on either side of ="
     if not sys.argv[0].endswith("train.py") and (path := Path(word)).exists():
         key = "run" if (path / "config.yaml").exists() or path.suffix == ".ckpt" else "images"
-        return f" (did you mean {'csv' if path.suffix == '.csv' else key}={word}?)"
+        return f" (did you mean {typed_setting('csv' if path.suffix == '.csv' else key, word)}?)"
     if word in GROUPS:
         return f" (did you mean {word}=…?)"
     group = next((group for group in GROUPS if (CONF / group / f"{word}.yaml").is_file()), None)

@@ -17,7 +17,7 @@ from cli.build import stored_config
 from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, load_checkpoint
 from runs.format import pluralize
 from runs.monitor import MODES
-from runs.overrides import last_of_each, override_key
+from runs.overrides import last_of_each, override_key, typed_setting
 from runs.result import ENDED, read_result
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,9 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
         if not missing:
             continue
         key = f"callbacks.{name}.{missing[0]}"
+        was = typed_setting(key, str(own[key])) if own.get(key) else f"{key}=…"
         raise ValueError(
-            f"resume: {key}={own.get(key) or '…'} is not taken from a checkpoint: callbacks={merged.choices.callbacks} "
+            f"resume: {was} is not taken from a checkpoint: callbacks={merged.choices.callbacks} "
             f"{key}=… chooses it again, and callbacks=default resumes without it"
         )
     _check_limits(merged, checkpoint, file.parent.parent)

@@ -35,7 +35,7 @@ from runs.files import (
     read_yaml,
 )
 from runs.migrate import RENAMED_TARGETS
-from runs.overrides import last_of_each, setting, train_command
+from runs.overrides import last_of_each, train_command, typed_setting
 from runs.result import read_result, write_result
 from sweeps.jobs import JOB_DIR
 
@@ -206,7 +206,7 @@ def check_unused(folder: Path, resume: str | None) -> None:
     found = _overwritten(folder)
     if found and not _died_early(folder, _stored_overrides(file), resume):
         has_run = not resume and (folder / "checkpoints" / "last.ckpt").is_file()
-        hint = f", {setting('resume', str(folder))} resumes a run" if has_run else ""
+        hint = f", {typed_setting('resume', str(folder))} resumes a run" if has_run else ""
         raise ValueError(
             f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
             f"directory{hint}"

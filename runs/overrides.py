@@ -26,11 +26,11 @@ def quote_value(text: str) -> str:
     if is_name and text.lower() not in ("true", "false", "null", "nan", "inf"):
         return text
     # A backslash is one of the text, except before a quote.
-    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), text)
-    return f"'{escaped}'"
+    escaped = re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + found[2].replace('"', r"\""), text)
+    return f'"{escaped}"'  # a shell needs single quotes around them
 
 
-def setting(key: str, value: str | Sequence[str]) -> str:
+def typed_setting(key: str, value: str | Sequence[str]) -> str:
     """Return ``KEY=VALUE``, or ``KEY=[VALUE,VALUE]``, as one word that a shell and Hydra read as these texts."""
     quoted = quote_value(value) if isinstance(value, str) else f"[{','.join(map(quote_value, value))}]"
     return shlex.quote(f"{key}={quoted}")
