@@ -1,6 +1,7 @@
 """Turn an exception into one line that says what went wrong and what would be right."""
 
 import difflib
+import os
 import pkgutil
 import re
 import shlex
@@ -52,7 +53,7 @@ def format_error(error: BaseException) -> str:
 def _interrupted(error: BaseException) -> str | None:
     if not isinstance(error, KeyboardInterrupt):
         return None
-    return "interrupted" if SweepSummary.sweep_dir else "interrupted before there was anything to save"
+    return "interrupted" if SweepSummary.has_begun() else "interrupted before there was anything to save"
 
 
 def _missing_package(error: BaseException) -> str | None:
@@ -119,6 +120,9 @@ def _malformed_override(error: BaseException) -> str | None:
 def _known_error(error: BaseException) -> str | None:
     """Return the meaning of an error whose text is known, whatever its class."""
     text = _text(error)
+    if isinstance(error, FileExistsError) and error.filename and os.path.islink(error.filename):
+        target = os.readlink(error.filename)
+        return f"{error.filename} is a link to {target}, which is not there: remove it, or name another directory"
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     if missing := re.match(r"Missing mandatory value: ([\w.]+)", text):
@@ -141,6 +145,7 @@ def _message(error: BaseException) -> str:
         return text
     clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
     is_clear = isinstance(error, clear) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
+    is_clear = is_clear and bool(str(error))  # a name alone says nothing
     name = type(error).__name__
     return f"{text if is_clear or text == name else f'{name}: {text}'}{_location(error, is_clear)}"
 
@@ -157,7 +162,7 @@ def _location(error: BaseException, is_clear: bool) -> str:
         return ""
     last = inside[-1]
     if last is frames[-1]:
-        known = (last.line or "").startswith("raise") or isinstance(error, OSError)
+        known = ((last.line or "").startswith("raise") or isinstance(error, OSError)) and bool(str(error))
     else:  # somewhere in a library
         known = is_clear and type(error) is not RuntimeError
     place = Path(last.filename).relative_to(PROJECT)

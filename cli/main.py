@@ -139,8 +139,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        begun = isinstance(error, OSError) and SweepSummary.sweep_dir and SweepSummary.sweep_dir.is_dir()
-        exit_with_error(error, show_traceback, resume_command() if begun else None)
+        exit_with_error(error, show_traceback, resume_command() if isinstance(error, OSError) else None)
     finally:
         run_dir.remove_empty_dirs()
 
