@@ -35,52 +35,12 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         _check_not_overwritten(path)
     stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, keep_float64=True)
 
-    import lightning.pytorch as pl
-
-    from callbacks import has_step, logged_metrics
-    from callbacks.epoch_metrics import EpochMetrics
     from callbacks.fgsm import FGSM
-    from callbacks.per_class_accuracy import PerClassAccuracy
-    from callbacks.signal_handler import SignalHandler
 
-    datamodule.test_split = cfg.split
     attacks = [FGSM(cfg.epsilons)] if attack else []
-    trainer = pl.Trainer(
-        **cfg.trainer,
-        precision=stored.trainer.precision,
-        callbacks=[
-            PerClassAccuracy(),
-            EpochMetrics(build_metrics(stored, datamodule)),
-            *attacks,
-            signals := SignalHandler(),
-        ],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    datamodule.trainer = trainer  # for its device and precision
-    datamodule.setup()
-    if not len(datamodule.test_dataloader()):
-        raise ValueError(f"split={cfg.split}: this run has no such examples (data.val_size={stored.data.val_size})")
-    steps = [stage for stage in ("test", "val") if has_step(model, stage)]
-    if not steps:
-        raise ValueError(f"{type(model).__name__} has no test_step and no validation_step to evaluate it with")
-    with signals:
-        if steps[0] == "test":
-            trainer.test(model, datamodule=datamodule, verbose=False)
-        else:
-            datamodule.validate_on = cfg.split
-            trainer.validate(model, datamodule=datamodule, verbose=False)
-    logged = logged_metrics(trainer, steps[0])
-    metrics = {name.replace(f"{steps[0]}/", f"{cfg.split}/", 1): value for name, value in logged.items()}
-    if not metrics:
-        raise ValueError(f"{type(model).__name__} logs nothing in its {steps[0]} step")
-
-    width = max(map(len, metrics))
-    overall_first = sorted(metrics, key=lambda name: name.count("/"))
-    lines = [f"  {name:<{width}}  {format_metric(name, metrics[name])}" for name in overall_first]
+    metrics = _test(cfg, stored, datamodule, model, attacks)
     shown = os.path.relpath(file)
-    log.info("%s of %s\n%s", cfg.split, shown, "\n".join(lines))
+    log.info("%s of %s\n%s", cfg.split, shown, _metrics_table(metrics))
     for fgsm in attacks:
         log.info("attack=fgsm on %s of %s\n%s", cfg.split, shown, fgsm.table())
         fgsm.write(attacked, cfg.split, file, datamodule.class_names)
@@ -88,6 +48,53 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     with atomic_write(written) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _test(cfg: DictConfig, stored: DictConfig, datamodule: Any, model: Any, attacks: list[Any]) -> dict[str, float]:
+    """Return the metrics of a model on ``cfg.split``, of its test step or else of its validation step.
+
+    Raises:
+        ValueError: the split has no examples, the model has no such step, or the step logs nothing.
+    """
+    import lightning.pytorch as pl
+
+    from callbacks import has_step, logged_metrics
+    from callbacks.epoch_metrics import EpochMetrics
+    from callbacks.per_class_accuracy import PerClassAccuracy
+    from callbacks.signal_handler import SignalHandler
+
+    signals = SignalHandler()
+    trainer = pl.Trainer(
+        **cfg.trainer,
+        precision=stored.trainer.precision,
+        callbacks=[PerClassAccuracy(), EpochMetrics(build_metrics(stored, datamodule)), *attacks, signals],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    datamodule.test_split = datamodule.validate_on = cfg.split
+    datamodule.trainer = trainer  # for its device and precision
+    datamodule.setup()
+    if not len(datamodule.test_dataloader()):
+        raise ValueError(f"split={cfg.split}: this run has no such examples (data.val_size={stored.data.val_size})")
+    step = next((stage for stage in ("test", "val") if has_step(model, stage)), None)
+    if not step:
+        raise ValueError(f"{type(model).__name__} has no test_step and no validation_step to evaluate it with")
+    with signals:
+        (trainer.test if step == "test" else trainer.validate)(model, datamodule=datamodule, verbose=False)
+    metrics = {
+        name.replace(f"{step}/", f"{cfg.split}/", 1): value for name, value in logged_metrics(trainer, step).items()
+    }
+    if not metrics:
+        raise ValueError(f"{type(model).__name__} logs nothing in its {step} step")
+    return metrics
+
+
+def _metrics_table(metrics: dict[str, float]) -> str:
+    """Return a line for each metric, those of single classes last."""
+    width = max(map(len, metrics))
+    overall_first = sorted(metrics, key=lambda name: name.count("/"))
+    return "\n".join(f"  {name:<{width}}  {format_metric(name, metrics[name])}" for name in overall_first)
 
 
 def _check_not_overwritten(file: Path) -> None:

@@ -6,8 +6,7 @@ python export.py run=last output=model.onnx
 import io
 import json
 import logging
-import mmap
-import zipfile
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from omegaconf import DictConfig
 
 from cli.build import load_run
 from cli.main import main
-from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-MARK = "exported by lit-classics"  # in the metadata of each file, by which a later export may replace it
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of requirements-dev.txt; few users need them
 
 
@@ -33,10 +30,8 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
         raise ValueError(f"output={output} must end in one of {', '.join(formats)}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"output={output}: there is no directory {output.parent}")
-    if output.exists() and output.samefile(find_checkpoint(cfg.run, cfg.checkpoint)[1]):
-        raise ValueError(f"output={output} would overwrite the checkpoint of the run")
-    if output.exists() and not _is_export(output):
-        raise ValueError(f"output={output} would overwrite {output}, which this command did not write: move it")
+    if os.path.lexists(output):
+        raise ValueError(f"output={output} would overwrite {output}: move it, or choose another name")
     if output.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if not find_spec(name)]):
         raise ValueError(f"output={output} needs {', '.join(missing)}: pip install {' '.join(ONNX_PACKAGES)}")
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
@@ -49,16 +44,8 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
     return output
 
 
-def _is_export(file: Path) -> bool:
-    """Return whether a file is an earlier export. None of the formats compresses its metadata."""
-    if not file.is_file() or not file.stat().st_size:
-        return False
-    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(MARK.encode()) >= 0
-
-
 def _metadata(datamodule: Any) -> dict[str, str]:
-    return {"class_names": json.dumps(datamodule.class_names), "made_by": MARK}
+    return {"class_names": json.dumps(datamodule.class_names), "made_by": "lit-classics"}
 
 
 def _state_dict(datamodule: Any, model: Any) -> bytes:
@@ -66,8 +53,6 @@ def _state_dict(datamodule: Any, model: Any) -> bytes:
 
     buffer = io.BytesIO()
     torch.save(_shipped_part(model).state_dict(), buffer)
-    with zipfile.ZipFile(buffer, "a") as archive:  # torch.load ignores other records
-        archive.writestr("archive/made_by", MARK)
     return buffer.getvalue()
 
 

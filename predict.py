@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cli.build import load_run
 from cli.examples import Examples, ImageFiles, ImagePair, Latents, Rows, Source, Split, find_files
 from cli.main import main
-from cli.predictions import Comparisons, Numbers, is_table, predictions_of
+from cli.predictions import Comparisons, Numbers, predictions_of
 from runs.files import atomic_write, write_png
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,8 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
         raise ValueError("exactly one of images='some/*.png', csv=rows.csv, split=test and samples=64 is required")
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
-    _check_not_overwritten(files, table, picture, output=cfg.output)
-    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
-    data = [Path(str(stored.data[name])) for name in ("path", "test_path") if stored.data.get(name)]
-    _check_not_overwritten(data, table, picture, output=cfg.output)
+    _check_not_overwritten(files, table, picture, cfg)
+    _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
     source: Source
     if cfg.images:
@@ -66,14 +64,18 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     return table
 
 
-def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, output: str) -> None:
-    """Raise ValueError where files that are to be read, or others that are no earlier predictions, are in the way."""
-    existing = [path for path in (table, picture) if path.exists()]
+def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, cfg: DictConfig) -> None:
+    """Raise ValueError for files in the way. Earlier predictions are replaced in ``predictions/`` of a run only.
+
+    Elsewhere nothing tells them from files that the user has made or changed.
+    """
+    existing = [path for path in (table, picture) if os.path.lexists(path)]
+    is_run = (table.parent.parent / "config.yaml").is_file()
+    if existing and not (is_run and cfg.output == "predictions"):
+        raise ValueError(f"output={cfg.output} would overwrite {existing[0]}: move it, or choose another directory")
     for file in files if existing else ():
-        if file.exists() and any(file.samefile(path) for path in existing):
-            raise ValueError(f"output={output} would overwrite {file}, which is to be read")
-    if existing and not is_table(table):
-        raise ValueError(f"output={output} would overwrite {existing[0]}, which this command did not write: move it")
+        if file.exists() and any(path.exists() and file.samefile(path) for path in existing):
+            raise ValueError(f"output={cfg.output} would overwrite {file}, which is to be read")
 
 
 def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:

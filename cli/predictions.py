@@ -1,6 +1,5 @@
 """What the model of a run says about examples: as rows of a table, as lines of text, and as a figure."""
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = dict[str, Any]
-# The columns of predictions.csv. Where it is known what is true, a column "truth" follows.
-TABLES = {
-    ("input", "prediction"),
-    ("input", "label", "probability", "top 3"),
-    ("input", "label", "probability"),
-    ("input", "squared error"),
-    ("input", "latent vector"),
-}
 
 
 class Numbers:
@@ -224,18 +215,6 @@ def _both(equal: "Tensor") -> "Tensor":
     import torch
 
     return torch.stack([1 - equal, equal], 1)
-
-
-def is_table(file: Path) -> bool:
-    """Return whether a file is a table of predictions, by its header. Tables of the user's may share a column."""
-    if not file.is_file():
-        return False
-    try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            columns = tuple(next(csv.reader([lines.readline(1000)]), []))
-    except (OSError, ValueError, csv.Error):
-        return False
-    return columns in TABLES or (columns[-1:] == ("truth",) and columns[:-1] in TABLES)
 
 
 def _format_value(value: Any) -> str:

@@ -46,24 +46,13 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     _check_state(checkpoint, file)
     stored, merged = checkpoint["config"], stored_config(checkpoint)
     before = last_of_each(stored["choices"]["overrides"])
-    own = _values(merged, [key for key in map(override_key, before) if key.startswith("callbacks.")])
     typed = last_of_each(cfg.choices.overrides)
-    for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
-        name = cfg.choices[group] if group in typed else stored["choices"][group]
-        merged[group] = cfg[group] if cfg.choices[group] == name else compose_group(group, name)
-    if "trainer" in typed:
-        merged.trainer = _switch_trainer(
-            merged.trainer, stored["choices"].get("trainer", "default"), cfg.choices.trainer
-        )
+    own = _values(merged, [key for key in map(override_key, before) if key.startswith("callbacks.")])
+    _take_groups(merged, cfg, stored["choices"], typed)
     for key, value in own.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]) and _is_kept(merged, key, value):
             OmegaConf.update(merged, key, value, force_add=True)
-    if merged.get("compile"):
-        merged.compile = False
-        if "compile" not in map(override_key, typed):
-            log.info(
-                "compile=true is not taken from a checkpoint, because it starts a compiler; type it to compile again"
-            )
+    _drop_compile(merged, typed)
     _add_callbacks(merged, stored["callbacks"], before)
     if "purge_step" in merged.logger:
         merged.logger.purge_step = checkpoint["global_step"] + 1
@@ -76,6 +65,31 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
             merged.data.pop("only_read", None)
     merged.choices.overrides = list((before | last_of_each(overrides)).values())
     merged.resume = cfg.resume
+    _check_callbacks(merged, own)
+    _check_limits(merged, checkpoint, file.parent.parent)
+    return merged
+
+
+def _take_groups(merged: DictConfig, cfg: DictConfig, stored_choices: dict[str, Any], typed: dict[str, str]) -> None:
+    """Put the callbacks, the logger and a newly chosen trainer of ``conf/`` into the config of the resumed run."""
+    for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
+        name = cfg.choices[group] if group in typed else stored_choices[group]
+        merged[group] = cfg[group] if cfg.choices[group] == name else compose_group(group, name)
+    if "trainer" in typed:
+        merged.trainer = _switch_trainer(merged.trainer, stored_choices.get("trainer", "default"), cfg.choices.trainer)
+
+
+def _drop_compile(merged: DictConfig, typed: dict[str, str]) -> None:
+    """Turn ``compile`` off, unless it was typed: a checkpoint, which may come from anyone, starts no compiler."""
+    if not merged.get("compile"):
+        return
+    merged.compile = False
+    if "compile" not in map(override_key, typed):
+        log.info("compile=true is not taken from a checkpoint, because it starts a compiler; type it to compile again")
+
+
+def _check_callbacks(merged: DictConfig, own: dict[str, Any]) -> None:
+    """Raise ValueError for a callback without a value that is not taken from a checkpoint, such as another run."""
     for name, settings in merged.callbacks.items():
         missing = [key for key in settings or () if OmegaConf.is_missing(settings, key)]
         if not missing:
@@ -86,8 +100,6 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
             f"resume: {was} is not taken from a checkpoint: callbacks={merged.choices.callbacks} "
             f"{key}=… chooses it again, and callbacks=default resumes without it"
         )
-    _check_limits(merged, checkpoint, file.parent.parent)
-    return merged
 
 
 def _check_state(checkpoint: dict[str, Any], file: Path) -> None:

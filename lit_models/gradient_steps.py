@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -73,7 +74,8 @@ class GradientSteps(internals.QuickHooks):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # Here because it is the first hook that Lightning calls.
-        self.check_trainer(self.trainer)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_trainer(self.trainer)
         self._distributed = self.trainer.world_size > 1
         self.__dict__.pop("training_step", None)  # left by an earlier fit
         if self._fast:

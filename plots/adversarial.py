@@ -9,6 +9,7 @@ from torch import Tensor
 from plots.figure import TRAIN, WRONG, literal, new_figure, style_axes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -41,21 +42,22 @@ def adversarial_examples(
 
     canvas = figure.add_axes((0, 0, 1, 1))  # one for all images, in inches from the top left: many axes take far longer
     canvas.axis("off")
-    for row, (epsilon, (images, targets, predicted)) in enumerate(rows.items()):
+    for row, (epsilon, parts) in enumerate(rows.items()):
         upper = top + cell[1] * row
         canvas.text(left - 0.12, upper + 0.5, f"ε = {epsilon:g}", ha="right", va="center", fontsize=10)
-        labels = zip(targets.tolist(), predicted.tolist(), strict=True)
-        for column, (image, (target, label)) in enumerate(zip(images, labels, strict=True)):
-            start = left + cell[0] * column
-            extent = (start, start + 1, upper + 1, upper)
-            pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-            canvas.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="nearest")
-            title, color = class_names[target], "black"
-            if label != target:
-                title, color = f"{title} → {class_names[label]}", WRONG
-            size = 9 if len(title) < 14 else 6
-            canvas.text(start + 0.5, upper - 0.04, literal(title), ha="center", va="bottom", fontsize=size, color=color)
+        for column, (image, target, label) in enumerate(zip(*parts, strict=True)):
+            _draw_example(canvas, (left + cell[0] * column, upper), image, class_names[target], class_names[label])
     canvas.set_xlim(0, width)
     canvas.set_ylim(height, 0)
     canvas.set_aspect("auto")
     return figure
+
+
+def _draw_example(canvas: "Axes", corner: tuple[float, float], image: Tensor, target: str, label: str) -> None:
+    """Draw an image one inch wide with its class, and the predicted one where that differs."""
+    x, y = corner
+    pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+    canvas.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(x, x + 1, y + 1, y), interpolation="nearest")
+    title, color = (target, "black") if label == target else (f"{target} → {label}", WRONG)
+    size = 9 if len(title) < 14 else 6
+    canvas.text(x + 0.5, y - 0.04, literal(title), ha="center", va="bottom", fontsize=size, color=color)

@@ -92,10 +92,7 @@ def real_root() -> Path:
 
 
 def read_predictions(table: Path) -> list[dict[str, Any]]:
-    """Return the rows of a predictions.csv, with its numbers as numbers. A later command may replace it."""
-    from cli.predictions import is_table
-
-    assert is_table(table)
+    """Return the rows of a predictions.csv, with its numbers as numbers."""
     with open(table, newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     numbers = ("prediction", "truth") if "prediction" in rows[0] else ("probability",)

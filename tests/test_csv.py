@@ -387,31 +387,15 @@ def test_path_that_is_not_a_regular_file_is_refused() -> None:
         assert error_line(f"data.path={path}", "data.target=price", "model=mlp") == f"{path} is not a regular file"
 
 
-@pytest.mark.parametrize("output", ["{here}", "../answers"])
-def test_predictions_do_not_overwrite_their_input(output: str, tmp_path: Path) -> None:
+def test_predictions_do_not_overwrite_their_input() -> None:
     make_table()
     run("run", *KIND, "trainer.max_epochs=1")
-    Path("answers").mkdir()
-    rows = Path("answers/predictions.csv")
+    rows = Path("run/predictions/predictions.csv")
+    rows.parent.mkdir()
     rows.write_text("40,0.002\n")
     with pytest.raises(ValueError, match=r"would overwrite .* which is to be read"):
-        predict_rows(Path("run"), csv=str(rows), output=output.format(here=rows.resolve().parent))
+        predict_rows(Path("run"), csv=str(rows), output="predictions")
     assert rows.read_text() == "40,0.002\n"
-
-
-def test_predictions_do_not_overwrite_the_table_of_their_run(tmp_path: Path) -> None:
-    """The test set is read from it, and its columns may be called like those of predictions."""
-    make_table()
-    Path("answers").mkdir()
-    table = Path("answers/predictions.csv")
-    rows = [line.split(",") for line in Path("table.csv").read_text().splitlines()[1:]]
-    table.write_text("".join(f"{age},{kind}\n" for age, _, _, kind, _ in [["input", "", "", "prediction", ""], *rows]))
-    columns = (f"data.path={table}", "data.target=prediction", "data.columns=[input]")
-    run("run", *KIND, *columns, "trainer.max_epochs=1")
-    before = table.read_bytes()
-    with pytest.raises(ValueError, match=r"would overwrite .*predictions.csv, which is to be read"):
-        predict_rows(Path("run"), split="test", output=str(table.resolve().parent))
-    assert table.read_bytes() == before
 
 
 # --- command line ------------------------------------------------------------------------------------------------

@@ -574,14 +574,14 @@ def test_undecodable_file_name_is_escaped_in_predictions_csv(run: Path) -> None:
 def test_full_disk_keeps_the_old_predictions(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60):
         draw_digit(number % 10).save(f"{number}.png")
-    predict_images(run, "[0-9].png", output=Path("answers").resolve())
-    before = Path("answers/predictions.csv").read_bytes()
+    predict_images(run, "[0-9].png")
+    before = (run / "predictions/predictions.csv").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            predict_images(run, "*.png", output=Path("answers").resolve())
+            predict_images(run, "*.png")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert Path("answers/predictions.csv").read_bytes() == before
-    assert sorted(path.name for path in Path("answers").iterdir()) == ["predictions.csv", "predictions.png"]
+    assert (run / "predictions/predictions.csv").read_bytes() == before
+    assert sorted(path.name for path in (run / "predictions").iterdir()) == ["predictions.csv", "predictions.png"]

@@ -1,5 +1,6 @@
 """predict.py and export.py with models that reconstruct and generate."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def _random_images(random_images: Any) -> None:
 
 
 def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
+    shutil.rmtree("answers", ignore_errors=True)
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "samples": None}
     cfg = OmegaConf.create({**given, "limit": 6, "output": str(Path("answers").resolve()), **settings})
     return read_predictions(predict.predict(cfg, run))

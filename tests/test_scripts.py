@@ -80,6 +80,8 @@ def evaluate_run(run: str | Path, folder: Path | None = None, **settings: Any) -
 
 def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
     """Run predict.py and return the rows of its ``answers/predictions.csv``."""
+    if "output" not in settings:
+        shutil.rmtree("answers", ignore_errors=True)
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "samples": None}
     cfg = OmegaConf.create({**given, "limit": 6, "output": str(Path("answers").resolve()), **settings})
     return read_predictions(predict.predict(cfg, run))
@@ -120,18 +122,26 @@ def test_evaluation_beside_a_checkpoint_does_not_overwrite_other_files(content: 
     assert evaluate_run("model.ckpt") == evaluate_run("model.ckpt") == json.loads(file.read_text())
 
 
-@pytest.mark.parametrize(
-    "header", ["id,width", "id,prediction", "input,label,probability", "input,prediction,truth,id"]
-)
 @pytest.mark.parametrize("there", ["predictions.csv", "predictions.png"])
-def test_predictions_do_not_overwrite_other_files(there: str, header: str, image_run: Path) -> None:
-    Path("answers").mkdir()
-    Path("answers", there).write_text(f"{header}\n1,2\n")
-    with pytest.raises(ValueError, match=f"would overwrite .*{there}, which this command did not write"):
-        predict_rows(image_run, split="test")
-    assert Path("answers", there).read_text() == f"{header}\n1,2\n"
-    Path("answers", there).unlink()
-    assert predict_rows(image_run, split="test") == predict_rows(image_run, split="test")
+def test_predictions_do_not_overwrite_other_files(there: str, image_run: Path) -> None:
+    file = Path("answers", there)
+    file.parent.mkdir()
+    file.write_text("input,prediction\nmine,2\n")
+    with pytest.raises(ValueError, match=f"would overwrite .*{there}: move it, or choose another directory"):
+        predict_rows(image_run, split="test", output=str(file.parent.resolve()))
+    assert file.read_text() == "input,prediction\nmine,2\n"
+    file.unlink()
+    predict_rows(image_run, split="test", output=str(file.parent.resolve()))
+
+
+def test_predictions_in_the_run_directory_are_replaced(trained: Path) -> None:
+    shutil.copytree(trained / "blobs", "run")
+    settings = {"split": "test", "output": "predictions"}
+    assert len(predict_rows(Path("run"), **settings, limit=2)) == 2
+    assert len(predict_rows(Path("run"), **settings, limit=3)) == 3
+    Path("run/config.yaml").unlink()  # a checkpoint alone, in a folder that is no run's
+    with pytest.raises(ValueError, match=r"would overwrite .*predictions.csv"):
+        predict_rows(Path("run"), **settings)
 
 
 # --- evaluate ----------------------------------------------------------------------------------------------------
@@ -386,38 +396,24 @@ def test_export_refuses_a_wrong_output(output: str, message: str, trained: Path)
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("output", ["model.pt", "link.pt", "./run/../model.pt"])
-def test_export_does_not_overwrite_its_checkpoint(output: str, trained: Path) -> None:
-    Path("run").mkdir()
-    shutil.copy(trained / "blobs/checkpoints/last.ckpt", "model.pt")
-    Path("link.pt").symlink_to("model.pt")
-    before = Path("model.pt").read_bytes()
-    with pytest.raises(ValueError, match="would overwrite the checkpoint of the run"):
-        export_run(Path("model.pt"), output)
-    assert Path("model.pt").read_bytes() == before
-    assert export_run(Path("model.pt"), "other.pt") == export_run(Path("model.pt"), "other.pt")
-
-
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".pt"])
-def test_export_replaces_earlier_exports_only(suffix: str, trained: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "directory", "dangling link", "link to a file", "earlier export"])
+def test_export_overwrites_nothing(kind: str, suffix: str, trained: Path) -> None:
     file = Path(f"thesis{suffix}")
-    weights = {"weight": torch.zeros(3)}
-    others = {".safetensors": safetensors.torch.save(weights), ".onnx": onnx.ModelProto().SerializeToString()}
-    torch.save(weights, file)
-    for content in (b"mine\n", b"", others.get(suffix, file.read_bytes())):
-        file.write_bytes(content)
-        with pytest.raises(ValueError, match=f"would overwrite {file}, which this command did not write: move it"):
-            export_run(trained / "blobs", str(file))
-        assert file.read_bytes() == content
-    file.unlink()
-    file.mkdir()
-    with pytest.raises(ValueError, match=f"would overwrite {file}, which this command did not write: move it"):
+    Path("mine").write_text("mine")
+    if kind == "earlier export":
         export_run(trained / "blobs", str(file))
-    file.rmdir()
-    export_run(trained / "blobs", str(file))
-    export_run(trained / "line", str(file))  # in place of the export of another run
-    names = [path.name for path in Path().iterdir()]
-    assert names == [file.name]
+    elif kind == "directory":
+        file.mkdir()
+    elif kind == "file":
+        file.write_text("mine")
+    else:
+        file.symlink_to("mine" if kind == "link to a file" else "nowhere")
+    before = file.is_file() and file.read_bytes()
+    with pytest.raises(ValueError, match=f"would overwrite {file}: move it, or choose another name"):
+        export_run(trained / "line", str(file))
+    assert (file.is_file() and file.read_bytes()) == before
+    assert Path("mine").read_text() == "mine"
 
 
 def test_onnx_export_names_all_missing_packages(trained: Path, monkeypatch) -> None:
@@ -428,15 +424,13 @@ def test_onnx_export_names_all_missing_packages(trained: Path, monkeypatch) -> N
     assert not Path("model.onnx").exists()
 
 
-def test_failed_export_keeps_the_old_file(trained: Path, monkeypatch) -> None:
+def test_failed_export_leaves_nothing(trained: Path, monkeypatch) -> None:
     """A net with random outputs differs from its exported graph, so the final check fails."""
-    Path("model.onnx").write_bytes(earlier := b"of last week" + export.MARK.encode())
     forward = nets.MLP.forward
     monkeypatch.setattr(nets.MLP, "forward", lambda self, x: forward(self, x) + torch.rand(1))
     with pytest.raises(AssertionError, match="not close"):
         export_run(trained / "blobs", "model.onnx")
-    assert Path("model.onnx").read_bytes() == earlier
-    assert [path.name for path in Path().iterdir()] == ["model.onnx"]
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.slow
@@ -444,15 +438,13 @@ def test_failed_export_keeps_the_old_file(trained: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors", ".pt"])
 def test_export_to_a_full_disk_gives_one_line(suffix: str, trained: Path) -> None:
     """A limit of one kilobyte per file stands for a full disk."""
-    Path(f"model{suffix}").write_text(earlier := f"of last week {export.MARK}", encoding="utf-8")
     command = [sys.executable, PROJECT / "export.py", f"run={trained / 'image_run'}", f"output=model{suffix}"]
     limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "export", *map(str, command)]
     answer = subprocess.run(limited, capture_output=True, text=True)
     assert answer.returncode == 1
     (line,) = answer.stderr.splitlines()
     assert line.startswith("error: ") and "File too large" in line
-    assert Path(f"model{suffix}").read_text(encoding="utf-8") == earlier
-    assert [path.name for path in Path().iterdir()] == [f"model{suffix}"]
+    assert list(Path().iterdir()) == []
 
 
 # --- command line ------------------------------------------------------------------------------------------------
