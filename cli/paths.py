@@ -38,7 +38,8 @@ def _quote(key: str, value: str, is_sweep: bool) -> str:
         parsed = OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:
         return _quote_parts(key, value, is_sweep)
-    exists = os.path.lexists(value)
+    # What only becomes an interpolation without its backslashes is the name of a directory.
+    exists = os.path.lexists(value) or ("${" not in value and "${" in str(parsed))
     if parsed is None or (isinstance(parsed, str) and (parsed == value or value[0] in "'\"" or not exists)):
         return value
     has_values = isinstance(parsed, Sweep) or (isinstance(parsed, list) and key == "images")

@@ -158,6 +158,7 @@ def test_each_setting_that_is_a_path_is_taken_as_it_is_typed(key: str) -> None:
         ("resume=${oc.env:RUN}", "${oc.env:RUN}"),
         ("hydra.run.dir=out/${seed} (1)", "out/${seed} (1)"),
         ("hydra.run.dir=a,b", "a,b"),
+        ("hydra.run.dir=$\\{oc.env:SECRET\\}/run", "$\\{oc.env:SECRET\\}/run"),
         ("output=[1]", "[1]"),
         ("data.path='rows (1).csv'", "rows (1).csv"),
         ('data.path="größe.csv"', "größe.csv"),
