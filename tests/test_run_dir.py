@@ -297,6 +297,22 @@ def test_only_a_run_of_this_command_that_ended_before_its_first_epoch_may_begin_
         assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize(("resume", "lr", "early"), [("a", "0.1", True), ("b", "0.1", False), ("a", "0.2", False)])
+def test_resumed_run_that_ended_before_its_first_epoch_may_begin_anew(
+    resume: str, lr: str, early: bool, job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its overrides are those of the checkpoint, with those of the command on top."""
+    job[:] = ["resume=a", "optimizer.lr=0.1"]
+    stored = {"choices": {"overrides": ["model=mlp", "optimizer.lr=0.5"]}}
+    monkeypatch.setattr(run_dir, "find_checkpoint", lambda run: (tmp_path / "a", tmp_path / "a/checkpoints/last.ckpt"))
+    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": stored})
+    config = CONFIG | {"choices": {"overrides": ["model=mlp", f"optimizer.lr={lr}"]}, "resume": resume}
+    (folder := tmp_path / "r").mkdir()
+    (folder / "config.yaml").write_text(as_yaml(config))
+    with contextlib.nullcontext() if early else pytest.raises(ValueError, match="which this run would overwrite"):
+        run_dir.check_unused(folder, "a")
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "export"])
 def test_log_of_the_user_gets_no_lines(name: str, tmp_path: Path) -> None:
     file = tmp_path / f"{name}.log"
