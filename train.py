@@ -64,7 +64,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     status = "failed"
     try:
         with signals, spread_threads(enabled=trainer.world_size == 1):
-            fit_and_test(trainer, datamodule, model, ckpt_path, validate_first=cfg.validate_before_training)
+            fit_and_test(cfg, trainer, datamodule, model, ckpt_path)
         status = (
             "failed"
             if write_errors(trainer)
@@ -163,15 +163,18 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
             check(trainer, model)
 
 
-def fit_and_test(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None, validate_first: bool) -> None:
-    """Train from the start or from a checkpoint, and test the final weights."""
+def fit_and_test(cfg: DictConfig, trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:
+    """Train from the start or from a checkpoint, and test the final weights, or the best with checkpoint.tested."""
     from callbacks import has_step
 
     warn_when_waiting(trainer.world_size)
-    if validate_first and not ckpt_path and has_step(model, "val"):
+    if cfg.validate_before_training and not ckpt_path and has_step(model, "val"):
         trainer.validate(model, datamodule=datamodule, verbose=False)
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     if has_step(model, "test"):
+        best = Path(trainer.default_root_dir, "checkpoints", "best.ckpt")
+        if cfg.checkpoint.get("tested") == "best" and best.is_file():
+            model.load_state_dict(load_checkpoint(best)["state_dict"])
         trainer.test(model, datamodule=datamodule, verbose=False)
 
 
@@ -190,7 +193,8 @@ def report(
     log.info(summary_line(result) if is_multirun() else f"\n{table}")
     missed = [comparison.metric for comparison in comparisons if not comparison.passed]
     if comparisons and not changed:
-        result = summary.write_result(result["status"], as_expected=not missed)
+        published = {one.metric: one.published for one in comparisons if one.published is not None}
+        result = summary.write_result(result["status"], as_expected=not missed, published=published)
         if cfg.check and (unknown := [comparison.metric for comparison in comparisons if comparison.got is None]):
             raise ExpectationMissed(f"{cfg.name} did not measure {unknown[0]}; there are {names(result['metrics'])}")
         if cfg.check and missed:

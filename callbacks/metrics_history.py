@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks import batch_losses, is_validated, logged_metrics, num_examples, possible_of
 from runs import internals
 from runs.files import atomic_write
-from runs.format import check_positive_int, format_metrics, round_float32
+from runs.format import check_positive_int, format_metrics, printable, round_float32
 from runs.monitor import Monitor, Monitors, metric_name
 from runs.offers import Exact
 
@@ -195,7 +195,7 @@ class MetricsHistory(Checkpoint):
         columns = [name for row in self.rows for name in row if name != "seconds"]
         with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as out:
             writer = csv.DictWriter(out, [*dict.fromkeys(columns), "seconds"])
-            writer.writeheader()
+            writer.writerow({name: printable(name) for name in writer.fieldnames})
             writer.writerows(self.rows)
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from plots.classification import (
     per_class_accuracy,
 )
 from plots.figure import to_pixels
-from plots.generative import adversarial_losses
+from plots.generative import adversarial_losses, transformed_images
 from plots.images import filters, image_grid, predictions
 from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs import internals
 from runs.files import write_png
-from runs.offers import Classifies, HasUndecidedLoss, MeasuresGoodness
+from runs.offers import Classifies, HasUndecidedLoss, MeasuresGoodness, TransformsInputs
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class Plots(GenerativePlots):
     """Draws the training after its end, on request also during it, and the test.
 
     Of every run: ``loss`` and, for classifiers, ``accuracy``, ``confusion`` and ``classes``. Of images: ``samples``,
-    ``predictions``, ``mistakes``, for nets that begin with a convolution ``filters``, and for those that judge each
-    label ``goodness``. Of points in the plane: ``boundary``, and ``boundaries`` over the epochs. Of lines: ``line``,
-    and ``surface``, the loss over weight and bias with the path of the training. Of what generates, reconstructs or
-    continues: see :class:`GenerativePlots`.
+    ``predictions``, ``mistakes``, for nets that begin with a convolution ``filters``, for those that judge each label
+    ``goodness``, and for those that transform their images ``transformed``. Of points in the plane: ``boundary``, and
+    ``boundaries`` over the epochs. Of lines: ``line``, and ``surface``, the loss over weight and bias with the path of
+    the training. Of what generates, reconstructs or continues: see :class:`GenerativePlots`.
 
     Args:
         every_n_epochs: also draws the training every n epochs. None draws it only after its end.
@@ -102,6 +102,7 @@ class Plots(GenerativePlots):
         self._mistakes: list[tuple[Tensor, ...]] = []  # images (B, C, H, W), probs (B, classes), targets (B,)
         self._first_images: tuple[Tensor, ...] | None = None  # the same for the first test images
         self._goodness: Tensor | None = None  # of these images, (B, layers, classes)
+        self._transformed: tuple[Tensor, Tensor] | None = None  # ten images, and the same transformed
 
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         with self._drawing("the pictures of the test"):
@@ -125,6 +126,8 @@ class Plots(GenerativePlots):
                 self._first_images = to_uint8(inputs[:6]).cpu(), probs[:6].cpu(), targets[:6].cpu()
                 if isinstance(pl_module, MeasuresGoodness):
                     self._goodness = pl_module.goodness(inputs[:6]).cpu()
+                if isinstance(net := get_net(pl_module), TransformsInputs):
+                    self._transformed = to_uint8(inputs[:10]).cpu(), to_uint8(net.transform(inputs[:10])).cpu()
 
     # --- draw -------------------------------------------------------------------------------------------------------
 
@@ -230,6 +233,9 @@ class Plots(GenerativePlots):
         if self._goodness is not None:
             with self._drawing("goodness.png"):
                 figures["goodness"] = goodness_of_labels(images, self._goodness, first_targets, names)
+        if self._transformed is not None:
+            with self._drawing("transformed.png"):
+                figures["transformed"] = transformed_images(*self._transformed)
         images, wrong_probs, wrong_targets = (torch.cat(part) for part in zip(*self._mistakes, strict=True))
         if len(images):
             order = wrong_probs.max(1).values.argsort(descending=True)[:MAX_MISTAKES]

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 
 from callbacks import batch_loss, get_datamodule, get_net, num_examples
-from runs.format import pluralize
+from runs.format import pluralize, printable
 from runs.monitor import metric_name
 from runs.offers import Exact
 
@@ -99,7 +99,7 @@ class ProgressBar(LightningProgressBar):
     def _write(self, text: str) -> None:
         if self._live:
             with contextlib.suppress(OSError):  # the terminal was closed
-                sys.stderr.write(f"\r{text}\x1b[K")
+                sys.stderr.write(f"\r{printable(text)}\x1b[K")
                 sys.stderr.flush()
 
 

@@ -19,6 +19,7 @@ from runs.files import atomic_write, update_symlink
 from runs.format import pluralize
 from runs.overrides import train_command
 from runs.result import git_revision, library_versions, write_result
+from runs.safety import stored_command
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class RunSummary(pl.Callback):
         self.run_dir, self.config, self.compared_overrides = run_dir, config, compared_overrides
         choices = config["choices"]
         facts = {name: choices[name] for name in ("experiment", "model", "data")} | {"name": config["name"]}
-        command = train_command(choices["overrides"])
+        # Those of a resumed run are stored in its checkpoint, which may come from anyone.
+        command = (stored_command if config["resume"] else train_command)(choices["overrides"])
         facts |= {"seed": config["seed"], "command": command, "overrides": choices["overrides"], "data_md5": data_md5}
         facts["resumed"] = bool(config["resume"])  # the seconds are then those since the resume
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}

@@ -29,7 +29,7 @@ MAX_LINE = 4000  # characters of an error
 def print_error(error: BaseException, show_traceback: bool) -> None:
     """Print one line about an error on stderr."""
     if show_traceback:
-        traceback.print_exception(error)
+        print(printable("".join(traceback.format_exception(error)), keep="\n\t"), end="", file=sys.stderr)
     number = f"[{HydraConfig.get().job.num}] " if is_multirun() else ""
     number = f"[rank {global_rank()}] " if not is_rank_zero() else number
     line = format_error(error)

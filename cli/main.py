@@ -25,7 +25,7 @@ from cli.errors import format_error, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import is_multirun
-from cli.output import flush_output, prepare_output
+from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
 from cli.process import ImportElsewhere, single_job_argv
 from cli.validation import check_overrides
@@ -202,6 +202,8 @@ def _refuse_hydra_settings() -> None:
             exit_with_error(ValueError(f"{override} is refused: {message}"), False)
         if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
             exit_with_error(ValueError(f"{override} is refused: ??? is no value, and ./??? a directory"), False)
+        if override_key(override) in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir") and "://" in value:
+            exit_with_error(ValueError(f"{override} is refused: it is not a directory on this machine"), False)
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:
@@ -209,13 +211,6 @@ def _refuse_nested_launch(show_traceback: bool) -> None:
     if {"-m", "--multirun"} & set(sys.argv) and int(processes) > 1:
         message = "a sweep starts the processes of its jobs itself (trainer.devices): run it without torchrun and srun"
         exit_with_error(ValueError(message), show_traceback)
-
-
-class PrintableFormatter(logging.Formatter):
-    """Escapes control characters in terminal output, which may come from the files of a run or of the data."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep="\n\t")
 
 
 def prefix_log_lines(number: int) -> None:

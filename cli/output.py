@@ -35,6 +35,13 @@ def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> No
         _print_error(f"{name} is incomplete: {error}")
 
 
+class PrintableFormatter(logging.Formatter):
+    """Escapes control characters on the terminal and in logs. They may come from the files of a run or of the data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 class LogFile(logging.FileHandler):
     """Appends to the log of a run, but to no other file: the log of an untrusted run may be a hard link."""
 

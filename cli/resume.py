@@ -19,6 +19,7 @@ from runs.format import pluralize
 from runs.monitor import MODES
 from runs.overrides import last_of_each, override_key, typed_setting
 from runs.result import ENDED, read_result
+from runs.training_state import check_training_state
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
             that a callback reads must be typed again, or there is nothing left to train.
     """
     checkpoint = load_checkpoint(file)
-    _check_state(checkpoint, file)
+    check_training_state(checkpoint, file)
     stored, merged = checkpoint["config"], stored_config(checkpoint)
     before = last_of_each(stored["choices"]["overrides"])
     typed = last_of_each(cfg.choices.overrides)
@@ -100,24 +101,6 @@ def _check_callbacks(merged: DictConfig, own: dict[str, Any]) -> None:
             f"resume: {was} is not taken from a checkpoint: callbacks={merged.choices.callbacks} "
             f"{key}=… chooses it again, and callbacks=default resumes without it"
         )
-
-
-def _check_state(checkpoint: dict[str, Any], file: Path) -> None:
-    """Raise ValueError for a training state that Lightning did not write, before anything is changed in the run."""
-    version = checkpoint.get("pytorch-lightning_version")
-    if not (isinstance(version, str) and re.match(r"[2-9]\.\d", version)):
-        shown = repr(version)[:80]
-        raise ValueError(f"{file} cannot be resumed: pytorch-lightning_version={shown} is no version since 2.0")
-    for name, kind in (("callbacks", dict), ("loops", dict), ("optimizer_states", list), ("lr_schedulers", list)):
-        state = checkpoint.get(name)
-        parts = state.values() if isinstance(state, dict) else state
-        if not (isinstance(state, kind) and all(isinstance(part, dict) for part in parts or ())):
-            raise ValueError(f"{file} cannot be resumed: its {name} are not what Lightning writes")
-    epochs: Any = checkpoint["loops"]
-    for name in ("fit_loop", "epoch_progress", "current", "processed"):
-        epochs = epochs.get(name) if isinstance(epochs, dict) else None
-    if not isinstance(epochs, int) or not isinstance(checkpoint.get("global_step"), int):
-        raise ValueError(f"{file} cannot be resumed: it does not hold the number of epochs and steps")
 
 
 def _add_callbacks(merged: DictConfig, stored: dict[str, Any], before: dict[str, str]) -> None:

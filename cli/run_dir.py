@@ -37,6 +37,7 @@ from runs.files import (
 from runs.migrate import RENAMED_TARGETS
 from runs.overrides import last_of_each, train_command, typed_setting
 from runs.result import read_result, write_result
+from runs.safety import stored_command
 from sweeps.jobs import JOB_DIR
 
 log = logging.getLogger(__name__)
@@ -356,7 +357,7 @@ def check_job_dir(directory: Path) -> None:
     found = _overwritten(directory)
     overrides = _overrides_of(directory) if found else None
     if overrides is not None and set(overrides) != set(task_overrides()):
-        raise JobDirError(f"{directory} has the result of another job, {train_command(overrides)}: {hint}")
+        raise JobDirError(f"{directory} has the result of another job, {stored_command(overrides)}: {hint}")
     if found and (overrides is None or not _may_continue(directory, overrides)):
         raise JobDirError(f"{directory} has {', '.join(found)} in it, which this job would overwrite: {hint}")
 
@@ -435,7 +436,7 @@ def record_failure(directory: Path, reason: str) -> dict[str, Any]:
         by_settings = os.path.abspath(directory) in _named_by_settings
         if found is None or not (by_settings or set(found) == set(overrides)):
             return result | {"reason": reason}  # it is not ours to replace
-        result = read_result(directory) or result
+        result = (read_result(directory) or result) | {"command": result["command"], "overrides": overrides}
     result |= {"reason": reason}
     try:
         write_result(directory, result)

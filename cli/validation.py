@@ -27,6 +27,7 @@ POSITIVE_INTS += ("trainer.num_nodes", "trainer.accumulate_grad_batches", "train
 POSITIVE_INTS += ("checkpoint.every_n_steps", "record.every_n_batches", "callbacks.pictures.every_n_epochs")
 CHOICES = {
     "data.validate_on": ("val", "test", "train"),
+    "checkpoint.tested": ("last", "best"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.precision": (
         "32-true",

@@ -6,11 +6,12 @@ from datamodules.image_folder import ImageFolder
 from datamodules.images import CIFAR10, MNIST, FashionMNIST
 from datamodules.in_memory import InMemoryDataModule
 from datamodules.pairs import MNISTPairs
-from datamodules.synthetic import Blobs, OneRandom, Separable, Sines, Table, Tabular
+from datamodules.synthetic import XOR, Blobs, OneRandom, Separable, Sines, Table, Tabular
 
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "XOR",
     "BatchLoader",
     "Blobs",
     "CSVTable",

@@ -1,6 +1,7 @@
 """MNIST, Fashion-MNIST and CIFAR-10: uint8 in memory, normalized batch by batch."""
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ class ImageDataModule(InMemoryDataModule):
         augment: augmentation of training images. ``none``; ``crop`` shifts them by up to 4 pixels, with zero padding;
             ``flip_crop`` also mirrors half of them, as is usual for CIFAR-10 (He et al. 2015, arXiv:1512.03385, section
             4.2); ``alternate`` mirrors a random half in the first epoch, the other half in the next, and so on, and
-            shifts by up to 2 pixels with reflection padding (Jordan 2024, arXiv:2404.00498, section 3.6).
+            shifts by up to 2 pixels with reflection padding (Jordan 2024, arXiv:2404.00498, section 3.6);
+            ``flip_resize`` mirrors half of them and enlarges a random part of each, of 80 to 100 % of its area.
         **loading: see :class:`InMemoryDataModule`.
     """
 
@@ -45,8 +47,8 @@ class ImageDataModule(InMemoryDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        if augment not in ("none", "crop", "flip_crop", "alternate"):
-            raise ValueError(f"data.augment={augment} must be none, crop, flip_crop or alternate")
+        if augment not in ("none", "crop", "flip_crop", "alternate", "flip_resize"):
+            raise ValueError(f"data.augment={augment} must be none, crop, flip_crop, alternate or flip_resize")
         self.augment = None if augment == "none" else functools.partial(self._augment, kind=augment)
         self._mirrored_first: Tensor | None = None  # bool (N,): the half that is mirrored in epoch 0, 2, ...
         channels = self.shape[0]
@@ -84,6 +86,8 @@ class ImageDataModule(InMemoryDataModule):
     def _augment(self, images: Tensor, generator: torch.Generator, epoch: int, indices: Tensor, kind: str) -> Tensor:
         if kind == "alternate":
             return flip_crop(images, generator, self._mirrored(epoch, indices), pad=2, reflect=True)
+        if kind == "flip_resize":
+            return flip_resized_crop(images, generator)
         return flip_crop(images, generator, flip=kind == "flip_crop")
 
     def _mirrored(self, epoch: int, indices: Tensor) -> Tensor:
@@ -124,6 +128,48 @@ def flip_crop(
         padded = torch.nn.functional.pad(images, [pad] * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2 pad + 1, 2 pad + 1, H, W), a view
     return windows[torch.arange(size, device=images.device), :, down, right]
+
+
+def flip_resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images, uint8 ``(B, C, H, W)``, and enlarge a random part of each to the whole.
+
+    A part has 80 to 100 % of the area, and .9 to 1.1 times the shape of a square. As torchvision's RandomHorizontalFlip
+    and RandomResizedCrop with these bounds do with pictures.
+
+    Args:
+        generator: on the CPU.
+    """
+    count, _, *size = images.shape
+    tries = (10, count)  # the first that fits is taken, else the whole image
+    area = math.prod(size) * torch.empty(tries).uniform_(0.8, 1.0, generator=generator)
+    ratio = torch.empty(tries).uniform_(math.log(0.9), math.log(1.1), generator=generator).exp()
+    sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()]).round_()  # (2, 10, B), of y and x
+    whole = torch.tensor(size)[:, None]
+    fits = (sizes <= whole[..., None]).all(0)
+    part = torch.where(fits.any(0), sizes[:, fits.int().argmax(0), torch.arange(count)], whole)  # (2, B)
+    start = (torch.rand(2, count, generator=generator) * (whole - part + 1)).floor_()
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return resized_crop(images, *(_to_device(numbers, images.device) for numbers in (start, part, mirrored)))
+
+
+def resized_crop(images: Tensor, start: Tensor, part: Tensor, mirrored: Tensor) -> Tensor:
+    """Enlarge a part of each image, uint8 ``(B, C, H, W)``, to the whole, between its pixels by bilinear interpolation.
+
+    Args:
+        start: first row and first column of each part, ``(2, B)``.
+        part: rows and columns of each part, ``(2, B)``.
+        mirrored: which images to mirror, bool ``(B,)``.
+    """
+    places = []
+    for size, first, length in zip(images.shape[2:], start, part, strict=True):
+        centers = (torch.arange(size, device=images.device) + 0.5) / size
+        inside = (centers * length[:, None]).clamp(0.5).minimum(length[:, None] - 0.5)
+        pixels = first[:, None] + inside
+        places.append(2 * pixels / size - 1)  # (B, size)
+    y, x = places
+    x = torch.where(mirrored[:, None], x.flip(1), x)
+    grid = torch.stack([x[:, None].expand(-1, y.shape[1], -1), y[..., None].expand(-1, -1, x.shape[1])], -1)
+    return torch.nn.functional.grid_sample(images.float(), grid, align_corners=False).round_().to(images.dtype)
 
 
 def _to_device(numbers: Tensor, device: torch.device) -> Tensor:

@@ -37,6 +37,7 @@ class InMemoryDataModule(pl.LightningDataModule):
             out, or ``train``.
         seed: seed of the order of the training examples.
         shuffle: whether the order changes from epoch to epoch. A full batch does not need it.
+        drop_last: whether to leave out the last training batch of an epoch where it is smaller than the others.
 
     Raises:
         ValueError: a setting is out of range.
@@ -60,6 +61,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         shuffle: bool = True,
         folds: int | None = None,
         fold: int = 0,
+        drop_last: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -67,8 +69,9 @@ class InMemoryDataModule(pl.LightningDataModule):
                 check_positive_int(f"data.{name}", value)
         if type(seed) is not int:
             raise ValueError(f"data.seed={seed} must be a whole number")
-        if type(shuffle) is not bool:
-            raise ValueError(f"data.shuffle={shuffle} must be true or false")
+        for name, switch in (("shuffle", shuffle), ("drop_last", drop_last)):
+            if type(switch) is not bool:
+                raise ValueError(f"data.{name}={switch} must be true or false")
         if validate_on not in ("val", "test", "train"):
             raise ValueError(f"data.validate_on={validate_on} must be val, test or train")
         if folds is not None:
@@ -81,6 +84,7 @@ class InMemoryDataModule(pl.LightningDataModule):
         self.folds, self.fold = folds, fold
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle
+        self.drop_last = drop_last
         self._says_left_out = False
         self.test_split = "test"  # what test_dataloader serves; evaluate.py sets it to val or train
         self._parts: list[tuple[Any, Tensor]] = []  # (inputs or files, targets) of the training set and the test set
@@ -177,7 +181,7 @@ class InMemoryDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         loader = self._make_loader(0, self.train_indices, self.batch_size, training=True)
-        if loader.left_out and not self._says_left_out:
+        if loader.left_out and not (self.drop_last or self._says_left_out):
             self._says_left_out = True  # Lightning asks for the loader several times
             log.info(
                 "left out: the last %s of each epoch, because batch norm cannot normalize a batch of one; another "
@@ -238,7 +242,8 @@ class InMemoryDataModule(pl.LightningDataModule):
             options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         if training:
             options |= {"seed": self.seed if self.shuffle else None, "augment": self.augment}
-            options["smallest"] = 2 if self._has_batch_norm() else 0
+            whole = self.batch_size if self.drop_last else None
+            options["smallest"] = whole or (2 if self._has_batch_norm() else 0)
         return options
 
     def _has_batch_norm(self) -> bool:

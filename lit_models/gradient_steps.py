@@ -217,8 +217,8 @@ class GradientSteps(internals.QuickHooks):
         """Return Lightning's entry for a scheduler.
 
         A scheduler with an argument for the length of the training (``total_steps``, ``T_max``) gets it, and steps
-        after every gradient step. Any other steps after every epoch. ``ReduceLROnPlateau`` follows the loss, or the
-        accuracy with ``mode=max``, of the validation if there is one.
+        after every gradient step; ``total_steps`` may be set to more than that. Any other steps after every epoch.
+        ``ReduceLROnPlateau`` follows the loss, or the accuracy with ``mode=max``, of the validation if there is one.
         """
         lengths = _lengths(scheduler)
         if not lengths:
@@ -239,7 +239,11 @@ class GradientSteps(internals.QuickHooks):
             steps = math.ceil(limit / self.steps_per_batch) * self.steps_per_batch
         if not math.isfinite(steps):  # of a loader without a length
             raise ValueError(UNKNOWN_LENGTH)
-        return {"scheduler": scheduler(optimizer, **dict.fromkeys(lengths, int(steps))), "interval": "step"}
+        set_length = getattr(scheduler, "keywords", {}).get("total_steps")
+        if set_length is not None and set_length < steps:
+            raise ValueError(f"scheduler.total_steps={set_length} is below the {steps:,} steps of the training")
+        length = int(steps) if set_length is None else set_length
+        return {"scheduler": scheduler(optimizer, **dict.fromkeys(lengths, length)), "interval": "step"}
 
     def _step_schedulers(self, interval: str) -> None:
         """Step the schedulers, as Lightning does in automatic optimization."""
@@ -256,8 +260,8 @@ class GradientSteps(internals.QuickHooks):
                 raise ValueError(f"the scheduler follows {self._followed}, which is not measured; there are {measured}")
 
 
-# Arguments of schedulers that say how long the training is.
-LENGTHS = ("total_steps", "T_max", "epochs", "steps_per_epoch")
+# Arguments of schedulers that say how long the training is, in units of their own.
+LENGTHS = ("T_max", "epochs", "steps_per_epoch")
 UNKNOWN_LENGTH = (
     "this scheduler needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
     "or choose scheduler=none or scheduler=step"
@@ -281,7 +285,7 @@ def check_choices(optimizer: Any, scheduler: Any, trainer: pl.Trainer) -> None:
                 "training, from trainer.max_epochs or trainer.max_steps; leave it out"
             )
         try:
-            inspect.signature(make.func).bind(None, *make.args, **make.keywords, **dict.fromkeys(later))
+            inspect.signature(make.func).bind(None, *make.args, **(dict.fromkeys(later) | make.keywords))
         except TypeError as error:
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             reason = f"takes no argument {unknown[1]}" if unknown else f"is {error}"

@@ -54,8 +54,9 @@ class TensorBoard(TensorBoardLogger):
     def log_dir(self) -> str:
         run_dir, file = Path(self.save_dir), Path(self.save_dir) / "dashboard.txt"
         recorded = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        # The run may come from anyone and name any directory here.
-        if not recorded or not (is_within(Path(recorded), run_dir) or _has_events_of(run_dir, Path(recorded))):
+        # The run may come from anyone and name any directory here, or a URL, which would lie in it if it were a path.
+        is_url = "://" in recorded
+        if is_url or not (is_within(Path(recorded), run_dir) or _has_events_of(run_dir, Path(recorded))):
             title = self.title
             if Path("outputs", title).resolve() != Path("outputs").resolve() / title:  # through a link: outputs/last
                 title = title.replace("/", " ")

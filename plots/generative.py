@@ -43,6 +43,11 @@ def reconstructions(originals: Tensor, reconstructed: Tensor, columns: int = 10)
     return _labeled_rows(rows, labels, title, pair_gap=True)
 
 
+def transformed_images(originals: Tensor, transformed: Tensor) -> "Figure":
+    """Draw images, uint8 ``(N, C, H, W)``, above what a spatial transformer makes of them."""
+    return _labeled_rows([originals, transformed], ["image", "transformed"], "images as the classifier sees them")
+
+
 def latent_walk(images: Tensor, first: Sequence[float], second: Sequence[float], axis_names: Sequence[str]) -> "Figure":
     """Draw what a decoder makes of a grid of codes.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from runs.files import check_folder, is_within
 from runs.migrate import upgrade_checkpoint
-from runs.safety import check_safe
+from runs.safety import check_safe, check_words
 
 # Groups that a checkpoint fixes: its weights and optimizer state fit no other choice.
 CHECKPOINT_GROUPS = ("model", "data", "optimizer", "scheduler")
@@ -138,6 +138,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         lightning = checkpoint.get("pytorch-lightning_version") if isinstance(checkpoint, dict) else None
         origin = f" (Lightning {lightning} wrote it)" if lightning else ""
         raise ValueError(f"{file} is not a checkpoint of this project: it holds no config{origin}")
+    check_words(checkpoint, str(file))
     if missing := {*CHECKPOINT_GROUPS, "trainer", "seed", "threads", "choices"} - set(checkpoint["config"]):
         made_by = checkpoint.get("made_by", "it does not say which")
         lacks = ", ".join(sorted(missing))

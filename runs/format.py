@@ -60,6 +60,8 @@ def printable(text: str, keep: str = "") -> str:
     Args:
         keep: control characters that stay, such as line breaks.
     """
+    if text.isprintable():  # most is, and this is quick
+        return text
     return "".join(
         char.encode("unicode_escape").decode()
         if char not in keep and (unicodedata.category(char) in UNPRINTABLE or char in BIDIRECTIONAL)

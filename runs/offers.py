@@ -85,6 +85,15 @@ class MeasuresGoodness(Protocol):
 
 
 @runtime_checkable
+class TransformsInputs(Protocol):
+    """A net that turns, shifts and scales its images before it reads them."""
+
+    def transform(self, inputs: Tensor) -> Tensor:
+        """Return the images as the rest of the net sees them, ``(B, C, H, W)``."""
+        ...
+
+
+@runtime_checkable
 class ContinuesSeries(Protocol):
     """Continues series of numbers."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.files import atomic_write
-from runs.overrides import train_command
+from runs.safety import stored_command
 
 ENDED = ("finished", "diverged")  # statuses of a run that trained to its end
 
@@ -18,7 +18,8 @@ ENDED = ("finished", "diverged")  # statuses of a run that trained to its end
 def read_result(run_dir: Path) -> dict[str, Any] | None:
     """Return the result of a run, or None where it has none.
 
-    The run may come from anyone. Its ``command``, which users copy, is therefore rebuilt from the overrides.
+    The run may come from anyone. Its ``command``, which users copy, is therefore rebuilt from the overrides, or says
+    why it is not shown.
 
     Raises:
         ValueError: ``result.json`` is damaged or was not written by this project.
@@ -35,7 +36,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
             raise ValueError("unexpected content")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or not of this project ({error})") from error
-    return result | {"command": train_command(overrides)}
+    return result | {"command": stored_command(overrides)}
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:

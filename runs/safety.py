@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runs.format import printable
+from runs.overrides import train_command
 
 Path = tuple[str, ...]
 
@@ -51,7 +52,7 @@ TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
 def check_safe(config: dict[str, Any], origin: str) -> None:
     """Raise ValueError for a stored config that would run, read or write something when it is used."""
     _check_keys(config, f"{origin} is refused: config")
-    for path, value in _walk(config):
+    for path, value in walk(config):
         place = printable(".".join(("config", *path)))
         _check_printable(path, value, f"{origin} is refused: {place}")
         if isinstance(value, str) and ("${" in value or value == "???"):
@@ -65,6 +66,16 @@ def check_safe(config: dict[str, Any], origin: str) -> None:
     _check_choices(config["choices"], f"{origin} is refused: config.choices")
 
 
+def check_words(checkpoint: dict[str, Any], origin: str) -> None:
+    """Raise ValueError for a key or a word that would print lines of its own or move the cursor, outside the config."""
+    for path, value in walk({name: value for name, value in checkpoint.items() if name != "config"}):
+        # Runs from before names were put in one line may have such a metric of a class. metrics.csv does it then.
+        keep = "\r\n" if path[:2] == ("callbacks", "MetricsHistory") else ""
+        for text in (path[-1], value):
+            if isinstance(text, str) and text != printable(text, keep):
+                raise ValueError(f"{origin} is refused: it holds {text[:80]!r}, which has control characters")
+
+
 def refusal(config: dict[str, Any]) -> str | None:
     """Return why the checkpoints of a run with this config would be refused, or None if they would not."""
     try:
@@ -74,8 +85,8 @@ def refusal(config: dict[str, Any]) -> str | None:
     return None
 
 
-def refused_override(overrides: list[str]) -> str | None:
-    """Return why the command with these stored overrides is not shown, or None if it may be pasted.
+def stored_command(overrides: list[str]) -> str:
+    """Return the command with these stored overrides, or why it is not shown. Users paste it.
 
     It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation.
     """
@@ -83,8 +94,8 @@ def refused_override(overrides: list[str]) -> str | None:
         for override in overrides:
             _check_override(override, repr(override[:80]))
     except ValueError as error:
-        return str(error)
-    return None
+        return printable(f"its command is not shown: {error}")
+    return printable(train_command(overrides))
 
 
 def _check_override(override: str, message: str) -> None:
@@ -92,7 +103,8 @@ def _check_override(override: str, message: str) -> None:
     if not match or match[2].split(".")[0] in ("hydra", "resume", "sweep_resume"):
         raise ValueError(f"{message} is not a setting of a run")
     path, value = tuple(match[2].split(".")), match[3] or ""
-    if "${" in value or any(name in value for name in INSTRUCTIONS):
+    text = value.replace("\\", "")  # Hydra drops the backslash of $\{ and then evaluates it
+    if "${" in text or any(name in text for name in INSTRUCTIONS):
         raise ValueError(f"{message} would be evaluated")
     if any(name.startswith("_") for name in path[:-1]) or (path[-1].startswith("_") and path[-1] != "_target_"):
         raise ValueError(f"{message} is an instruction to Hydra")
@@ -104,11 +116,12 @@ def _check_override(override: str, message: str) -> None:
         raise ValueError(f"{message} is not the name of an option")
 
 
-def _walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield all values in nested dicts and lists, each with its keys as words."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:
         yield (*path, str(key)), value
-        yield from _walk(value, (*path, str(key)))
+        yield from walk(value, (*path, str(key)))
 
 
 def _check_keys(node: Any, message: str) -> None:

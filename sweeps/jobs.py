@@ -12,7 +12,6 @@ from runs.format import printable
 from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
-from runs.safety import refused_override
 from sweeps.study import check_study
 from sweeps.study import exists as study_exists
 
@@ -31,6 +30,7 @@ class Job:
         metrics: the finite metrics.
         settings: the value of each override, by its key.
         monitor: the metric that its best epoch was chosen by, and its mode; None where it does not say so.
+        published: the published figures of its experiment, by metric.
     """
 
     run_dir: Path
@@ -40,6 +40,7 @@ class Job:
     metrics: dict[str, float] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     monitor: tuple[str, str] | None = None
+    published: dict[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -105,9 +106,8 @@ def _parse(run_dir: Path, result: dict[str, Any]) -> Job:
     if name is not None and not (isinstance(name, str) and mode in MODES):
         raise ValueError(f"unknown monitor {name!r} with mode {mode!r}")
     monitor = (printable(name), mode) if name else None
-    if refused := refused_override(result["overrides"]):
-        command = f"its command is not shown: {printable(refused)}"
-    return Job(run_dir, result["status"], reason, command, finite, override_values(overrides), monitor)
+    published = {printable(name): float(value) for name, value in result.get("published", {}).items()}
+    return Job(run_dir, result["status"], reason, command, finite, override_values(overrides), monitor, published)
 
 
 def _is_locked(file: Path) -> bool:

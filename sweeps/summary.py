@@ -74,6 +74,7 @@ class Summary:
         for rank, job in enumerate(self.jobs, 1):
             row = {"rank": str(rank)} | {key: job.settings.get(key, "") for key in (*self.keys, *self.replicates)}
             row |= {name: _cell(name, [job.metrics[name]], percent) if name in job.metrics else "" for name in names}
+            row |= self._published_cells(job, percent)
             rows.append(row | {"status": job.status, "reason": job.reason})
         return rows
 
@@ -89,8 +90,16 @@ class Summary:
                     row[name] = _cell(name, scores, percent)
                 elif self.scores(self.jobs, name):
                     row[name] = ""
-            rows.append(row | {"n": str(len(self.scores(jobs)))})
+            rows.append(row | self._published_cells(jobs[0], percent) | {"n": str(len(self.scores(jobs)))})
         return rows
+
+    def _published_cells(self, job: Job, percent: bool) -> dict[str, str]:
+        """Return the published figures of a job, for columns that all rows have if any job has such figures."""
+        names = dict.fromkeys(name for one in self.jobs for name in one.published)
+        return {
+            f"published {name}": _cell(name, [job.published[name]], percent) if name in job.published else ""
+            for name in names
+        }
 
     def write(self) -> None:
         """Write ``summary.csv`` and ``summary.md``."""

@@ -225,7 +225,7 @@ def test_error_after_loading_torch_gives_one_line(command: str, workspace: Path,
         ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
         ("data=blobs model=blobs_mlp data.val_size=70000", "must be between 0 and 199"),
         ("data=image_folder data.root=nowhere", "data.root=nowhere: there is no such directory"),
-        ("data.augment=flop", "data.augment=flop must be none, crop, flip_crop or alternate"),
+        ("data.augment=flop", "data.augment=flop must be none, crop, flip_crop, alternate or flip_resize"),
         ("data=blobs model=lenet", "LeNet takes images (channels, 28, 28) or (channels, 32, 32)"),
     ],
 )

@@ -475,6 +475,29 @@ def test_directory_named_by_the_settings_is_used_whatever_was_typed(job: list[st
         run_dir.check_job_dir(tmp_path / "s/5-0123abcd")
 
 
+@pytest.mark.parametrize("file", ["result.json", "config.yaml"])
+def test_stored_command_of_another_job_is_checked(file: str, job: list[str], tmp_path: Path) -> None:
+    make_paths(tmp_path, "s/job/")
+    overrides = ["+callbacks.x._target_=os.mkdir", "+callbacks.x.path=x"]
+    if file == "result.json":
+        write_result(tmp_path / "s/job", {"overrides": overrides, "metrics": {}, "status": "finished"})
+    else:
+        (tmp_path / "s/job/config.yaml").write_text(f"choices: {{overrides: {overrides}}}")
+    with pytest.raises(run_dir.JobDirError, match=r"of another job, its command is not shown: .* could run anything: "):
+        run_dir.check_job_dir(tmp_path / "s/job")
+
+
+def test_typed_command_of_a_failed_job_is_kept(job: list[str], tmp_path: Path) -> None:
+    """That of a stored result says that it is not shown where it could run anything, as a callback of the user's."""
+    job += ["+callbacks.mine._target_=mine.Mine"]
+    write_result(tmp_path / "s/job", {"overrides": job, "metrics": {"val/acc": 0.5}, "status": "failed"})
+    assert read_result(tmp_path / "s/job")["command"].startswith("its command is not shown")
+    run_dir.record_failure(tmp_path / "s/job", "why")
+    result = json.loads((tmp_path / "s/job/result.json").read_text())
+    assert result["command"] == "python train.py model=mlp seed=1 +callbacks.mine._target_=mine.Mine"
+    assert (result["metrics"], result["reason"]) == ({"val/acc": 0.5}, "why")
+
+
 @pytest.mark.parametrize("name", [".", "..", "a/b", "link"])
 def test_job_outside_of_its_sweep_is_refused(name: str, job: list[str], tmp_path: Path) -> None:
     make_paths(tmp_path, "s/a/b/", "home/")

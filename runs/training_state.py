@@ -1,0 +1,80 @@
+"""Check the state of a training in a checkpoint, which may come from anyone, before anything is made of it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from runs.safety import walk
+
+NUMBERS: dict[type, Any] = {str: float}  # any number of them, by name
+# What the callbacks of this project store.
+CALLBACKS: dict[str, dict[str, Any]] = {
+    "MetricsHistory": {
+        "rows": [NUMBERS],
+        "curves": {str: [[float]]},
+        "losses": NUMBERS,
+        "batches": float,
+        "elapsed": float,
+        "validation": NUMBERS,
+        "sums": NUMBERS,
+        "counts": NUMBERS,
+        "logged": NUMBERS,
+        "monitor": [str],
+        "curve": [[float]],  # of earlier versions, as the next
+        "loss": float,
+    },
+    "Checkpoints": {"best": float, "by": [str]},
+    "Plots": {"weight_history": {int: object}, "stride": int, "samples": {int: object}, "sample_stride": int},
+}
+MAY_BE_NONE = ("monitor", "best", "by")
+ELSEWHERE = re.compile(r"://|::|(^|/)\.\.(/|$)")  # in a path: a URL, as fsspec reads it, or out of its directory
+
+
+def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
+    """Raise ValueError for a training state that neither Lightning nor this project wrote."""
+    version = checkpoint.get("pytorch-lightning_version")
+    if not (isinstance(version, str) and re.match(r"[2-9]\.\d", version)):
+        shown = repr(version)[:80]
+        raise ValueError(f"{file} cannot be resumed: pytorch-lightning_version={shown} is no version since 2.0")
+    for name, kind in (("callbacks", dict), ("loops", dict), ("optimizer_states", list), ("lr_schedulers", list)):
+        state = checkpoint.get(name)
+        parts = state.values() if isinstance(state, dict) else state
+        if not (isinstance(state, kind) and all(isinstance(part, dict) for part in parts or ())):
+            raise ValueError(f"{file} cannot be resumed: its {name} are not what Lightning writes")
+    epochs: Any = checkpoint["loops"]
+    for name in ("fit_loop", "epoch_progress", "current", "processed"):
+        epochs = epochs.get(name) if isinstance(epochs, dict) else None
+    if not isinstance(epochs, int) or not isinstance(checkpoint.get("global_step"), int):
+        raise ValueError(f"{file} cannot be resumed: it does not hold the number of epochs and steps")
+    for callback, stored in checkpoint["callbacks"].items():
+        forms = CALLBACKS.get(callback, {})
+        for name, value in stored.items():
+            if not (value is None and name in MAY_BE_NONE) and not _has_form(value, forms.get(name, object)):
+                raise ValueError(f"{file} cannot be resumed: {name} of {callback} is not what that writes")
+        # Lightning's ModelCheckpoint, where it is typed again, removes the stored path of an earlier checkpoint.
+        words = [word for path, value in walk(stored) for word in (path[-1], value) if isinstance(word, str)]
+        if not forms and (found := next(filter(ELSEWHERE.search, words), None)):
+            raise ValueError(
+                f"{file} cannot be resumed: the state of {callback} holds {found[:80]!r}, a path elsewhere"
+            )
+    if not _has_form(checkpoint.get("epoch_sums", {}), NUMBERS):
+        raise ValueError(f"{file} cannot be resumed: its epoch_sums are no numbers")
+    for state in checkpoint["optimizer_states"]:
+        groups = state.get("param_groups", [])
+        # Loggers get the learning rates. That of TensorBoard makes directories named by the keys of a dict.
+        if not _has_form(groups, [dict]) or any(_holds_dict([*group.values()]) for group in groups):
+            raise ValueError(f"{file} cannot be resumed: its optimizer_states hold no param_groups of torch")
+
+
+def _has_form(value: Any, form: Any) -> bool:
+    """Return whether a value is of a class, a list ``[form]``, or a dict ``{class of the keys: form}``."""
+    if isinstance(form, dict):
+        ((kind, part),) = form.items()
+        return isinstance(value, dict) and all(isinstance(key, kind) and _has_form(value[key], part) for key in value)
+    if isinstance(form, list):
+        return isinstance(value, list | tuple) and all(_has_form(one, form[0]) for one in value)
+    return isinstance(value, (int, float) if form is float else form)
+
+
+def _holds_dict(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list | tuple) and any(map(_holds_dict, value)))
