@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cli.build import build, build_metrics
@@ -18,13 +19,14 @@ from cli.main import main
 from cli.process import limit_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
-from runs.expectations import ExpectationMissed, check_expected
+from runs.expectations import ExpectationMissed, check_expected, check_numbers
 from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
 from runs.safety import refusal
 from runs.table import summary_line, summary_table
 from runs.threads import spread_threads
+from sweeps.callback import link_last_sweep
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if reason := refusal(config):  # the run is trained as asked
         log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
+    if is_multirun():
+        link_last_sweep(Path(HydraConfig.get().sweep.dir))
 
     from callbacks import write_errors
 
@@ -137,6 +141,7 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     name, parts = type(model).__name__, (model, *trainer.callbacks)
+    check_numbers(OmegaConf.to_container(cfg.expect, resolve=True) if OmegaConf.is_config(cfg.expect) else cfg.expect)
     if cfg.check and not cfg.expect:
         raise ValueError("check=true compares a run with what its experiment expects, and nothing is expected here")
     if cfg.check and (possible := possible_metrics(parts)) is not None:

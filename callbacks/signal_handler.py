@@ -17,7 +17,7 @@ from torch import Tensor
 from callbacks import at_optimizer_step
 from runs.internals import disable_lightning_signal_handlers, take_child_processes
 from runs.interrupts import was_interrupted
-from runs.overrides import train_command
+from runs.overrides import quote_value, train_command
 
 
 class Interrupted(Exception):
@@ -28,7 +28,7 @@ class Interrupted(Exception):
     def __init__(self, number: int, saved: Path | None) -> None:
         where = f"saved in {saved}" if saved else "there was nothing to save yet"
         super().__init__(f"interrupted by {signal.Signals(number).name}; {where}")
-        self.resume_command = train_command([f"resume={saved.parent.parent}"]) if saved else None
+        self.resume_command = train_command([f"resume={quote_value(str(saved.parent.parent))}"]) if saved else None
         self.exit_code = 128 + number
 
 

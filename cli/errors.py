@@ -1,8 +1,10 @@
 """Turn an exception into one line that says what went wrong and what would be right."""
 
 import difflib
+import os
 import pkgutil
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from cli import CONF, PROJECT
 from cli.help import GROUPS, default_settings
 from cli.job import is_multirun
 from runs.format import printable
+from runs.overrides import typed_setting
 from runs.rank import global_rank, is_rank_zero
 from sweeps.callback import SweepSummary
 
@@ -50,7 +53,7 @@ def format_error(error: BaseException) -> str:
 def _interrupted(error: BaseException) -> str | None:
     if not isinstance(error, KeyboardInterrupt):
         return None
-    return "interrupted" if SweepSummary.sweep_dir else "interrupted before there was anything to save"
+    return "interrupted" if SweepSummary.has_begun() else "interrupted before there was anything to save"
 
 
 def _missing_package(error: BaseException) -> str | None:
@@ -110,12 +113,16 @@ def _malformed_override(error: BaseException) -> str | None:
     override = getattr(error, "override", odd[0] if odd else "=")
     if (group := override.removesuffix("=null")) != override and (CONF / group / "none.yaml").is_file():
         return f"there is no {override} (did you mean {group}=none?)"
-    return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{_suggest_meaning(override)}"
+    hint = _suggest_meaning(override) or _suggest_quotes(override)
+    return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{hint}"
 
 
 def _known_error(error: BaseException) -> str | None:
     """Return the meaning of an error whose text is known, whatever its class."""
     text = _text(error)
+    if isinstance(error, FileExistsError) and error.filename and os.path.islink(error.filename):
+        target = os.readlink(error.filename)
+        return f"{error.filename} is a link to {target}, which is not there: remove it, or name another directory"
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     if missing := re.match(r"Missing mandatory value: ([\w.]+)", text):
@@ -138,6 +145,7 @@ def _message(error: BaseException) -> str:
         return text
     clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
     is_clear = isinstance(error, clear) or hasattr(error, "exit_code") or type(error).__module__.startswith("lightning")
+    is_clear = is_clear and bool(str(error))  # a name alone says nothing
     name = type(error).__name__
     return f"{text if is_clear or text == name else f'{name}: {text}'}{_location(error, is_clear)}"
 
@@ -154,7 +162,7 @@ def _location(error: BaseException, is_clear: bool) -> str:
         return ""
     last = inside[-1]
     if last is frames[-1]:
-        known = (last.line or "").startswith("raise") or isinstance(error, OSError)
+        known = ((last.line or "").startswith("raise") or isinstance(error, OSError)) and bool(str(error))
     else:  # somewhere in a library
         known = is_clear and type(error) is not RuntimeError
     place = Path(last.filename).relative_to(PROJECT)
@@ -205,13 +213,23 @@ def _suggest_elsewhere(key: str, full_key: str) -> str:
     return f" (did you mean {places[match]}?)" if match and places[match] != full_key else ""
 
 
+def _suggest_quotes(word: str) -> str:
+    """Suggest the quotes with which a shell and Hydra read a value as it was typed, or a list in brackets."""
+    key, _, value = word.partition("=")
+    if not (value and re.fullmatch(r"[+~]*[\w./@]+", key)):
+        return ""
+    as_list = re.fullmatch(r"[(\[{]?([\w.+-]+(, *[\w.+-]+)+)[)\]}]?", value)
+    alternative = f"; {shlex.quote(f'{key}=[{as_list[1]}]')} is a list" if as_list else ""
+    return f"; with quotes {typed_setting(key, value)} is a text{alternative}"
+
+
 def _suggest_meaning(word: str) -> str:
     """Suggest an override for a word that is only the name of a group, an option or a file."""
     if any(argument.startswith("=") or argument.endswith("=") for argument in sys.argv):
         return "; there is no space on either side of ="
     if not sys.argv[0].endswith("train.py") and (path := Path(word)).exists():
         key = "run" if (path / "config.yaml").exists() or path.suffix == ".ckpt" else "images"
-        return f" (did you mean {'csv' if path.suffix == '.csv' else key}={word}?)"
+        return f" (did you mean {typed_setting('csv' if path.suffix == '.csv' else key, word)}?)"
     if word in GROUPS:
         return f" (did you mean {word}=…?)"
     group = next((group for group in GROUPS if (CONF / group / f"{word}.yaml").is_file()), None)

@@ -3,7 +3,6 @@
 import glob
 import itertools
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import ListConfig
 
 from runs.format import check_positive_int, pluralize, printable
+from runs.overrides import typed_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,7 +182,7 @@ def find_files(pattern: Any) -> list[Path]:
         raise FileNotFoundError(f"images={pattern}: there is no such file")
     if not any(file.is_dir() for file in found):
         raise FileNotFoundError(f"images={pattern}: there is no file in this directory")
-    deeper = shlex.quote(f"images={glob.escape(str(path))}/**/*")
+    deeper = typed_setting("images", f"{glob.escape(str(path))}/**/*")
     raise FileNotFoundError(
         f"images={pattern}: there are only directories in this one; {deeper} takes the files in them"
     )

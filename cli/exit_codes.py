@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from cli.errors import PEER_DIED, format_error, print_error
 from runs.format import printable
-from runs.overrides import train_command
+from runs.overrides import quote_value, train_command
 from runs.rank import is_rank_zero
 from sweeps.callback import SweepSummary
 
@@ -28,7 +28,7 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
         if isinstance(error, raised_by_all) or hasattr(error, "status") or peer_died:  # rank zero reports it
             sys.exit(0)  # Lightning would kill rank zero for another exit code of this process
     print_error(error, show_traceback)
-    if isinstance(error, KeyboardInterrupt) and SweepSummary.sweep_dir:
+    if isinstance(error, KeyboardInterrupt):
         command = resume_command()
     if command := command or getattr(error, "resume_command", None):
         print(f"resume with: {printable(command)}", file=sys.stderr)
@@ -45,7 +45,9 @@ def _stdout_closed() -> bool:
     return False
 
 
-def resume_command() -> str:
-    """Return the command that resumes the newest sweep."""
+def resume_command() -> str | None:
+    """Return the command that resumes this sweep, or None where no job of one has begun."""
+    if not SweepSummary.has_begun():
+        return None
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_resume=")]
-    return train_command([*arguments, "sweep_resume=last"])
+    return train_command([*arguments, f"sweep_resume={quote_value(str(SweepSummary.sweep_dir))}"])

@@ -17,7 +17,6 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, run_dir
@@ -27,6 +26,7 @@ from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import is_multirun
 from cli.output import PrintableFormatter, flush_output, prepare_output
+from cli.paths import quote_paths
 from cli.process import ImportElsewhere, single_job_argv
 from cli.validation import check_overrides
 from runs.checkpoint import keep_last_run
@@ -34,7 +34,7 @@ from runs.files import check_path
 from runs.format import printable
 from runs.interrupts import remember_interrupts
 from runs.migrate import upgrade_overrides
-from runs.overrides import override_key
+from runs.overrides import override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 
@@ -76,7 +76,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
         sys.exit(1)
     command = "train" if config_name == "config" else config_name
     current, notes = upgrade_overrides(sys.argv[1:], command)
-    sys.argv[1:] = current
+    sys.argv[1:] = quote_paths(current)
     if is_rank_zero():
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
@@ -111,8 +111,7 @@ def _prepare_other_rank() -> None:
     check_path(Path(tempfile.gettempdir()))
     own_dir = tempfile.mkdtemp(prefix="lit-classics-")
     atexit.register(shutil.rmtree, own_dir, ignore_errors=True)
-    quoted = QuotedString(own_dir, Quote.single).with_quotes()  # the name may hold a comma
-    sys.argv += [f"hydra.run.dir={quoted}", "hydra/job_logging=none"]
+    sys.argv += [f"hydra.run.dir={quote_value(own_dir)}", "hydra/job_logging=none"]
 
 
 def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: str) -> None:
@@ -140,8 +139,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        begun = isinstance(error, OSError) and SweepSummary.sweep_dir and SweepSummary.sweep_dir.is_dir()
-        exit_with_error(error, show_traceback, resume_command() if begun else None)
+        exit_with_error(error, show_traceback, resume_command() if isinstance(error, OSError) else None)
     finally:
         run_dir.remove_empty_dirs()
 
@@ -157,6 +155,8 @@ def _run_job(
     try:
         if is_multirun():
             run_dir.check_job_dir(output_dir)
+        else:
+            run_dir.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
         if missing := OmegaConf.missing_keys(cfg):
             raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
         return _train_job(task, cfg, output_dir) if is_training else task(cfg, output_dir)

@@ -12,11 +12,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import read_write
 
 from cli import CONF, PROJECT
 from runs.format import check_positive_int
+from runs.overrides import quote_value
 from runs.threads import start_thread_pool
 
 MAX_THREADS = 1024  # torch ends the process with a segmentation fault where the system has no more
@@ -113,8 +113,7 @@ def single_job_argv(resume: str | None) -> Iterator[None]:
     destroys the process group and removes the environment variables that Lightning set for the job.
     """
     arguments, environment = sys.argv, dict(os.environ)
-    # The name of a directory may hold a quote or a comma.
-    resume_override = [f"resume={QuotedString(resume, Quote.single).with_quotes()}"] if resume else []
+    resume_override = [f"resume={quote_value(resume)}"] if resume else []
     sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *resume_override]
     hydra_cfg: Any = HydraConfig.get()
     with read_write(hydra_cfg):

@@ -14,19 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF
 from cli.build import stored_config
-from runs.checkpoint import CHECKPOINT_GROUPS, load_checkpoint
+from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, load_checkpoint
 from runs.format import pluralize
 from runs.monitor import MODES
-from runs.overrides import last_of_each, override_key
+from runs.overrides import last_of_each, override_key, typed_setting
 from runs.result import ENDED, read_result
 from runs.training_state import check_training_state
 
 log = logging.getLogger(__name__)
-
-# Settings of the data that may change on resume: where it is and how it is loaded, but not how it is split.
-MUTABLE_DATA_KEYS = [
-    f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
-]
 
 # Callbacks of the command line that come back on resume: they read and write no file.
 RESUMABLE_CALLBACKS = [
@@ -101,8 +96,9 @@ def _check_callbacks(merged: DictConfig, own: dict[str, Any]) -> None:
         if not missing:
             continue
         key = f"callbacks.{name}.{missing[0]}"
+        was = typed_setting(key, str(own[key])) if own.get(key) else f"{key}=…"
         raise ValueError(
-            f"resume: {key}={own.get(key) or '…'} is not taken from a checkpoint: callbacks={merged.choices.callbacks} "
+            f"resume: {was} is not taken from a checkpoint: callbacks={merged.choices.callbacks} "
             f"{key}=… chooses it again, and callbacks=default resumes without it"
         )
 

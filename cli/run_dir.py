@@ -9,21 +9,33 @@ import csv
 import hashlib
 import logging
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_multirun, task_overrides
-from runs.checkpoint import CHECKPOINT_GROUPS, find_checkpoint, load_checkpoint
-from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, make_unique_dir, read_yaml
+from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, find_checkpoint, load_checkpoint
+from runs.files import (
+    RUN_DIRS,
+    RUN_FILES,
+    check_folder,
+    is_leftover,
+    is_within,
+    make_dirs,
+    make_unique_dir,
+    read_yaml,
+)
 from runs.migrate import RENAMED_TARGETS
-from runs.overrides import train_command
+from runs.overrides import last_of_each, train_command, typed_setting
 from runs.result import read_result, write_result
 from runs.safety import stored_command
 from sweeps.jobs import JOB_DIR
@@ -33,8 +45,9 @@ log = logging.getLogger(__name__)
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
 _names_before: dict[str, set[str]] = {}  # directory -> the names in it when this process began to use it
 _named_by_settings: set[str] = set()  # the directories of jobs whose names :func:`job_dir` has chosen
-AFTER_EPOCH = ("pictures", "evaluations", "predictions")  # what only a run has whose first epoch has ended
+AFTER_EPOCH = ("evaluations", "predictions")  # what only a run has whose first epoch has ended
 _RUN_KEYS = {*CHECKPOINT_GROUPS, "trainer", "seed"}  # of the config of each run, of an earlier version too
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+: ")  # the format of conf/hydra/job_logging
 SUBMITIT_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the default of Hydra's launcher
 
 
@@ -164,17 +177,37 @@ def _acquire(file: Path, timeout: float) -> Any:
                 raise
 
 
+def check_log(file: Path) -> None:
+    """Raise ValueError for a file of the user's that has the name of a log, to which this command would add lines."""
+    if not _is_log(file):
+        raise ValueError(f"{file} is not the log of a run, and this command would add its lines to it: move it")
+
+
+def _is_log(file: Path) -> bool:
+    """Return whether a log is empty, of this project, or not there. Links are refused by :func:`check_folder`."""
+    if not stat.S_ISREG(file.lstat().st_mode if os.path.lexists(file) else stat.S_IFREG):
+        return True
+    try:
+        with open(file, encoding="utf-8", errors="replace") as lines:
+            start = lines.readline(200)
+    except FileNotFoundError:
+        return True
+    return not start or bool(LOG_LINE.match(start))
+
+
 def check_unused(folder: Path, resume: str | None) -> None:
     """Raise ValueError for a directory with files that a training would overwrite, unless they are of the resumed run.
 
-    A checkpoint may have been copied into the directory. They are of its run if their ``config.yaml`` is.
+    A checkpoint may have been copied into the directory. They are of its run if their ``config.yaml`` and their
+    ``metrics.csv`` are.
     """
     resumed, file = find_checkpoint(resume) if resume else (None, None)
     if file and file.parent.name == "checkpoints" and folder.resolve() == resumed and _is_run_of(folder, file):
         return
-    found = [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(folder / name)]
-    if found and not _died_early(folder):
-        hint = "" if resume else f", resume={folder} resumes a run"
+    found = _overwritten(folder)
+    if found and not _died_early(folder, _stored_overrides(file), resume):
+        has_run = not resume and (folder / "checkpoints" / "last.ckpt").is_file()
+        hint = f", {typed_setting('resume', str(folder))} resumes a run" if has_run else ""
         raise ValueError(
             f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
             f"directory{hint}"
@@ -182,15 +215,33 @@ def check_unused(folder: Path, resume: str | None) -> None:
     check_folder(folder)
 
 
+def _overwritten(folder: Path) -> list[str]:
+    """Return the names of what a training would overwrite in a directory."""
+    return [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(folder / name)]
+
+
+def _stored_overrides(file: Path | None) -> list[str]:
+    """Return the overrides of this command, on top of those of the checkpoint that it resumes."""
+    typed = [override for override in task_overrides() if not override.startswith("resume=")]
+    stored = load_checkpoint(file)["config"]["choices"]["overrides"] if file else []
+    return list((last_of_each(stored) | last_of_each(typed)).values()) if file else typed
+
+
 def _is_run_of(folder: Path, file: Path) -> bool:
-    """Return whether the ``config.yaml`` in a directory agrees with a checkpoint in what no resumed run can change."""
+    """Return whether a checkpoint is of the run in a directory.
+
+    Its config must agree with ``config.yaml`` in what no resumed run can change, and its rows with ``metrics.csv``,
+    which has the seconds of each epoch.
+    """
     config = read_yaml(folder / "config.yaml")
     if not set(config) >= _RUN_KEYS:
         return False
-    stored = load_checkpoint(file)["config"]
-    fixed = {name: stored[name] for name in ("model", "optimizer", "scheduler")}
-    fixed["data"] = {"_target_": stored["data"].get("_target_")}  # its files may have moved
-    return bool(config["seed"] == stored["seed"]) and _agrees(config, fixed)
+    checkpoint = load_checkpoint(file)
+    stored = checkpoint["config"]
+    fixed = {name: stored[name] for name in CHECKPOINT_GROUPS}
+    fixed["data"] = {key: value for key, value in stored["data"].items() if f"data.{key}" not in MUTABLE_DATA_KEYS}
+    is_same = bool(config["seed"] == stored["seed"]) and _agrees(config, fixed)
+    return is_same and _has_rows_of(folder / "metrics.csv", checkpoint)
 
 
 def _agrees(found: Any, fixed: Any) -> bool:
@@ -199,26 +250,86 @@ def _agrees(found: Any, fixed: Any) -> bool:
         return True
     if isinstance(fixed, dict):
         return isinstance(found, dict) and all(_agrees(found.get(name), value) for name, value in fixed.items())
+    if isinstance(fixed, list | tuple):
+        return list(found) == list(fixed) if isinstance(found, list | tuple) else False
     return bool((RENAMED_TARGETS.get(found, found) if isinstance(found, str) else found) == fixed)
 
 
-def _died_early(folder: Path) -> bool:
-    """Return whether a run ended here before its first epoch did, so that the same command may begin anew."""
-    config, metrics = read_yaml(folder / "config.yaml"), folder / "metrics.csv"
-    kept = [*folder.glob("checkpoints/*.ckpt"), *(path for name in AFTER_EPOCH for path in folder.glob(f"{name}/*"))]
-    if not config or kept:
+def _has_rows_of(metrics: Path, checkpoint: dict[str, Any]) -> bool:
+    """Return whether the epochs in ``metrics.csv`` that a checkpoint has too are the same, to the millisecond."""
+    state = checkpoint.get("callbacks", {}).get("MetricsHistory")
+    stored = state.get("rows") if isinstance(state, dict) else None
+    if not os.path.lexists(metrics) or not isinstance(stored, list):
+        return True
+    if (rows := _read_metrics(metrics)) is None:
         return False
+    ended = {row["epoch"]: row for row in rows if row["seconds"]}
+    pairs = (
+        (row, ended.get(str(row.get("epoch")), {})) for row in stored if isinstance(row, dict) and "seconds" in row
+    )
+    return all(found.get(name, str(value)) == str(value) for row, found in pairs for name, value in row.items())
+
+
+def _read_metrics(file: Path) -> list[dict[str, str]] | None:
+    """Return the rows of a ``metrics.csv``, or None where it is that of another program."""
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            return None
+        header, *lines = csv.reader(file.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError, csv.Error):
+        return None
+    if header[:2] != ["epoch", "step"] or header[-1] != "seconds" or any(len(line) != len(header) for line in lines):
+        return None
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def _died_early(folder: Path, overrides: list[str], resume: str | None = None) -> bool:
+    """Return whether all that a run would overwrite here was left by a run of the same command before its first epoch.
+
+    The same command may then begin anew.
+
+    Args:
+        folder: the directory.
+        overrides: those of this command.
+        resume: what this command resumes.
+    """
     try:
         check_folder(folder)
-        result = read_result(folder) or {}
-        rows = list(csv.DictReader(metrics.read_text(encoding="utf-8").splitlines())) if metrics.is_file() else []
-    except (OSError, ValueError, csv.Error):
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        result = read_result(folder)
+        dashboard = folder / "dashboard.txt"
+        events_dir = Path(dashboard.read_text(encoding="utf-8").strip()) if os.path.lexists(dashboard) else None
+    except (OSError, ValueError):
         return False
-    of_run = set(config) >= _RUN_KEYS
-    overrides = config["choices"].get("overrides") if of_run and isinstance(config.get("choices"), dict) else None
+    config = read_yaml(folder / "config.yaml")
+    if not set(config) >= _RUN_KEYS or _dump(config) != text or config.get("resume") != resume:  # with notes in it
+        return False
+    choices = config.get("choices")
+    if not _is_same(choices.get("overrides") if isinstance(choices, dict) else None, overrides):
+        return False
+    if result and (result.get("epochs") or not _is_same(result["overrides"], overrides)):
+        return False
     # Rows of an epoch have its seconds; epoch 0 is a validation before any training.
-    epochs = [row for row in rows if row.get("seconds") and row.get("epoch") != "0"]
-    return isinstance(overrides, list) and not result.get("epochs") and not epochs
+    rows = _read_metrics(folder / "metrics.csv") if os.path.lexists(folder / "metrics.csv") else []
+    if rows is None or any(row["seconds"] and row["epoch"] != "0" for row in rows):
+        return False
+    if events_dir is not None and events_dir.parts[:1] != ("outputs",) and not is_within(events_dir, folder):
+        return False
+    kept = [path for name in (*RUN_DIRS, *AFTER_EPOCH) for path in folder.glob(f"{name}/*")]
+    return all(map(is_leftover, kept)) and _is_log(folder / f"{HydraConfig.get().job.name}.log")
+
+
+def _is_same(found: Any, overrides: list[str]) -> bool:
+    """Return whether stored overrides are those of a command, in any order."""
+    is_list = isinstance(found, list) and all(isinstance(override, str) for override in found)
+    return is_list and set(found) == set(overrides)
+
+
+def _dump(config: dict[str, Any]) -> str | None:
+    try:
+        return yaml.safe_dump(config, sort_keys=False)
+    except yaml.YAMLError:
+        return None
 
 
 def is_recorded(error: BaseException) -> bool:
@@ -240,14 +351,28 @@ def check_job_dir(directory: Path) -> None:
         raise JobDirError(f"{directory} does not lie directly in {sweep_dir}, the directory of the sweep: {hint}")
     try:
         check_folder(directory)
+        check_log(directory / f"{HydraConfig.get().job.name}.log")
     except ValueError as error:
         raise JobDirError(str(error)) from error
-    found = [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(directory / name)]
+    found = _overwritten(directory)
     overrides = _overrides_of(directory) if found else None
-    if found and overrides is None:
-        raise JobDirError(f"{directory} has {', '.join(found)} in it, which this job would overwrite: {hint}")
     if overrides is not None and set(overrides) != set(task_overrides()):
         raise JobDirError(f"{directory} has the result of another job, {stored_command(overrides)}: {hint}")
+    if found and (overrides is None or not _may_continue(directory, overrides)):
+        raise JobDirError(f"{directory} has {', '.join(found)} in it, which this job would overwrite: {hint}")
+
+
+def _may_continue(directory: Path, overrides: list[str]) -> bool:
+    """Return whether the files in a directory are of a job that is done, can be resumed, or has died early."""
+    last = directory / "checkpoints" / "last.ckpt"
+    with contextlib.suppress(ValueError):  # it is no checkpoint of this project
+        if _is_done(directory) or (last.is_file() and _is_run_of(directory, last)):
+            return True
+    return _died_early(directory, overrides)
+
+
+def _is_done(directory: Path) -> bool:
+    return (read_result(directory) or {}).get("status") in ("finished", "diverged", "pruned")
 
 
 def _overrides_of(directory: Path) -> list[str] | None:
@@ -269,10 +394,9 @@ def load_result_or_resume(directory: Path, cfg: DictConfig) -> dict[str, Any] | 
         JobDirError: see :func:`check_job_dir`.
     """
     check_job_dir(directory)
-    result = read_result(directory) or {}
-    if result.get("status") in ("finished", "diverged", "pruned"):
+    if _is_done(directory):
         log.info("%s: done before", " ".join(task_overrides()))
-        return result
+        return read_result(directory)
     log.info(" ".join(task_overrides()))
     if (directory / "checkpoints" / "last.ckpt").exists():
         cfg.resume = str(directory)

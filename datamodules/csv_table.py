@@ -15,6 +15,7 @@ from torch import Tensor
 from datamodules.csv_file import CSVFile, in_one_line, is_number
 from datamodules.in_memory import Batch, InMemoryDataModule, check_fractions
 from datamodules.names import check_names
+from runs.overrides import typed_setting
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,9 @@ class CSVTable(InMemoryDataModule):
         if text := [name for name in others if name not in columns]:
             log.info("not used as inputs, because they hold no numbers: %s", ", ".join(text))
         whole = [name for name in columns if not np.isnan(table.numbers(name)).any()]
+        hint = f"; {typed_setting('data.columns', whole)} leaves the column out" if whole else ""
         for name in columns:
-            table.check_numbers(name, f"; data.columns=[{','.join(whole)}] leaves the column out" if whole else "")
+            table.check_numbers(name, hint)
         return columns
 
     def _target_classes(self, table: CSVFile) -> Sequence[str]:

@@ -174,7 +174,13 @@ class OptunaSweeper(Sweeper):
                 study.sampler = TPESampler(
                     n_startup_trials=self.startup_trials, seed=(1000 * self.seed + len(begun)) % 2**32
                 )
-                new = study.ask(self.space)
+                try:
+                    new = study.ask(self.space)
+                except ValueError as error:
+                    raise ValueError(f"{sweep_dir / 'study.db'} has a trial with other settings: {error}") from error
+                if not self._fits(trial := read_trial(study, new.number)):
+                    study.tell(new.number, state=TrialState.FAIL)  # it waited in the study, with parameters of its own
+                    continue
                 new.set_user_attr("worker", worker)
                 trials.append(read_trial(study, new.number))
         return sorted(trials, key=lambda trial: trial.number)

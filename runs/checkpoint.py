@@ -11,6 +11,10 @@ from runs.safety import check_safe, check_words
 
 # Groups that a checkpoint fixes: its weights and optimizer state fit no other choice.
 CHECKPOINT_GROUPS = ("model", "data", "optimizer", "scheduler")
+# Settings of the data that may change on resume: where it is and how it is loaded, but not how it is split.
+MUTABLE_DATA_KEYS = [
+    f"data.{name}" for name in ("root", "path", "test_path", "batch_size", "eval_batch_size", "num_workers", "augment")
+]
 
 
 # The run that is ``last`` for a command and the processes that it starts, in their environment.

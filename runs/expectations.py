@@ -5,6 +5,8 @@ from typing import Any
 
 from runs.format import format_metric
 
+KEYS = ("published", "at_least", "at_most", "rtol", "atol", "epochs")  # of an expected metric
+
 
 class ExpectationMissed(Exception):
     """A run with ``check=true`` did not reach what its experiment expects."""
@@ -28,6 +30,19 @@ class Comparison:
             "" if value is None else format_metric(self.metric, value) for value in (self.published, self.got)
         )
         return self.metric, published, self.expected, got, "as expected" if self.passed else "NOT as expected"
+
+
+def check_numbers(expect: Any) -> None:
+    """Raise ValueError for an ``expect:`` of a config with anything but numbers, before a run is compared with it."""
+    for metric, how in expect.items() if isinstance(expect, dict) else [("", expect)] if expect else ():
+        for key, value in how.items() if isinstance(how, dict) else [("", how)]:
+            numbers = value if isinstance(value, list) and key == "published" else [value]
+            unknown = key == "published" and value is None and not {"rtol", "atol"} & set(how)
+            if key not in KEYS or not ((numbers and all(type(one) in (int, float) for one in numbers)) or unknown):
+                shown = ".".join(filter(None, ("expect", metric, key)))
+                raise ValueError(f"{shown}={value} must be a number; an expected metric has {', '.join(KEYS)}")
+        if {"rtol", "atol"} & set(how) and "published" not in how:
+            raise ValueError(f"expect.{metric} has a tolerance, and no published number that it is around")
 
 
 def check_expected(

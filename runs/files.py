@@ -5,6 +5,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -63,8 +64,13 @@ def remove_leftovers(folder: Path, *names: str) -> None:
     """Remove what a process that was killed in :func:`atomic_write` left of these files in a directory."""
     for name in names:
         for leftover in folder.glob(f".{name}.*.tmp"):
-            if leftover.name.removeprefix(f".{name}.").removesuffix(".tmp").isdecimal() and leftover.is_file():
+            if is_leftover(leftover) and leftover.name.rsplit(".", 2)[0] == f".{name}":
                 leftover.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a file has the name of what :func:`atomic_write` leaves when its process is killed."""
+    return bool(re.fullmatch(r"\..+\.\d+\.tmp", path.name)) and path.is_file()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

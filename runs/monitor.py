@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runs.overrides import typed_setting
+
 STAGES = ("train", "val", "test")
 MODES = ("max", "min")  # higher is better, lower is better
 # Where neither the config nor the model names a metric, the first of these that a run measures. The test set never is.
@@ -128,7 +130,8 @@ class Monitors:
             usable, key=lambda name: (_stage_of(name) == "train", not known_mode(name, {}), "loss" in name, name)
         )
         mode = known_mode(name, {}) or "min"
-        return f"this run measured {names(usable)}; monitor={name} mode={mode} would choose by one of them"
+        choice = f"{typed_setting('monitor', name)} mode={mode}"
+        return f"this run measured {names(usable)}; {choice} would choose by one of them"
 
 
 def check_setting(monitor: Any, mode: Any) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,18 +40,21 @@ class SweepSummary(Callback):
         with contextlib.suppress(OmegaConfBaseException):  # Hydra raises it again
             SweepSummary.sweep_dir = Path(config.hydra.sweep.dir)
 
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode.name == "MULTIRUN":
-            try:
-                update_symlink(Path("outputs", "last_sweep"), Path(config.hydra.sweep.dir))
-            except OSError as error:  # the sweep does not need the link
-                _print_once("warning", f"outputs/last_sweep does not point at this sweep: {error}")
+    @classmethod
+    def has_begun(cls) -> bool:
+        """Return whether a job of the sweep has left something, so that the sweep can be resumed."""
+        if cls.sweep_dir is None and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            cls.sweep_dir = Path(HydraConfig.get().sweep.dir)  # in a process that a launcher has started for jobs
+        return cls.sweep_dir is not None and any(
+            next(cls.sweep_dir.glob(f"*/{name}"), None) for name in ("config.yaml", "result.json")
+        )
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         if config.hydra.mode.name == "MULTIRUN":
             with _report_errors("the summary of the sweep"):
                 summary = _summarize(Path(config.hydra.sweep.dir))
                 if summary.jobs:
+                    link_last_sweep(summary.sweep_dir)
                     summary.write()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -67,6 +72,14 @@ class SweepSummary(Callback):
                 if figure := summary_figure(summary):
                     write_png(summary.sweep_dir / "summary.png", to_pixels(figure))
             _print(f"\n{summary}")
+
+
+def link_last_sweep(sweep_dir: Path) -> None:
+    """Let ``outputs/last_sweep`` point at a sweep of which a job has begun. A refused sweep leaves the link."""
+    try:
+        update_symlink(Path("outputs", "last_sweep"), sweep_dir)
+    except OSError as error:  # the sweep does not need the link
+        _print_once("warning", f"outputs/last_sweep does not point at this sweep: {error}")
 
 
 def _summarize(sweep_dir: Path) -> Summary:

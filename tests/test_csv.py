@@ -280,13 +280,13 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         (
             "x,z,y\n1,5,a\n\n2,six,b\n",
             "",
-            "table.csv, line 4, column z: 'six' is not a number; data.columns=[x] leaves the column out",
+            "table.csv, line 4, column z: 'six' is not a number; 'data.columns=[x]' leaves the column out",
         ),
         ("x,z,y\n1,5,a\n2,six,b\n", "data.columns=[z]", "table.csv, line 3, column z: 'six' is not a number"),
         (
             "x,z,y\n1,5,a\n2,,b\n",
             "",
-            "table.csv, line 3, column z: the cell is empty; data.columns=[x] leaves the column out",
+            "table.csv, line 3, column z: the cell is empty; 'data.columns=[x]' leaves the column out",
         ),
         ("x,y\n1,a\nnan,b\n", "", "table.csv, line 3, column x: 'nan' is not a number"),
         ("x,y\n1,a\n1e39,b\n", "", "table.csv, line 3, column x: '1e39' is not a number"),
@@ -336,7 +336,7 @@ def test_numbers_as_people_write_them_are_named(cell: str, column: str) -> None:
     """Neither is the column left out as text, nor is each price a class."""
     other = "y" if column == "price" else "price"
     Path("table.csv").write_text(f"x\t{column}\t{other}\n" + f"1\t{cell}\t3\n" * 20, encoding="utf-8")
-    hint = "data.columns=[x] leaves the column out" if column == "price" else "data.classes=true reads the column as"
+    hint = "'data.columns=[x]' leaves the column out" if column == "price" else "data.classes=true reads the column as"
     line = f"table.csv, line 2, column {column}: {cell!r} is not a number: write plain digits with a decimal point; "
     with pytest.raises(ValueError, match=f"^{re.escape(line + hint)}"):
         CSVTable("table.csv", "y")

@@ -136,6 +136,10 @@ QUICK = {
     "export.py run=run": "output=… is required",
     # directories
     "hydra.run.dir=notes/mine.txt": "File exists: 'notes/mine.txt'",
+    "hydra.run.dir=nowhere_link": "nowhere_link is a link to nowhere, which is not there: remove it, or name another",
+    # quotes
+    "optimizer.betas=(0.9,0.99)": "; with quotes 'optimizer.betas=\"(0.9,0.99)\"' is a text; 'optimizer.betas=[0.9,",
+    "data=csv data.target=größe data.path=a.csv": "with quotes 'data.target=\"größe\"' is a text",
 }
 # These fail after torch, Lightning or the data are loaded.
 SLOW = {
@@ -175,6 +179,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "unfinished/config.yaml").touch()
     (folder / "notes/mine.txt").write_text("mine\n")
     (folder / "empty.ckpt").touch()
+    (folder / "nowhere_link").symlink_to("nowhere")
     (folder / "truncated.ckpt").write_bytes((folder / "run/checkpoints/last.ckpt").read_bytes()[:3000])
     torch.save({"a": 1}, folder / "foreign.ckpt")
     torch.save({"config": MaliciousPickle()}, folder / "hostile.ckpt")
@@ -335,6 +340,16 @@ def test_resume_command_is_printed_without_control_characters(capsys: pytest.Cap
     finally:
         signal.signal(signal.SIGINT, signal_before)
     assert capsys.readouterr().err.splitlines()[-1] == r"resume with: python train.py 'resume=a\x1b[31m\nb'"
+
+
+def test_error_without_a_message_says_where_it_was_raised() -> None:
+    try:
+        from datamodules.in_memory import InMemoryDataModule
+
+        InMemoryDataModule.load(None)  # type: ignore[arg-type]
+    except NotImplementedError as error:
+        line = format_error(error)
+    assert re.fullmatch(r"NotImplementedError.* \(datamodules/in_memory\.py, line \d+; HYDRA_FULL_ERROR=1 .*\)", line)
 
 
 def test_unknown_option_has_exit_code_2(shell, tmp_path) -> None:

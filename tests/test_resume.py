@@ -382,7 +382,8 @@ def test_signal_ends_a_sweep_and_prints_the_command_to_resume(tmp_path: Path) ->
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 143
-    assert errors.splitlines()[-1].endswith("seed=1,2 logger=none sweep_resume=last")
+    (sweep,) = tmp_path.glob("outputs/sweep/*")
+    assert errors.splitlines()[-1].endswith(f"seed=1,2 logger=none sweep_resume=outputs/sweep/{sweep.name}")
     assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 1
 
 

@@ -175,6 +175,7 @@ def test_resume_overwrites_no_directory_of_anything_else(
     """The checkpoint was copied into a directory that is called checkpoints."""
     own = {"model": {"_target_": "lit_models.Classifier", "weights": "DEFAULT"}, "optimizer": {"lr": 0.1}, "seed": 1}
     own |= {"data": {"_target_": "datamodules.Blobs", "path": "a"}, "scheduler": None, "trainer": {"max_epochs": 1}}
+    own |= {"choices": {"overrides": []}}
     monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": own})
     (folder := tmp_path / "r/checkpoints").mkdir(parents=True)
     for name in ("last.ckpt", "mine.ckpt"):
@@ -194,10 +195,12 @@ def test_resume_overwrites_no_directory_of_anything_else(
 @pytest.mark.slow
 def test_run_without_a_checkpoint_may_start_again_in_its_directory(shell: Shell, tmp_path: Path) -> None:
     command = (*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=r")
-    assert shell(*command, "optimizer.lr=1e30").returncode == 4  # the loss is not finite
+    for _ in range(2):
+        assert shell(*command, "optimizer.lr=1e30").returncode == 4  # the loss is not finite
     assert not list((tmp_path / "r" / "checkpoints").glob("*.ckpt"))
-    assert shell(*command).returncode == 0
-    assert shell(*command).returncode == 1
+    before = tree(tmp_path)
+    assert shell(*command).returncode == 1  # another command
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("beside", ["other", "20261125-0a1b2c3d/notes", "run/result.json"])
@@ -224,10 +227,15 @@ def test_multirun_yaml_of_another_program_is_kept(content: str, tmp_path: Path) 
         check_sweep_dir(tmp_path)
 
 
-EARLY = {
-    "config.yaml": "model: {}\ndata: {}\noptimizer: {}\nscheduler: {}\ntrainer: {}\nseed: 1\nchoices: {overrides: []}\n"
-}
-RESULT = '{"overrides": [], "metrics": {}, "status": "%s", "epochs": %d}'
+CONFIG: dict[str, object] = {"model": {}, "data": {}, "optimizer": {}, "scheduler": {}, "trainer": {}, "seed": 1}
+CONFIG |= {"choices": {"overrides": ["model=mlp", "seed=1"]}}
+OTHER = CONFIG | {"choices": {"overrides": ["model=mlp", "seed=2"]}}
+LOG = "2026-11-26 04:50:19,183 WARNING py.warnings: text\n"
+RESULT = '{"overrides": ["model=mlp", "seed=1"], "metrics": {}, "status": "%s", "epochs": %d}'
+
+
+def as_yaml(config: dict[str, object]) -> str:
+    return yaml.safe_dump(config, sort_keys=False)
 
 
 @pytest.mark.parametrize(
@@ -237,32 +245,137 @@ RESULT = '{"overrides": [], "metrics": {}, "status": "%s", "epochs": %d}'
         ({"metrics.csv": "epoch,step,val/loss,train/loss_step,seconds\n0,0,1.5,,0.1\n1,20,,2.5,\n"}, True),
         ({"result.json": RESULT % ("diverged", 0)}, True),
         ({"result.json": RESULT % ("failed", 0)}, True),
+        ({"train.log": LOG, "notes": "mine"}, True),
+        ({"checkpoints/.last.ckpt.12.tmp": ""}, True),
+        ({"dashboard.txt": "outputs/blobs/seed=1\n"}, True),
         ({"result.json": RESULT % ("finished", 5)}, False),
         ({"result.json": RESULT % ("interrupted", 1)}, False),
+        ({"result.json": (RESULT % ("failed", 0)).replace("seed=1", "seed=2")}, False),
         ({"result.json": '{"acc": 0.9}'}, False),
         ({"metrics.csv": "epoch,step,train/loss,seconds\n1,20,0.5,0.1\n"}, False),
+        ({"metrics.csv": "epoch,loss\n1,0.5\n2,0.4\n"}, False),
+        ({"metrics.csv": ""}, False),
+        ({"metrics.csv": "epoch,step,seconds\n1\n"}, False),
+        ({"dashboard.txt": "mine\n"}, False),
+        ({"train.log": "mine\n"}, False),
         ({"checkpoints/last.ckpt": ""}, False),
+        ({"checkpoints/model.pt": ""}, False),
         ({"pictures/loss.png": ""}, False),
         ({"evaluations/test_last.json": ""}, False),
         ({"predictions/predictions.csv": ""}, False),
         ({"config.yaml": "choices: [tea]\n", "metrics.csv": "mine\n"}, False),
         ({"config.yaml": "choices: {overrides: []}\n"}, False),
+        ({"config.yaml": as_yaml(OTHER)}, False),
+        ({"config.yaml": f"{as_yaml(CONFIG)}# my notes\n"}, False),
+        ({"config.yaml": as_yaml(CONFIG | {"resume": "a"})}, False),
         ({"config.yaml": "[" * 100_000}, False),
         ({"config.yaml": "\0"}, False),
     ],
 )
-def test_only_a_run_that_ended_before_its_first_epoch_may_begin_anew(
-    files: dict[str, str], early: bool, tmp_path: Path
+def test_only_a_run_of_this_command_that_ended_before_its_first_epoch_may_begin_anew(
+    files: dict[str, str], early: bool, job: list[str], tmp_path: Path
 ) -> None:
     """Checkpoints are large and may have been removed from a finished run."""
-    for name, text in (EARLY | files).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+    for folder in ("r", "s/job"):
+        for name, text in ({"config.yaml": as_yaml(CONFIG)} | files).items():
+            make_paths(tmp_path, f"{folder}/{name}")
+            (tmp_path / folder / name).write_text(text)
+    before = tree(tmp_path)
     if early:
-        run_dir.check_unused(tmp_path, None)
-        (tmp_path / "train.log").symlink_to("/dev/null")
+        run_dir.check_unused(tmp_path / "r", None)
+        run_dir.check_job_dir(tmp_path / "s/job")
+        (tmp_path / "r/train.log").unlink(missing_ok=True)
+        (tmp_path / "r/train.log").symlink_to("/dev/null")
     with pytest.raises(ValueError, match="which this run would overwrite"):
-        run_dir.check_unused(tmp_path, None)
+        run_dir.check_unused(tmp_path / "r", None)
+    if not early and "finished" not in files.get("result.json", ""):  # a job that is done is not run again
+        with pytest.raises(
+            run_dir.JobDirError, match=r"hydra\.sweep\.subdir must name a directory for each job|train\.log"
+        ):
+            run_dir.check_job_dir(tmp_path / "s/job")
+    if not early:
+        assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("resume", "lr", "early"), [("a", "0.1", True), ("b", "0.1", False), ("a", "0.2", False)])
+def test_resumed_run_that_ended_before_its_first_epoch_may_begin_anew(
+    resume: str, lr: str, early: bool, job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its overrides are those of the checkpoint, with those of the command on top."""
+    job[:] = ["resume=a", "optimizer.lr=0.1"]
+    stored = {"choices": {"overrides": ["model=mlp", "optimizer.lr=0.5"]}}
+    monkeypatch.setattr(run_dir, "find_checkpoint", lambda run: (tmp_path / "a", tmp_path / "a/checkpoints/last.ckpt"))
+    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": stored})
+    config = CONFIG | {"choices": {"overrides": ["model=mlp", f"optimizer.lr={lr}"]}, "resume": resume}
+    (folder := tmp_path / "r").mkdir()
+    (folder / "config.yaml").write_text(as_yaml(config))
+    with contextlib.nullcontext() if early else pytest.raises(ValueError, match="which this run would overwrite"):
+        run_dir.check_unused(folder, "a")
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "export"])
+def test_log_of_the_user_gets_no_lines(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.log"
+    run_dir.check_log(file)
+    for text in ("", LOG):
+        file.write_text(text)
+        run_dir.check_log(file)
+    for text in ("mine\n", "epoch 1\n" + LOG, "2026-11-26 04:50:19 INFO mine\n", "\n"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"{name}\.log is not the log of a run"):
+            run_dir.check_log(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py"])
+def test_command_keeps_a_log_of_the_user(script: str, shell: Shell, tmp_path: Path) -> None:
+    """It lies beside a checkpoint that was copied there."""
+    assert shell(*BLOBS, "trainer.max_epochs=1", "hydra.run.dir=run").returncode == 0
+    make_paths(tmp_path, "mine/")
+    shutil.copy(tmp_path / "run/checkpoints/last.ckpt", tmp_path / "mine/a.ckpt")
+    (tmp_path / f"mine/{script[:-3]}.log").write_text("mine\n")
+    before = tree(tmp_path)
+    arguments = {"train.py": [*BLOBS, "hydra.run.dir=mine"], "evaluate.py": ["run=mine/a.ckpt"]}
+    arguments["export.py"] = ["run=mine/a.ckpt", "output=a.pt"]
+    answer = shell(*arguments[script], script=script)
+    assert (answer.returncode, len(answer.stderr.splitlines())) == (1, 1), answer.stderr
+    assert "is not the log of a run" in answer.stderr
+    assert tree(tmp_path) == before
+
+
+ROWS = [{"epoch": 1, "step": 5, "train/loss": 0.5, "seconds": 0.1}, {"epoch": 2, "step": 10, "train/loss": 0.25}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "same"),
+    [
+        ("epoch,step,train/loss,seconds\n1,5,0.5,0.1\n", True),
+        ("epoch,step,train/loss,val/loss,seconds\n1,5,0.5,0.4,0.1\n2,10,0.3,0.4,0.1\n", True),  # written after it
+        ("epoch,step,train/loss,seconds\n", True),
+        (None, True),
+        ("epoch,step,train/loss,seconds\n1,5,0.5,0.2\n", False),  # the same settings, another run
+        ("epoch,step,train/loss,seconds\n1,6,0.5,0.1\n", False),
+        ("epoch,loss\n1,0.5\n", False),
+    ],
+)
+@pytest.mark.parametrize("data", [{}, {"val_size": 0.2}, {"fitted_state": {"md5": "b"}}, {"columns": ["b"]}])
+def test_checkpoint_of_another_run_is_not_resumed_in_its_place(
+    rows: str | None, same: bool, data: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was copied into the directory of a run on other data, or of a run with the same settings."""
+    own = CONFIG | {"data": {"path": "a.csv", "val_size": 0.1, "columns": ["a"], "fitted_state": {"md5": "a"}}}
+    checkpoint = {"config": own, "callbacks": {"MetricsHistory": {"rows": ROWS}}}
+    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: checkpoint)
+    (folder := tmp_path / "r/checkpoints").mkdir(parents=True)
+    zipfile.ZipFile(folder / "b.ckpt", "w").close()
+    (tmp_path / "r/config.yaml").write_text(as_yaml(own | {"data": own["data"] | {"path": "b.csv"} | data}))
+    if rows is not None:
+        (tmp_path / "r/metrics.csv").write_text(rows)
+    if same and not data:
+        run_dir.check_unused(tmp_path / "r", str(folder / "b.ckpt"))
+    else:
+        with pytest.raises(ValueError, match="which this run would overwrite"):
+            run_dir.check_unused(tmp_path / "r", str(folder / "b.ckpt"))
 
 
 def test_log_that_is_a_link_to_another_file_is_refused(tmp_path: Path) -> None:
@@ -316,6 +429,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         {"config.yaml": "choices: {overrides: [[1]]}"},
         {"result.json": '{"acc": 0.9}'},
         {"result.json": '{"acc": 0.9}', "config.yaml": "choices: {overrides: [model=mlp, seed=1]}"},
+        {"config.yaml": "choices: {overrides: [model=mlp, seed=1]}", "pictures/loss.png": "mine"},
         {"result.json": '{"overrides": ["seed=1"], "metrics": {}, "status": "finished"}'},
         {"result.json/mine": "mine"},
         {"pictures/loss.png": "mine"},
@@ -335,11 +449,14 @@ def test_job_refuses_a_directory_with_other_files(files: dict[str, str], job: li
     assert tree(tmp_path) == before
 
 
-def test_job_uses_its_own_directory(job: list[str], tmp_path: Path) -> None:
-    make_paths(tmp_path, "s/job/notes", "s/job/train.log", "s/job/.lock")
+def test_job_uses_its_own_directory(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_paths(tmp_path, "s/job/notes", "s/job/.lock")
+    (tmp_path / "s/job/train.log").write_text(LOG)
     run_dir.check_job_dir(tmp_path / "s/job")
-    make_paths(tmp_path, "s/job/config.yaml", "s/job/metrics.csv", "s/job/checkpoints/last.ckpt")
-    (tmp_path / "s/job/config.yaml").write_text("choices: {overrides: [seed=1, model=mlp]}")  # of a killed run
+    make_paths(tmp_path, "s/job/config.yaml", "s/job/checkpoints/last.ckpt")
+    (tmp_path / "s/job/metrics.csv").write_text("epoch,step,seconds\n1,5,0.1\n")
+    (tmp_path / "s/job/config.yaml").write_text(as_yaml(CONFIG))  # of a killed run
+    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": CONFIG})
     assert run_dir.load_result_or_resume(tmp_path / "s/job", cfg := OmegaConf.create()) is None
     assert cfg.resume == str(tmp_path / "s/job")
     run_dir.record_failure(tmp_path / "s/job", "why")

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,9 @@ import datamodules
 from callbacks.metrics_history import MetricsHistory
 from callbacks.pruning import OptunaPruning, Pruned
 from cli import process, run_dir
+from cli.errors import format_error
+from cli.exit_codes import resume_command
+from hydra_plugins.optuna_sweeper import OptunaSweeper
 from plots.figure import to_pixels
 from runs.monitor import Monitor, Monitors
 from sweeps.callback import SweepSummary, _print_once
@@ -285,11 +289,60 @@ def test_directory_as_last_sweep_gives_one_warning(sweep_config, capsys) -> None
     write_job(0, ["optimizer.lr=0.1"], 0.9)
     Path("outputs/last_sweep").mkdir(parents=True)
     for _ in range(3):
-        SweepSummary().on_job_start(sweep_config)
+        SweepSummary().on_job_end(sweep_config, None)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: outputs/last_sweep does not point at this sweep: ")
     assert SweepSummary.exit_code() == 0
     assert list(Path("outputs").iterdir()) == [Path("outputs/last_sweep")]
+
+
+def test_refused_sweep_leaves_the_link_to_the_last_one(sweep_config, monkeypatch, capsys) -> None:
+    """It leaves nothing to resume either."""
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
+    SweepSummary().on_job_end(sweep_config, None)
+    assert os.readlink("outputs/last_sweep") == "../sweep"
+    Path("refused").mkdir()
+    Path("refused/multirun.yaml").touch()
+    sweep_config.hydra.sweep.dir = "refused"
+    monkeypatch.setattr(SweepSummary, "sweep_dir", None)
+    for hook in (SweepSummary().on_multirun_start, SweepSummary().on_job_start):
+        hook(sweep_config, task_function=None)
+    SweepSummary().on_job_end(sweep_config, None)
+    assert os.readlink("outputs/last_sweep") == "../sweep"
+    assert resume_command() is None
+    assert format_error(KeyboardInterrupt()) == "interrupted before there was anything to save"
+
+
+def test_sweep_is_resumed_by_its_directory(sweep_config, monkeypatch) -> None:
+    """Another sweep may be the last one by then."""
+    sweep_config.hydra.sweep.dir = "Übung 1"
+    (folder := Path("Übung 1/0-0123abcd")).mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    monkeypatch.setattr(SweepSummary, "sweep_dir", None)
+    SweepSummary().on_multirun_start(sweep_config)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "sweep_resume=last"])
+    assert resume_command() == "python train.py -m seed=1,2 'sweep_resume=\"Übung 1\"'"
+    assert format_error(KeyboardInterrupt()) == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [{"optimizer.lr": 50.0}, {"optimizer.lr": -1.0, "other": 1}, {"optimizer.lr": math.nan}, {"optimizer.lr": "abc"}],
+)
+def test_waiting_trial_with_other_settings_is_not_run(waiting: dict[str, object], tmp_path: Path) -> None:
+    """The study may come from anyone, and its parameters become overrides of a job."""
+    sweeper = OptunaSweeper({}, None, None, n_trials=3, startup_trials=1, seed=1)
+    sweeper.space, sweeper.at_once = {"optimizer.lr": FloatDistribution(0, 1)}, 1
+    study = open_study(tmp_path, direction="maximize")
+    study.enqueue_trial(waiting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if waiting["optimizer.lr"] in ("abc", math.nan):
+            with pytest.raises(ValueError, match=r"study\.db has a trial with other settings"):
+                sweeper._next_trials(study, tmp_path, "")
+        (trial,) = sweeper._next_trials(study, tmp_path, "")
+    assert trial.number == 1 and 0 <= trial.params["optimizer.lr"] <= 1
+    assert study.trials[0].state.name == "FAIL"
 
 
 def test_table_is_printed_on_an_ascii_terminal(seed_sweep: Summary, sweep_config, monkeypatch) -> None:
