@@ -52,7 +52,7 @@ def _border(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _paper(pixels: np.ndarray) -> np.ndarray:
-    """Return the brightness of the paper, ``(H, W, 3)``: a plane fitted to the border, without what stands out there."""
+    """Return the brightness of the paper, ``(H, W, 3)``: a plane through the border, without what stands out there."""
     height, width, _ = pixels.shape
     y, x = np.mgrid[-1 : 1 : 1j * height, -1 : 1 : 1j * width]
     places = np.stack([np.ones_like(x), x, y], 2).astype(np.float32)
@@ -92,4 +92,5 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
         labels = spread
     sizes = torch.bincount(labels.long().flatten())
     sizes[0] = 0
-    return (sizes >= max(4, 0.1 * sizes.max()))[labels.long()][0, 0].numpy() & mask
+    large = sizes >= max(4, int(0.1 * sizes.max()))
+    return large[labels.long()][0, 0].numpy() & mask
