@@ -73,7 +73,8 @@ class GradientSteps(internals.QuickHooks):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # Here because it is the first hook that Lightning calls.
-        self.check_trainer(self.trainer)
+        if self.trainer.training:  # the Trainer of an evaluation says nothing about the training
+            self.check_trainer(self.trainer)
         self._distributed = self.trainer.world_size > 1
         self.__dict__.pop("training_step", None)  # left by an earlier fit
         if self._fast:
