@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     attacked = written.with_name(f"fgsm_{'' if cfg.split == 'test' else f'{cfg.split}_'}{file.name}")
     for path in (written, *(attacked.with_suffix(ending) for ending in (".json", ".png") if attack)):
         _check_not_overwritten(path)
-    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, keep_float64=True)
+    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"), keep_float64=True)
 
     import lightning.pytorch as pl
 

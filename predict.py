@@ -38,7 +38,7 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
     _check_not_overwritten(files, table, picture, output=cfg.output)
-    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"))
     data = [Path(str(stored.data[name])) for name in ("path", "test_path") if stored.data.get(name)]
     _check_not_overwritten(data, table, picture, output=cfg.output)
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)

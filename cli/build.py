@@ -169,22 +169,43 @@ def _parameters(cls: Any) -> set[str]:
     return names
 
 
-def load_run(run: str, checkpoint: str, keep_float64: bool = False) -> tuple[DictConfig, Any, Any]:
+def load_run(
+    run: str, checkpoint: str, moved: DictConfig | None = None, keep_float64: bool = False
+) -> tuple[DictConfig, Any, Any]:
     """Return the config, the datamodule and the trained module of a run, from its checkpoint alone.
 
     Args:
         run: see :func:`find_checkpoint`.
         checkpoint: see :func:`find_checkpoint`.
+        moved: the ``data:`` of ``conf/command.yaml``. What is not null there replaces the stored setting.
         keep_float64: do not round the weights of a training in double precision to float32.
     """
     stored = load_checkpoint(find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
+    _move_data(cfg.data, moved or {})
     datamodule, model = build(cfg)
     model.configure_model()  # builds layers in some models
     if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
         model.double()
     model.load_state_dict(stored["state_dict"])
     return cfg, datamodule, model.eval()
+
+
+def _move_data(data: DictConfig, moved: Any) -> None:
+    """Let the config of a run's data name the files where they are now.
+
+    Raises:
+        ValueError: this data set has no such setting.
+    """
+    for name, place in moved.items():
+        if place is None:
+            continue
+        if name not in data:
+            has = [f"data.{one}" for one in moved if one in data]
+            raise ValueError(f"data.{name}={place}: the data of this run has {' and '.join(has) or 'no files'}")
+        data[name] = str(place)  # the name of a file may look like a number
+        if name == "root":
+            data.pop("only_read", None)
 
 
 def load_classifier(run: str) -> tuple[Any, Any]:

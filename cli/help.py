@@ -11,6 +11,7 @@ import hydra
 import yaml
 
 from cli import CONF
+from cli.job import resumed_choices
 
 GROUPS = (
     "experiment",
@@ -149,5 +150,7 @@ def print_config(main: Callable[[], object], config_name: str) -> None:
                 raise
     overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        choices = hydra.compose(config_name, overrides, return_hydra_config=True).hydra.runtime.choices
+        choices = hydra.compose(
+            config_name, [*resumed_choices, *overrides], return_hydra_config=True
+        ).hydra.runtime.choices
     print(annotate_config(printed.getvalue(), config_name, choices), end="")
