@@ -41,6 +41,7 @@ class Training(NamedTuple):
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train and test what ``cfg`` describes, write everything to ``run_dir`` and return its result.json."""
     cfg.choices.overrides = task_overrides()
+    cfg.name = str(cfg.name)  # it may look like a number
     ckpt_path = find_checkpoint(cfg.resume)[1] if cfg.resume else None
     if ckpt_path:
         cfg = merge_resume_config(cfg, ckpt_path)

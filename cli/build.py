@@ -117,6 +117,8 @@ def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
 
     metrics, classes = {}, len(datamodule.class_names)
     for name, settings in (cfg.get("metrics") or {}).items():
+        if settings is None:  # taken out
+            continue
         if not OmegaConf.is_dict(settings) or "_target_" not in settings:
             raise ValueError(
                 f"metrics.{name} must have a _target_, such as torchmetrics.classification.MulticlassAUROC"

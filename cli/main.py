@@ -29,7 +29,7 @@ from cli.job import is_multirun, resumed_choices
 from cli.output import flush_output, prepare_output
 from cli.process import ImportElsewhere, single_job_argv
 from cli.resumed_run import stored_choices
-from cli.validation import check_overrides
+from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
 from runs.format import printable
@@ -173,7 +173,10 @@ def _run_job(
         # A resumed run has them in its checkpoint.
         if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
             raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
-        return _train_job(task, cfg, output_dir) if is_training else task(cfg, output_dir)
+        if not is_training:
+            check_values(cfg, str(HydraConfig.get().job.config_name))
+            return task(cfg, output_dir)
+        return _train_job(task, cfg, output_dir)
     except BaseException as error:
         if run_dir.is_recorded(error):
             result = run_dir.record_failure(output_dir, format_error(error))

@@ -5,6 +5,8 @@ from typing import Any
 
 from runs.format import format_metric
 
+KINDS = ("at_least", "at_most", "published", "rtol", "atol", "epochs")
+
 
 class ExpectationMissed(Exception):
     """A run with ``check=true`` did not reach what its experiment expects."""
@@ -28,6 +30,22 @@ class Comparison:
             "" if value is None else format_metric(self.metric, value) for value in (self.published, self.got)
         )
         return self.metric, published, self.expected, got, "as expected" if self.passed else "NOT as expected"
+
+
+def check_expectations(expect: Any) -> None:
+    """Raise ValueError for an ``expect:`` that :func:`check_expected` cannot compare a run with."""
+    example = "such as {test/acc:{at_least:0.9}}"
+    if not (expect is None or isinstance(expect, dict)):
+        raise ValueError(f"expect={expect} must be a mapping of metrics, {example}, or null")
+    for metric, how in (expect or {}).items():
+        if not isinstance(how, dict) or set(how) - set(KINDS):
+            raise ValueError(f"expect.{metric}={how} must be a mapping with some of {', '.join(KINDS)}, {example}")
+        for kind, value in how.items():
+            numbers = value if kind == "published" and isinstance(value, list) else [value]
+            if not all(type(number) in (int, float) for number in numbers):
+                raise ValueError(f"expect.{metric}.{kind}={'null' if value is None else value} must be a number")
+        if {"rtol", "atol"} & set(how) and "published" not in how:
+            raise ValueError(f"expect.{metric}: rtol and atol are a tolerance around published, which is missing")
 
 
 def check_expected(
