@@ -4,10 +4,11 @@ import contextlib
 import errno
 import io
 import logging
+import os
 import sys
 from pathlib import Path
 
-from runs.files import unlink_other_names
+from runs.files import READ_ONLY, unlink_other_names
 from runs.format import printable
 
 _incomplete: set[str] = set()  # outputs with lost lines
@@ -32,16 +33,28 @@ def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> No
         name = "standard output"
     if name not in _incomplete:
         _incomplete.add(name)
-        _print_error(f"{name} is incomplete: {error}")
+        _print("error", f"{name} is incomplete: {error}")
 
 
 class LogFile(logging.FileHandler):
-    """Appends to the log of a run, but to no other file: the log of an untrusted run may be a hard link."""
+    """Appends to the log of a run, but to no other file: the log of an untrusted run may be a hard link.
+
+    Of a run that may be read and not written no log is kept, and a line says so.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.stream is None:  # it is opened now
-            unlink_other_names(Path(self.baseFilename))
-        super().emit(record)
+        if self.stream is None and not self._closed:  # it is opened now
+            try:
+                unlink_other_names(Path(self.baseFilename))
+                self.stream = self._open()
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    self.handleError(record)
+                    return
+                self.close()
+                _print("note", f"{os.path.relpath(self.baseFilename)} cannot be written, so no log is kept")
+        if self.stream is not None:
+            super().emit(record)
 
 
 def flush_output() -> bool:
@@ -53,10 +66,10 @@ def flush_output() -> bool:
     except OSError as error:
         if "standard output" not in _incomplete:
             _incomplete.add("standard output")
-            _print_error(f"standard output is incomplete: {error}")
+            _print("error", f"standard output is incomplete: {error}")
     return not _incomplete
 
 
-def _print_error(message: str) -> None:
+def _print(level: str, message: str) -> None:
     with contextlib.suppress(OSError):  # the disk of stderr may be full too
-        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+        print(f"{level}: {printable(message)}", file=sys.stderr, flush=True)
