@@ -42,8 +42,10 @@ class LogFile(logging.FileHandler):
     Of a run that may be read and not written no log is kept, and a line says so.
     """
 
+    is_kept = True
+
     def emit(self, record: logging.LogRecord) -> None:
-        if self.stream is None and not self._closed:  # it is opened now
+        if self.stream is None and self.is_kept:  # it is opened now
             try:
                 unlink_other_names(Path(self.baseFilename))
                 self.stream = self._open()
@@ -51,7 +53,7 @@ class LogFile(logging.FileHandler):
                 if error.errno not in READ_ONLY:
                     self.handleError(record)
                     return
-                self.close()
+                self.is_kept = False
                 _print("note", f"{os.path.relpath(self.baseFilename)} cannot be written, so no log is kept")
         if self.stream is not None:
             super().emit(record)

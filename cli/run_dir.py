@@ -25,7 +25,7 @@ from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_within, make_dirs, 
 from runs.migrate import RENAMED_TARGETS
 from runs.overrides import train_command
 from runs.result import read_result, write_result
-from sweeps.jobs import JOB_DIR
+from sweeps.jobs import JOB_DIR, is_sweep
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,9 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
     """Return the directory of the sweep to resume, or make a new one."""
     if sweep_resume is None:
         return _make_unique(name)
-    directory = Path("outputs/last_sweep" if sweep_resume == "last" else sweep_resume)
-    if not directory.is_dir():
+    # A directory's name may look like a number.
+    directory = Path("outputs/last_sweep" if sweep_resume == "last" else str(sweep_resume))
+    if not (directory.is_dir() and is_sweep(directory)):
         missing = (
             "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
         )

@@ -87,7 +87,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         from optuna.trial import TrialState
 
-        from sweeps.study import open_study, storage_errors
+        from sweeps.study import check_metric, open_study, storage_errors
 
         self._parse(arguments)
         if self.metric:  # the runs choose their best epoch by it too
@@ -114,6 +114,7 @@ class OptunaSweeper(Sweeper):
                     raise ValueError(
                         f"the search in {sweep_dir} has begun to {begun} its metric: monitor= cannot change"
                     )
+                check_metric(study, sweep_dir, name)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
             while trials := self._next_trials(study, sweep_dir, worker):
@@ -250,9 +251,11 @@ def _locked(path: Path) -> Iterator[None]:
 def _worker_lock(sweep_dir: Path) -> Iterator[str]:
     """Yield the name of a lock file that this process holds while it searches in the directory."""
     name = f".worker-{uuid.uuid4().hex[:12]}.lock"
-    with _locked(sweep_dir / name):
-        yield name
-    (sweep_dir / name).unlink(missing_ok=True)
+    try:
+        with _locked(sweep_dir / name):
+            yield name
+    finally:
+        (sweep_dir / name).unlink(missing_ok=True)
 
 
 def _is_alive(sweep_dir: Path, name: Any) -> bool:

@@ -58,6 +58,12 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     return [job for job in jobs if job.status != "killed" or not _is_locked(job.run_dir / ".lock")]
 
 
+def is_sweep(directory: Path) -> bool:
+    """Return whether a sweep was begun in a directory."""
+    has_config = {"hydra", "sweep_resume"} <= read_yaml(directory / "multirun.yaml").keys()
+    return has_config or study_exists(directory) or any(map(_is_named_as_job, directory.glob("*/")))
+
+
 def check_sweep_dir(sweep_dir: Path) -> None:
     """Raise ValueError for a directory with files that a sweep would overwrite, unless a sweep has made them.
 
@@ -76,7 +82,11 @@ def check_sweep_dir(sweep_dir: Path) -> None:
 
 
 def _is_job_dir(path: Path) -> bool:
-    return path.is_dir() and (bool(JOB_DIR.fullmatch(path.name)) or (path / "result.json").exists())
+    return path.is_dir() and (_is_named_as_job(path) or (path / "result.json").exists())
+
+
+def _is_named_as_job(path: Path) -> bool:
+    return bool(JOB_DIR.fullmatch(path.name))
 
 
 def _read_job(run_dir: Path) -> Job:
