@@ -6,20 +6,54 @@ import io
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from runs.files import READ_ONLY, unlink_other_names
 from runs.format import printable
 
 _incomplete: set[str] = set()  # outputs with lost lines
+# The packages of this project, whose warnings PYTHONWARNINGS= may turn into errors.
+OWN_MODULES = ("cli", "callbacks", "datamodules", "hydra_plugins", "lit_models", "loggers", "plots", "runs", "sweeps")
 
 
 def prepare_output() -> None:
     """Escape characters that the encoding of the terminal lacks, and report logs that lose lines."""
+    _open_closed_streams()
+    _keep_warnings_of_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # ± becomes \xb1 where the terminal has ASCII only
     logging.Handler.handleError = _report_lost_line  # type: ignore[method-assign, assignment]  # of all
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in place of each standard stream that is closed, as after ``2>&-``.
+
+    The next file that is opened would otherwise have its number, and what a library prints would go there.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        file: int | str = number
+        try:
+            os.fstat(number)
+            file = os.devnull  # the number is that of another file already
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        stream = open(file, mode, encoding="utf-8", closefd=isinstance(file, str))  # noqa: SIM115  it stays open
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _keep_warnings_of_libraries() -> None:
+    """Let ``PYTHONWARNINGS=error`` make errors of the warnings in this project alone: a user cannot mend a library."""
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.filterwarnings("default", module=rf"(?!({'|'.join(OWN_MODULES)})\b)")
 
 
 def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> None:
