@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from cli.build import build, build_metrics
+from cli.build import build, build_metrics, load_weights
 from cli.compose import relevant_overrides
 from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
@@ -48,7 +48,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     datamodule, model = build(cfg)
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
-    set_up_data(trainer, datamodule, ckpt_path)
+    set_up_data(trainer, datamodule, model, ckpt_path)
     check_run(cfg, trainer, model)
     if cfg.threads is None:
         limit_threads(model, datamodule)
@@ -126,11 +126,14 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     return Training(trainer, summary, history, signals)
 
 
-def set_up_data(trainer: Any, datamodule: Any, ckpt_path: Path | None) -> None:
-    """Load the data. This reports what is wrong with it before the run writes anything."""
+def set_up_data(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:
+    """Load the data and the stored weights. This reports what is wrong with them before the run writes anything."""
     datamodule.trainer, trainer.datamodule = trainer, datamodule  # for its device and ranks, and for what is checked
     datamodule.setup()
-    datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
+    checkpoint = load_checkpoint(ckpt_path) if ckpt_path else {}
+    datamodule.load_state_dict(checkpoint.get(type(datamodule).__qualname__, {}))
+    if ckpt_path:
+        load_weights(model, checkpoint, ckpt_path, is_complete=False)
 
 
 def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -182,14 +183,14 @@ def load_run(
         moved: the ``data:`` of ``conf/command.yaml``. What is not null there replaces the stored setting.
         keep_float64: do not round the weights of a training in double precision to float32.
     """
-    stored = load_checkpoint(find_checkpoint(run, checkpoint)[1])
+    stored = load_checkpoint(file := find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
     _move_data(cfg.data, moved or {})
     datamodule, model = build(cfg)
     model.configure_model()  # builds layers in some models
     if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
         model.double()
-    model.load_state_dict(stored["state_dict"])
+    load_weights(model, stored, file)
     return cfg, datamodule, model.eval()
 
 
@@ -210,6 +211,27 @@ def _move_data(data: DictConfig, moved: Any) -> None:
             data.pop("only_read", None)
 
 
+def load_weights(model: Any, checkpoint: dict[str, Any], file: Path, is_complete: bool = True) -> None:
+    """Load the weights in a checkpoint.
+
+    Args:
+        model: the module.
+        checkpoint: that of ``file``.
+        file: for the error.
+        is_complete: False for a module of which some layers may be built later.
+
+    Raises:
+        ValueError: some are missing, of another shape, or of another model.
+    """
+    try:
+        missing = model.load_state_dict(checkpoint["state_dict"], strict=is_complete).missing_keys
+        reason = f"Missing key(s): {', '.join(missing)}" if missing else ""
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).partition(":")[2].split())
+    if reason:
+        raise ValueError(f"{file}: its weights are not those of the model of its config: {reason[:300]}")
+
+
 def load_classifier(run: str) -> tuple[Any, Any]:
     """Return the datamodule and the trained module of a run, to judge the images of another one.
 
@@ -222,12 +244,12 @@ def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
     """Return the config, the datamodule and the trained module of a run, and change no random number of this one."""
     import torch
 
-    stored = load_checkpoint(find_checkpoint(run)[1])
+    stored = load_checkpoint(file := find_checkpoint(run)[1])
     cfg = stored_config(stored)
     with torch.random.fork_rng():
         datamodule, model = _instantiate(cfg)
         model.configure_model()
-    model.load_state_dict(stored["state_dict"])
+    load_weights(model, stored, file)
     return cfg, datamodule, model.eval()
 
 

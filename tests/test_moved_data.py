@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
 import evaluate
 import export
 import predict
+from cli.build import load_run
 from cli.resumed_run import stored_choices
 from tests.conftest import read_predictions, run
 
@@ -125,3 +127,28 @@ def test_commands_refuse_a_place_that_the_data_does_not_have(table_run: Path) ->
 def test_data_of_predict_is_not_its_former_split(shell: Callable, table_run: Path) -> None:
     answer = shell("run=old", "data.path=there.csv", "split=test", script="predict.py")
     assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        ({"state_dict": None}, "last.ckpt is damaged: it holds no weights"),
+        ({"state_dict": {1: 2}}, "last.ckpt is damaged: it holds no weights"),
+        ({"state_dict": {}}, "last.ckpt: its weights are not those of the model of its config: Missing key"),
+        ({"loops": None}, "last.ckpt cannot be resumed: its loops are not what Lightning writes"),
+    ],
+)
+@pytest.mark.parametrize("command", ["resume", "evaluate"])
+def test_checkpoint_with_missing_keys_is_refused_before_the_run_changes(
+    command: str, damage: dict, line: str, table_run: Path
+) -> None:
+    file = table_run / "checkpoints/last.ckpt"
+    torch.save(torch.load(file, weights_only=True) | damage, file)
+    before = {path: path.read_bytes() for path in table_run.rglob("*") if path.is_file()}
+    if command == "resume":
+        with pytest.raises(ValueError, match=line):
+            run("old", "resume=old", "data.path=there.csv", "trainer.max_epochs=2")
+    elif "loops" not in damage:  # nobody reads them
+        with pytest.raises(ValueError, match=line):
+            load_run("old", "last")
+    assert {path: path.read_bytes() for path in table_run.rglob("*") if path.is_file()} == before
