@@ -1,7 +1,9 @@
 """Add the descriptions and comments in conf/ to what Hydra prints for ``--help`` and ``--cfg``."""
 
+import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from cli import CONF
 from cli.job import resumed_choices
@@ -153,6 +156,16 @@ def print_config(main: Callable[[], object], config_name: str) -> None:
     overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         choices = hydra.compose(
-            config_name, [*resumed_choices, *overrides], return_hydra_config=True
+            config_name, [*_searchpath(), *resumed_choices, *overrides], return_hydra_config=True
         ).hydra.runtime.choices
     print(annotate_config(printed.getvalue(), config_name, choices), end="")
+
+
+def _searchpath() -> list[str]:
+    """Return the override that has the effect of ``--config-dir``, if the arguments have that."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    folder = argparse.ArgumentParser.parse_known_args(parser)[0].config_dir
+    if folder is None:
+        return []
+    return [f"hydra.searchpath=[{QuotedString(f'file://{os.path.abspath(folder)}', Quote.single).with_quotes()}]"]

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -153,7 +154,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        begun = isinstance(error, OSError) and SweepSummary.sweep_dir and SweepSummary.sweep_dir.is_dir()
+        ended_elsewhere = isinstance(error, OSError | BrokenExecutor)  # a process of jobs was killed
+        begun = ended_elsewhere and SweepSummary.sweep_dir and SweepSummary.sweep_dir.is_dir()
         exit_with_error(error, show_traceback, resume_command() if begun else None)
     finally:
         run_dir.remove_empty_dirs()

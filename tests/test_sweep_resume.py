@@ -75,3 +75,13 @@ def test_search_with_another_metric_starts_no_job(shell: Callable, tmp_path: Pat
     assert "has begun with monitor=train/loss: monitor=train/error cannot continue it" in answer.stderr
     assert sorted(set(os.listdir("mine")) - {"summary.png"}) == sorted(set(jobs) - {"summary.png"})  # drawn anew
     assert json.loads(next(Path("mine").glob("0-*/result.json")).read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_killed_process_of_jobs_says_how_to_go_on(shell: Callable) -> None:
+    words = ("-m", "data=blobs", "model=blobs_mlp", "trainer.max_epochs=1", "seed=1,2", "hydra/launcher=joblib")
+    answer = shell(*words, "hydra.launcher.n_jobs=2", "+callbacks.end._target_=os.abort")
+    assert answer.returncode == 1
+    error, resume = answer.stderr.splitlines()[-2:]
+    assert error.startswith("error: a process that ran jobs was killed, perhaps because memory ran out; ")
+    assert resume.startswith("resume with: python train.py -m data=blobs ") and resume.endswith(" sweep_resume=last")
