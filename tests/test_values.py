@@ -179,3 +179,22 @@ def test_command_refuses_null_in_one_line(shell: Callable, tmp_path: Path) -> No
     assert answer.returncode == 1
     assert len(answer.stderr.splitlines()) == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_overfitting_sees_the_same_batches_in_every_epoch(random_images: Callable, monkeypatch) -> None:
+    from lit_models import Classifier
+
+    random_images(200, 50)
+    seen: list[list[int]] = []
+    training_step = Classifier.training_step
+
+    def watched(self: Classifier, batch: list, batch_idx: int) -> object:
+        seen.append(batch[1].tolist())
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", watched)
+    cfg = compose("model=mlp", "data.val_size=40", "trainer.max_epochs=3", "+trainer.overfit_batches=2", *QUIET)
+    os.mkdir("run")
+    train.train(cfg, Path("run"))
+    assert len(seen) == 6
+    assert seen[:2] == seen[2:4] == seen[4:]
