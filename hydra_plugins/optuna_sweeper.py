@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from runs.format import check_positive_int
-from sweeps.jobs import check_sweep_dir
+from sweeps.jobs import check_kind, check_sweep_dir
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
 
@@ -107,6 +107,7 @@ class OptunaSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
+        check_kind(sweep_dir, is_search=True)
         with storage_errors(sweep_dir), _worker_lock(sweep_dir) as worker:
             with _locked(sweep_dir / ".study.lock"):
                 study = open_study(sweep_dir, direction=direction)

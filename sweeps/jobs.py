@@ -81,6 +81,14 @@ def check_sweep_dir(sweep_dir: Path) -> None:
     check_folder(sweep_dir)
 
 
+def check_kind(sweep_dir: Path, is_search: bool) -> None:
+    """Raise ValueError for a grid in the directory of a search, and the other way round: one summary ranks all jobs."""
+    if study_exists(sweep_dir) and not is_search:
+        raise ValueError(f"{sweep_dir} is that of a search, which hydra/sweeper=optuna or its sweep= continues")
+    if is_search and not study_exists(sweep_dir) and os.path.lexists(sweep_dir / "multirun.yaml"):
+        raise ValueError(f"{sweep_dir} is that of a grid, which a search cannot continue")
+
+
 def _is_job_dir(path: Path) -> bool:
     return path.is_dir() and (_is_named_as_job(path) or (path / "result.json").exists())
 

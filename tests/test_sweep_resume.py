@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from cli.run_dir import new_or_resumed_sweep_dir
+from sweeps.jobs import check_kind
 from sweeps.study import check_metric, open_study
 
 DAMAGE = {
@@ -40,6 +41,21 @@ def test_directory_of_a_sweep_is_resumed() -> None:
     open_study(Path("search"))
     for name in ("jobs", "grid", "search", 7):
         assert new_or_resumed_sweep_dir(name, "new") == str(name)  # type: ignore[arg-type]
+
+
+def test_grid_and_search_are_not_mixed() -> None:
+    for folder in ("grid", "search", "new"):
+        Path(folder).mkdir()
+    Path("grid/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    open_study(Path("search"))
+    for folder in ("grid", "new"):
+        check_kind(Path(folder), is_search=False)
+    for folder in ("search", "new"):
+        check_kind(Path(folder), is_search=True)
+    with pytest.raises(ValueError, match=r"^search is that of a search, which hydra/sweeper=optuna"):
+        check_kind(Path("search"), is_search=False)
+    with pytest.raises(ValueError, match=r"^grid is that of a grid, which a search cannot continue"):
+        check_kind(Path("grid"), is_search=True)
 
 
 def test_search_does_not_continue_with_another_metric(tmp_path: Path) -> None:
