@@ -87,13 +87,14 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
         return _make_unique(name)
     # A directory's name may look like a number.
     directory = Path("outputs/last_sweep" if sweep_resume == "last" else str(sweep_resume))
-    if not (directory.is_dir() and is_sweep(directory)):
-        missing = (
-            "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
-        )
-        raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
+    missing = "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
+    error = FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
+    if not directory.is_dir():
+        raise error
     directory = Path(os.path.relpath(directory.resolve()))  # once: the link outputs/last_sweep may change
     check_folder(directory)
+    if any(directory.iterdir()) and not is_sweep(directory):
+        raise error
     return not_missing(str(directory))
 
 

@@ -22,9 +22,9 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", ["run", "outputs", ".", "empty", 5, "notes.txt"])
+@pytest.mark.parametrize("name", ["run", "outputs", ".", 5, "notes.txt"])
 def test_directory_without_a_sweep_is_not_filled_with_jobs(name: object) -> None:
-    for folder in ("run/checkpoints", "outputs/blobs_mlp/2026-01-01_00-00-00", "empty", "5"):
+    for folder in ("run/checkpoints", "outputs/blobs_mlp/2026-01-01_00-00-00", "5/mine"):
         Path(folder).mkdir(parents=True)
     Path("run/config.yaml").write_text("seed: 1\n")
     Path("notes.txt").touch()
@@ -34,12 +34,12 @@ def test_directory_without_a_sweep_is_not_filled_with_jobs(name: object) -> None
 
 
 def test_directory_of_a_sweep_is_resumed() -> None:
-    for folder in ("jobs/0-14e564fe", "grid", "search", "7"):
+    for folder in ("jobs/0-14e564fe", "grid", "search", "7", "empty"):
         Path(folder).mkdir(parents=True)
     for folder in ("grid", "7"):
         Path(folder, "multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
     open_study(Path("search"))
-    for name in ("jobs", "grid", "search", 7):
+    for name in ("jobs", "grid", "search", 7, "empty"):
         assert new_or_resumed_sweep_dir(name, "new") == str(name)  # type: ignore[arg-type]
 
 
