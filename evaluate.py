@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from cli.build import build_metrics, load_run
 from cli.main import main
 from runs.checkpoint import find_checkpoint
-from runs.files import atomic_write
+from runs.files import atomic_write, is_writable
 from runs.format import format_metric
 from runs.result import finite_metrics
 
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """Evaluate a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory."""
+    """Evaluate a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory.
+
+    Of a run that may be read and not written the result is not kept, and a line says so.
+    """
     if cfg.split not in ("test", "val", "train"):
         raise ValueError(f"split={cfg.split} must be test, val or train")
     if (attack := cfg.get("attack")) not in (None, "fgsm"):
@@ -33,7 +36,8 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     attacked = written.with_name(f"fgsm_{'' if cfg.split == 'test' else f'{cfg.split}_'}{file.name}")
     for path in (written, *(attacked.with_suffix(ending) for ending in (".json", ".png") if attack)):
         _check_not_overwritten(path)
-    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, keep_float64=True)
+    is_kept = is_writable(written.parent)
+    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"), keep_float64=True)
 
     from callbacks.fgsm import FGSM
 
@@ -43,10 +47,14 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     log.info("%s of %s\n%s", cfg.split, shown, _metrics_table(metrics))
     for fgsm in attacks:
         log.info("attack=fgsm on %s of %s\n%s", cfg.split, shown, fgsm.table())
-        fgsm.write(attacked, cfg.split, file, datamodule.class_names)
+        if is_kept:
+            fgsm.write(attacked, cfg.split, file, datamodule.class_names)
     result = {"checkpoint": str(file), "split": cfg.split, "metrics": finite_metrics(metrics)}
-    with atomic_write(written) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if is_kept:
+        with atomic_write(written) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    else:
+        log.warning("%s cannot be written, so the result is not kept", os.path.relpath(written.parent))
     return result
 
 

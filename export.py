@@ -34,7 +34,7 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
         raise ValueError(f"output={output} would overwrite {output}: move it, or choose another name")
     if output.suffix == ".onnx" and (missing := [name for name in ONNX_PACKAGES if not find_spec(name)]):
         raise ValueError(f"output={output} needs {', '.join(missing)}: pip install {' '.join(ONNX_PACKAGES)}")
-    _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    _, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"))
 
     # In memory first: on a full disk torch's own writers abort the process with a C++ stack trace.
     content = formats[output.suffix](datamodule, model)

@@ -7,6 +7,7 @@ import csv
 import itertools
 import logging
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cli.build import load_run
 from cli.examples import Examples, ImageFiles, ImagePair, Latents, Rows, Source, Split, find_files
 from cli.main import main
 from cli.predictions import Comparisons, Numbers, predictions_of
-from runs.files import atomic_write, write_png
+from runs.files import atomic_write, is_within, is_writable, write_png
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,14 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     """Predict what ``cfg`` names; write ``predictions.csv`` and, for images, ``predictions.png`` to ``cfg.output``.
 
     Returns:
-        The path of ``predictions.csv``.
+        The path of ``predictions.csv``. In a run that may be read and not written it is not kept, and a line says so.
     """
     if [cfg.images, cfg.csv, cfg.split, cfg.samples].count(None) != 3:
         raise ValueError("exactly one of images='some/*.png', csv=rows.csv, split=test and samples=64 is required")
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
     _check_not_overwritten(files, table, picture, cfg)
-    _, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    _, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"))
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
     source: Source
     if cfg.images:
@@ -52,6 +53,12 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
 
     from plots.figure import to_pixels
 
+    if is_within(table, run_dir) and not is_writable(table.parent):
+        with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+            _write_table(Path(folder, table.name), source, predictions)
+        place = os.path.relpath(table.parent)
+        log.warning("%s cannot be written, so the predictions are not kept; output= names another directory", place)
+        return table
     with torch.inference_mode():
         shown = _write_table(table, source, predictions)
         figure = predictions.figure(shown, predictions.predict(shown.inputs))

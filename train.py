@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cli.build import build, build_metrics
+from cli.build import build, build_metrics, load_weights
 from cli.compose import relevant_overrides
 from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
 from cli.process import limit_threads
 from cli.resume import merge_resume_config
 from runs.checkpoint import find_checkpoint, load_checkpoint
-from runs.expectations import ExpectationMissed, check_expected, check_numbers
+from runs.expectations import ExpectationMissed, check_expectations, check_expected
 from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
@@ -43,13 +43,14 @@ class Training(NamedTuple):
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train and test what ``cfg`` describes, write everything to ``run_dir`` and return its result.json."""
     cfg.choices.overrides = task_overrides()
+    cfg.name = str(cfg.name)  # it may look like a number
     ckpt_path = find_checkpoint(cfg.resume)[1] if cfg.resume else None
     if ckpt_path:
         cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
-    set_up_data(trainer, datamodule, ckpt_path)
+    set_up_data(trainer, datamodule, model, ckpt_path)
     check_run(cfg, trainer, model)
     if cfg.threads is None:
         limit_threads(model, datamodule)
@@ -129,11 +130,14 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     return Training(trainer, summary, history, signals)
 
 
-def set_up_data(trainer: Any, datamodule: Any, ckpt_path: Path | None) -> None:
-    """Load the data. This reports what is wrong with it before the run writes anything."""
+def set_up_data(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:
+    """Load the data and the stored weights. This reports what is wrong with them before the run writes anything."""
     datamodule.trainer, trainer.datamodule = trainer, datamodule  # for its device and ranks, and for what is checked
     datamodule.setup()
-    datamodule.load_state_dict(load_checkpoint(ckpt_path).get(type(datamodule).__qualname__, {}) if ckpt_path else {})
+    checkpoint = load_checkpoint(ckpt_path) if ckpt_path else {}
+    datamodule.load_state_dict(checkpoint.get(type(datamodule).__qualname__, {}))
+    if ckpt_path:
+        load_weights(model, checkpoint, ckpt_path, is_complete=False)
 
 
 def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
@@ -141,7 +145,9 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     name, parts = type(model).__name__, (model, *trainer.callbacks)
-    check_numbers(OmegaConf.to_container(cfg.expect, resolve=True) if OmegaConf.is_config(cfg.expect) else cfg.expect)
+    check_expectations(
+        OmegaConf.to_container(cfg.expect, resolve=True) if OmegaConf.is_config(cfg.expect) else cfg.expect
+    )
     if cfg.check and not cfg.expect:
         raise ValueError("check=true compares a run with what its experiment expects, and nothing is expected here")
     if cfg.check and (possible := possible_metrics(parts)) is not None:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, EarlyStopping, LearningRateFinder
 
-from callbacks import at_optimizer_step, find_metrics_history, is_validated, possible_of
+from callbacks import at_optimizer_step, find_metrics_history, get_datamodule, is_validated, possible_of
 from runs import internals
 from runs.checkpoint import read_checkpoint
 from runs.files import RUN_FILES, atomic_write, remove_leftovers
@@ -120,6 +120,13 @@ class Checkpoints(Checkpoint):
         """Raise ValueError for settings and callbacks with which nothing is trained, or no run can be kept."""
         if trainer.limit_train_batches == 0:
             raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; null takes all batches")
+        for stage in ("train", "val", "test"):
+            limit = getattr(trainer, f"limit_{stage}_batches")
+            if 0 < limit < 1:
+                batches = len(getattr(get_datamodule(trainer), f"{stage}_dataloader")())
+                if batches > 0 and batches * limit < 1:
+                    setting = f"trainer.limit_{stage}_batches={limit}"
+                    raise ValueError(f"{setting} of {pluralize(batches, 'batch', 'batches')} is none; 1 takes one")
         if trainer.val_check_interval == 0:
             raise ValueError(
                 "trainer.val_check_interval=0 must be a number of batches or a part of an epoch, such as 0.5; "

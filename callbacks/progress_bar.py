@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import multiprocessing
+import os
 import sys
 import time
 from typing import Any
@@ -99,8 +100,18 @@ class ProgressBar(LightningProgressBar):
     def _write(self, text: str) -> None:
         if self._live:
             with contextlib.suppress(OSError):  # the terminal was closed
-                sys.stderr.write(f"\r{printable(text)}\x1b[K")
+                # A longer line would go on in the next row, which \r does not leave.
+                sys.stderr.write(f"\r{printable(text)[: _columns() - 1]}\x1b[K")
                 sys.stderr.flush()
+
+
+def _columns() -> int:
+    """Return the width of the terminal of stderr, which may change while the run goes on."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        columns = 0
+    return columns or 80  # 0 is that of a terminal that does not say it
 
 
 def _format_speed(speed: float) -> str:

@@ -68,11 +68,12 @@ class SignalHandler(Checkpoint):
             signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, failure: type[BaseException] | None, *_: Any) -> None:
+    def __exit__(self, failure: type[BaseException] | None, error: BaseException | None, *_: Any) -> None:
         self._ended.set()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        if failure is None:
+        # The workers of a DataLoader are in the process group of the run, and a signal to the group ends them.
+        if failure is None or (issubclass(failure, RuntimeError) and "DataLoader worker" in str(error)):
             self._raise_if(self._signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -117,6 +118,8 @@ def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
 
     metrics, classes = {}, len(datamodule.class_names)
     for name, settings in (cfg.get("metrics") or {}).items():
+        if settings is None:  # taken out
+            continue
         if not OmegaConf.is_dict(settings) or "_target_" not in settings:
             raise ValueError(
                 f"metrics.{name} must have a _target_, such as torchmetrics.classification.MulticlassAUROC"
@@ -169,22 +172,64 @@ def _parameters(cls: Any) -> set[str]:
     return names
 
 
-def load_run(run: str, checkpoint: str, keep_float64: bool = False) -> tuple[DictConfig, Any, Any]:
+def load_run(
+    run: str, checkpoint: str, moved: DictConfig | None = None, keep_float64: bool = False
+) -> tuple[DictConfig, Any, Any]:
     """Return the config, the datamodule and the trained module of a run, from its checkpoint alone.
 
     Args:
         run: see :func:`find_checkpoint`.
         checkpoint: see :func:`find_checkpoint`.
+        moved: the ``data:`` of ``conf/command.yaml``. What is not null there replaces the stored setting.
         keep_float64: do not round the weights of a training in double precision to float32.
     """
-    stored = load_checkpoint(find_checkpoint(run, checkpoint)[1])
+    stored = load_checkpoint(file := find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
+    _move_data(cfg.data, moved or {})
     datamodule, model = build(cfg)
     model.configure_model()  # builds layers in some models
     if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
         model.double()
-    model.load_state_dict(stored["state_dict"])
+    load_weights(model, stored, file)
     return cfg, datamodule, model.eval()
+
+
+def _move_data(data: DictConfig, moved: Any) -> None:
+    """Let the config of a run's data name the files where they are now.
+
+    Raises:
+        ValueError: this data set has no such setting.
+    """
+    for name, place in moved.items():
+        if place is None:
+            continue
+        if name not in data:
+            has = [f"data.{one}" for one in moved if one in data]
+            raise ValueError(f"data.{name}={place}: the data of this run has {' and '.join(has) or 'no files'}")
+        data[name] = str(place)  # the name of a file may look like a number
+        if name == "root":
+            data.pop("only_read", None)
+
+
+def load_weights(model: Any, checkpoint: dict[str, Any], file: Path, is_complete: bool = True) -> None:
+    """Load the weights in a checkpoint.
+
+    Args:
+        model: the module.
+        checkpoint: that of ``file``.
+        file: for the error.
+        is_complete: False for a module of which some layers may be built later.
+
+    Raises:
+        ValueError: some are missing, of another shape, or of another model.
+    """
+    try:
+        missing = model.load_state_dict(checkpoint["state_dict"], strict=is_complete).missing_keys
+        reason = f"Missing key(s): {', '.join(missing)}" if missing else ""
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).partition(":")[2].split())
+    if reason:
+        raise ValueError(f"{file}: its weights are not those of the model of its config: {reason[:300]}")
 
 
 def load_classifier(run: str) -> tuple[Any, Any]:
@@ -199,12 +244,12 @@ def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
     """Return the config, the datamodule and the trained module of a run, and change no random number of this one."""
     import torch
 
-    stored = load_checkpoint(find_checkpoint(run)[1])
+    stored = load_checkpoint(file := find_checkpoint(run)[1])
     cfg = stored_config(stored)
     with torch.random.fork_rng():
         datamodule, model = _instantiate(cfg)
         model.configure_model()
-    model.load_state_dict(stored["state_dict"])
+    load_weights(model, stored, file)
     return cfg, datamodule, model.eval()
 
 

@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, help, run_dir
+from cli.job import resumed_choices
+from cli.resumed_run import stored_choices
 from runs.checkpoint import find_checkpoint
 from runs.migrate import upgrade_overrides
 
@@ -44,9 +46,9 @@ def register_resolvers() -> None:
 def compose(*overrides: str) -> DictConfig:
     """Return the config of ``python train.py OVERRIDES``, for programs that call ``train`` themselves."""
     register_resolvers()
-    current, _ = upgrade_overrides(overrides)
+    resumed_choices[:], current = stored_choices(upgrade_overrides(overrides)[0])
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("config", current, return_hydra_config=True)
+        cfg = hydra.compose("config", [*resumed_choices, *current], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]

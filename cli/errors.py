@@ -108,11 +108,15 @@ def _unknown_setting(error: BaseException) -> str | None:
 def _malformed_override(error: BaseException) -> str | None:
     if not isinstance(error, OverrideParseException) and "override must be a string or a list" not in str(error):
         return None
-    odd = [word for word in sys.argv[1:] if word.startswith("=") or word.endswith("=null")]
-    odd.sort(key=lambda word: word.removesuffix("=null") not in GROUPS)  # other settings may be null
+    chosen = [word.partition("=") for word in sys.argv[1:]]
+    no_names = [(group, value) for group, _, value in chosen if group in GROUPS and NO_NAME.fullmatch(value)]
+    if no_names and not isinstance(error, OverrideParseException):
+        group, value = no_names[0]
+        options = [file.stem for file in sorted((CONF / group).glob("*.yaml"))]
+        none = f" (did you mean {group}=none?)" if "none" in options else ""
+        return f"there is no {group}={value}{none}; there are {', '.join(options)}"
+    odd = [word for word in sys.argv[1:] if word.startswith("=")]
     override = getattr(error, "override", odd[0] if odd else "=")
-    if (group := override.removesuffix("=null")) != override and (CONF / group / "none.yaml").is_file():
-        return f"there is no {override} (did you mean {group}=none?)"
     hint = _suggest_meaning(override) or _suggest_quotes(override)
     return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{hint}"
 
@@ -186,8 +190,12 @@ KNOWN_ERRORS = {
     "OutOfMemoryError": "out of memory; a smaller data.batch_size needs less",
     "can't allocate memory": "out of memory; a smaller data.batch_size needs less",
     "Expected more than 1 value per channel": "batch norm cannot normalize one example; data.batch_size=2 is the least",
+    "worker process managed by the executor": "a process that ran jobs was killed, perhaps because memory ran out; "
+    "hydra.launcher.n_jobs=1 needs less",
     "DataLoader worker": "a worker process has died, perhaps because memory ran out; try data.num_workers=0",
 }
+# What Hydra reads as a value, and not as the name of an option.
+NO_NAME = re.compile(r"null|true|false|[-+]?[\d.]+(e[-+]?\d+)?|\{.*\}", re.IGNORECASE)
 # Hydra's launchers that need a package of their own.
 LAUNCHERS = ("joblib", "submitit", "ray")
 

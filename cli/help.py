@@ -1,7 +1,9 @@
 """Add the descriptions and comments in conf/ to what Hydra prints for ``--help`` and ``--cfg``."""
 
+import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import hydra
 import yaml
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from cli import CONF
+from cli.job import resumed_choices
 
 GROUPS = (
     "experiment",
@@ -36,7 +40,7 @@ def list_options() -> str:
     for group in GROUPS:
         lines.append(f"  {group}=")
         for file in sorted((CONF / group).glob("*.yaml")):
-            header = (line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
+            header = (line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
             about = next((text for text in header if not text.startswith(("@package", "python "))), "")
             lines.append(f"    {file.stem:<18} {about}")
     return "\n".join(lines)
@@ -45,19 +49,21 @@ def list_options() -> str:
 def default_settings() -> list[str]:
     """Return the settings of the default config, two names deep, such as ``optimizer.lr``, in the files' order."""
     config = CONF / "config.yaml"
-    defaults = [entry for entry in yaml.safe_load(config.read_text())["defaults"] if isinstance(entry, dict)]
+    defaults = [
+        entry for entry in yaml.safe_load(config.read_text(encoding="utf-8"))["defaults"] if isinstance(entry, dict)
+    ]
     chosen = {group: option for entry in defaults for group, option in entry.items() if group in GROUPS and option}
     files = [(CONF / group / f"{option}.yaml", f"{group}.") for group, option in chosen.items()]
     bases = [(base, prefix) for file, prefix in files for base in with_bases(file)]
-    settings = [prefix + path for base, prefix in bases for path, _ in _paths(base.read_text()) if path]
-    settings += [path for path, _ in _paths(config.read_text())]
+    settings = [prefix + path for base, prefix in bases for path, _ in _paths(base.read_text(encoding="utf-8")) if path]
+    settings += [path for path, _ in _paths(config.read_text(encoding="utf-8"))]
     known = (name for name in dict.fromkeys(settings) if name.count(".") == 1 and "._" not in name)
     return [name for name in known if not name.startswith(("hydra.", "choices.")) and not name.endswith(".defaults")]
 
 
 def with_bases(file: Path) -> Iterator[Path]:
     """Yield the yaml files in the defaults list of a file, the innermost first, and then the file itself."""
-    for entry in (yaml.safe_load(file.read_text()) or {}).get("defaults", []):
+    for entry in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults", []):
         name = entry.partition("@")[0] if isinstance(entry, str) else ""  # group: option is a choice, not a base
         if name and name != "_self_":
             base = CONF / name[1:] if name.startswith("/") else (file.parent / name).resolve()
@@ -77,7 +83,7 @@ def annotate_config(text: str, config_name: str, choices: dict[str, str | None])
     chosen = ((group, CONF / group / f"{choices.get(group)}.yaml") for group in GROUPS)
     for group, file in chosen:
         if file.is_file():
-            is_global = file.read_text().startswith("# @package _global_")
+            is_global = file.read_text(encoding="utf-8").startswith("# @package _global_")
             own = _comments(file, "" if is_global else f"{group}.")
             # The comment of an experiment on a value takes precedence over that of the group's file.
             comments = {**own, **comments} if group not in ("experiment", "sweep", "debug") else {**comments, **own}
@@ -101,7 +107,7 @@ def _comments(file: Path, prefix: str) -> Comments:
 def _own_comments(file: Path, prefix: str) -> Comments:
     found: Comments = {}
     above: list[str] = []
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     for path, line in _paths(text):
         if not path or not (match := LINE.match(line)):
             above = [*above, line.strip()] if line.lstrip().startswith("# ") else []
@@ -149,5 +155,17 @@ def print_config(main: Callable[[], object], config_name: str) -> None:
                 raise
     overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        choices = hydra.compose(config_name, overrides, return_hydra_config=True).hydra.runtime.choices
+        choices = hydra.compose(
+            config_name, [*_searchpath(), *resumed_choices, *overrides], return_hydra_config=True
+        ).hydra.runtime.choices
     print(annotate_config(printed.getvalue(), config_name, choices), end="")
+
+
+def _searchpath() -> list[str]:
+    """Return the override that has the effect of ``--config-dir``, if the arguments have that."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    folder = argparse.ArgumentParser.parse_known_args(parser)[0].config_dir
+    if folder is None:
+        return []
+    return [f"hydra.searchpath=[{QuotedString(f'file://{os.path.abspath(folder)}', Quote.single).with_quotes()}]"]

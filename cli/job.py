@@ -3,11 +3,15 @@
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+# The options of a resumed run that precede the overrides which were typed: see cli.resumed_run.stored_choices.
+resumed_choices: list[str] = []
+
 
 def task_overrides() -> list[str]:
     """Return the overrides of this run, or of this job of a sweep, without those of the sweep as a whole."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [override for override in overrides if not override.startswith(("sweep=", "sweep_resume="))]
+    typed = [override for override in overrides if override not in resumed_choices]
+    return [override for override in typed if not override.startswith(("sweep=", "sweep_resume="))]
 
 
 def is_debug_run() -> bool:

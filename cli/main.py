@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,11 +25,12 @@ from cli.compose import data_root, register_resolvers
 from cli.errors import format_error, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
-from cli.job import is_multirun
+from cli.job import is_multirun, resumed_choices
 from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
 from cli.process import ImportElsewhere, single_job_argv
-from cli.validation import check_overrides
+from cli.resumed_run import stored_choices
+from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
 from runs.format import printable
@@ -54,7 +56,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     remember_interrupts()
     parser = argparse.ArgumentParser  # of Hydra's options
     parser.error = _usage_error  # type: ignore[method-assign]
-    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]  # so that -m may stand anywhere
+    parser.parse_args = _parse_arguments  # type: ignore[assignment]
 
     def end() -> None:
         logging.shutdown()
@@ -82,6 +84,8 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
             print(f"note: {printable(note)}", file=sys.stderr)
     try:
         _refuse_hydra_settings()
+        if command == "train":
+            resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
     except SystemExit as error:
@@ -99,6 +103,16 @@ def _working_directory() -> Path:
 def _usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
     print(f"error: {printable(message)}; a setting is NAME=VALUE, and --help shows all", file=sys.stderr)
     sys.exit(2)
+
+
+def _parse_arguments(self: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return Hydra's arguments: ``-m`` may stand anywhere, and the options of a resumed run come first.
+
+    ``sys.argv`` stays as it was typed: the other ranks of a run are started with it.
+    """
+    arguments = self.parse_intermixed_args()
+    arguments.overrides[:0] = resumed_choices
+    return arguments
 
 
 def _prepare_other_rank() -> None:
@@ -139,7 +153,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        exit_with_error(error, show_traceback, resume_command() if isinstance(error, OSError) else None)
+        ended_elsewhere = isinstance(error, OSError | BrokenExecutor)  # a process of jobs was killed
+        exit_with_error(error, show_traceback, resume_command() if ended_elsewhere else None)
     finally:
         run_dir.remove_empty_dirs()
 
@@ -157,9 +172,13 @@ def _run_job(
             run_dir.check_job_dir(output_dir)
         else:
             run_dir.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
-        if missing := OmegaConf.missing_keys(cfg):
+        # A resumed run has them in its checkpoint.
+        if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
             raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
-        return _train_job(task, cfg, output_dir) if is_training else task(cfg, output_dir)
+        if not is_training:
+            check_values(cfg, str(HydraConfig.get().job.config_name))
+            return task(cfg, output_dir)
+        return _train_job(task, cfg, output_dir)
     except BaseException as error:
         if run_dir.is_recorded(error):
             result = run_dir.record_failure(output_dir, format_error(error))

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF
 from cli.build import stored_config
+from cli.resumed_run import is_option
 from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, load_checkpoint
 from runs.format import pluralize
 from runs.monitor import MODES
@@ -244,7 +245,7 @@ def compose_group(group: str, name: str | None) -> DictConfig:
         ValueError: conf/ has no such option. The name may come from a checkpoint, and Hydra would compose a path, a
             list of options or an interpolation too, from any file on this machine.
     """
-    if name not in [file.stem for file in (CONF / group).glob("*.yaml")]:
+    if not is_option(group, name):
         raise ValueError(
             f"resume: this run was made with {group}={str(name)[:80]!r}, and conf/{group} has no such file"
         )

@@ -38,7 +38,7 @@ from runs.migrate import RENAMED_TARGETS
 from runs.overrides import last_of_each, train_command, typed_setting
 from runs.result import read_result, write_result
 from runs.safety import stored_command
-from sweeps.jobs import JOB_DIR
+from sweeps.jobs import JOB_DIR, is_sweep
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +99,16 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
     """Return the directory of the sweep to resume, or make a new one."""
     if sweep_resume is None:
         return _make_unique(name)
-    directory = Path("outputs/last_sweep" if sweep_resume == "last" else sweep_resume)
+    # A directory's name may look like a number.
+    directory = Path("outputs/last_sweep" if sweep_resume == "last" else str(sweep_resume))
+    missing = "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
+    error = FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
     if not directory.is_dir():
-        missing = (
-            "there is no sweep yet in outputs/" if sweep_resume == "last" else f"{directory} is not a sweep directory"
-        )
-        raise FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
+        raise error
     directory = Path(os.path.relpath(directory.resolve()))  # once: the link outputs/last_sweep may change
     check_folder(directory)
+    if any(directory.iterdir()) and not is_sweep(directory):
+        raise error
     return not_missing(str(directory))
 
 

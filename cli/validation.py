@@ -10,14 +10,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.errors import suggest_nearest
+from runs.expectations import check_expectations
 from runs.format import check_positive_int
 from runs.monitor import check_setting
+from runs.overrides import override_key
 
 
 @functools.cache
-def _default_config(groups: tuple[str, ...]) -> DictConfig:
+def _default_config(groups: tuple[str, ...], config_name: str = "config") -> DictConfig:
     """Return the config of these choices with no value overridden. Cached, because jobs of a sweep share it."""
-    return hydra.compose("config", list(groups))
+    return hydra.compose(config_name, list(groups))
 
 
 # Checked here before torch is loaded, and again by the classes that take these settings.
@@ -25,9 +27,14 @@ MAY_BE_NEGATIVE = ("model.net.weight", "model.net.bias", "data.scale")
 POSITIVE_INTS: tuple[str, ...] = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads")
 POSITIVE_INTS += ("trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch")
 POSITIVE_INTS += ("checkpoint.every_n_steps", "record.every_n_batches", "callbacks.pictures.every_n_epochs")
+POSITIVE_INTS += ("scheduler.step_size",)
+# A number of batches, or a part of them.
+BATCH_LIMITS = tuple(f"trainer.limit_{stage}_batches" for stage in ("train", "val", "test"))
+BATCH_LIMITS += ("trainer.overfit_batches",)
 CHOICES = {
     "data.validate_on": ("val", "test", "train"),
     "checkpoint.tested": ("last", "best"),
+    "trainer.deterministic": ("None", "True", "False", "warn"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.precision": (
         "32-true",
@@ -42,8 +49,10 @@ CHOICES = {
         "bf16",
     ),
 }
-# null takes a part out of these groups, or Lightning's own value.
-NULL_GROUPS = ("callbacks", "logger", "metrics", "trainer", "hydra")
+# null takes a part out of these groups.
+PART_GROUPS = ("callbacks", "metrics")
+# null is Lightning's own value of the Trainer's other arguments.
+NEVER_NULL = ("max_steps", "devices", "num_nodes", "strategy", "accumulate_grad_batches")
 # All at once; torch's own choice; no normalization to undo.
 MAY_BE_NULL: tuple[str, ...] = (
     "data.batch_size",
@@ -52,7 +61,6 @@ MAY_BE_NULL: tuple[str, ...] = (
     "optimizer.line_search_fn",
 )
 MAY_BE_NULL += ("model.mean", "model.std")
-LIGHTNING_CHECKS = ("trainer.devices",)  # numbers or words
 
 
 def check_overrides(cfg: DictConfig) -> None:
@@ -61,55 +69,98 @@ def check_overrides(cfg: DictConfig) -> None:
         if cfg.get(group) is None:
             raise ValueError(f"{group} cannot be left out")
     check_setting(cfg.monitor, cfg.mode)
+    check_expectations(
+        OmegaConf.to_container(cfg.expect, resolve=True) if OmegaConf.is_config(cfg.expect) else cfg.expect
+    )
+    if not all(isinstance(name, str) for name in cfg.ignore_groups or ()):
+        raise ValueError(f"ignore_groups={cfg.ignore_groups} must be a list of settings, such as [optimizer.lr]")
+    check_values(cfg)
+    for key in ("trainer.max_epochs", "trainer.max_steps"):
+        if OmegaConf.select(cfg, key) == 0 and not cfg.validate_before_training:
+            raise ValueError(f"{key}=0 leaves nothing to train")
+
+
+def check_values(cfg: DictConfig, config_name: str = "config") -> None:
+    """Raise ValueError for a typed value that is out of range or of another type than the one in conf/.
+
+    Args:
+        cfg: the config of a command.
+        config_name: its primary config in ``conf/``.
+    """
     hydra_cfg = HydraConfig.get()
-    settings = {text.partition("=")[0]: text for text in hydra_cfg.overrides.task if text[0] not in "+~"}
+    settings = {override_key(text): text for text in hydra_cfg.overrides.task if text[0] != "~"}
     parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)
     for key in settings:
-        if key.partition("@")[0] in hydra_cfg.runtime.choices or key in LIGHTNING_CHECKS:
+        if key.partition("@")[0] in hydra_cfg.runtime.choices:
             continue
-        value, default = OmegaConf.select(cfg, key), OmegaConf.select(_default_config(parts), key)
+        defaults = _default_config(parts, config_name)
+        value, default = OmegaConf.select(cfg, key), OmegaConf.select(defaults, key)
         typed = "null" if value is None else value
-        if value is None and _is_required(key, parts):
+        if value is None and _is_required(key, defaults):
             raise ValueError(f"{key}=… is required, and null is none")
         if key == "trainer.max_epochs" and value == -1:  # no end
             continue
         if key in CHOICES and str(value) not in CHOICES[key]:
-            choices = ", ".join(CHOICES[key])
+            choices = ", ".join(CHOICES[key]).replace("None, True, False", "null, true, false")
             raise ValueError(f"{key}={typed} must be one of {choices}{suggest_nearest(str(value), list(CHOICES[key]))}")
-        if key == "trainer.max_time" and not re.fullmatch(r"None|\d+(:\d+){3}", str(value)):
+        if key == "trainer.max_time" and not re.fullmatch(r"None|(?=.*[1-9])\d+(:\d+){3}", str(value)):
             raise ValueError(f"{key}={value} must be a time, DD:HH:MM:SS, such as 00:01:30:00")
         if key == "seed" and isinstance(value, int) and value >= 2**32:
             raise ValueError(f"seed={value} must be at most {2**32 - 1}")
         if key in POSITIVE_INTS and value is not None:
             check_positive_int(key, value)
+        if key in BATCH_LIMITS and not _is_batch_limit(value):
+            raise ValueError(f"{key}={typed} must be a number of batches, or a part of them from 0 to 1")
+        if key == "trainer.gradient_clip_val" and not (value is None or (_is_number(value) and value >= 0)):
+            raise ValueError(f"{key}={typed} must be a number of at least 0, or null")
         if key not in CHOICES and (expected := _expected(key, value, default)):
             example = "" if isinstance(default, bool | DictConfig) else f", such as {default}"
             raise ValueError(f"{key}={typed} must be {expected}{example}")
 
 
-def _is_required(key: str, groups: tuple[str, ...]) -> bool:
+def _is_required(key: str, defaults: DictConfig) -> bool:
     """Return whether conf/ has ``???`` in place of this value."""
     parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(_default_config(groups), parent) if parent else _default_config(groups)
+    node = OmegaConf.select(defaults, parent) if parent else defaults
     return isinstance(node, DictConfig) and OmegaConf.is_missing(node, name)
 
 
 def _expected(key: str, value: Any, default: Any) -> str | None:
     """Return what a value must be to replace the default, or None if it is valid."""
-    may_be_null = key in MAY_BE_NULL or key.partition(".")[0] in NULL_GROUPS
-    if default is None or (value is None and may_be_null):  # checked by the class that takes it
+    if default is None or (value is None and _may_be_null(key, default)):  # checked by the class that takes it
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if key == "trainer.devices":  # numbers or words, which Lightning checks
+        return None if value is not None else "a number of devices, or auto"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, (int, float)):
         is_int = isinstance(default, int)
         expected = "a whole number" if is_int else "a number"
-        valid = number and math.isfinite(value) and (isinstance(value, int) or not is_int)
+        valid = _is_number(value) and math.isfinite(value) and (isinstance(value, int) or not is_int)
         if default >= 0 and key not in MAY_BE_NEGATIVE:
             expected, valid = f"{expected} of at least 0", valid and value >= 0
         return None if valid else expected
     if isinstance(default, str):
-        return None if (isinstance(value, str) and value) or number else "a string"
+        return None if (isinstance(value, str) and value) or _is_number(value) else "a string"
     kinds = {DictConfig: "a mapping", ListConfig: "a list"}
     return next((words for kind, words in kinds.items() if isinstance(default, kind) > isinstance(value, kind)), None)
+
+
+def _may_be_null(key: str, default: Any) -> bool:
+    """Return whether null means something as the value of a setting that is not null in conf/."""
+    group, _, name = key.partition(".")
+    if group in PART_GROUPS and isinstance(default, DictConfig) and "." not in name:
+        return True
+    if name.endswith("_target_"):
+        return False
+    if group == "metrics":  # torchmetrics has a meaning for null
+        return True
+    return key in MAY_BE_NULL or group == "hydra" or (group == "trainer" and name not in NEVER_NULL)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_batch_limit(value: Any) -> bool:
+    return value is None or (_is_number(value) and value >= 0 and (isinstance(value, int) or value <= 1))

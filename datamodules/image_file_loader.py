@@ -1,5 +1,6 @@
 """Read batches of image files, by worker processes or in this one."""
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -51,11 +52,34 @@ def _keep_batch(batch: Any) -> Any:
     return batch
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _stopping_later() -> Iterator[None]:
+    """Hold back the signals that end a run while its workers start: one to the process group would end these too.
+
+    The workers start with the signals held back. See :func:`_init_worker`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _init_worker(_: int, parent: int) -> None:
     """Leave the process group of the run, so that only the run handles Ctrl-C, and end when the run is killed."""
     leave_thread_pool()
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
+    if hasattr(signal, "pthread_sigmask"):
+        while pending := set(STOPPING) & signal.sigpending():  # they were meant for the run
+            signal.sigwait(pending)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # sys/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -104,7 +128,9 @@ class ImageFileLoader(BatchLoader):
                 collate_fn=_keep_batch,
                 generator=torch.Generator(),  # else torch draws the workers' seed from the global one
             )
-        for *batch, broken in self._reader:
+        with _stopping_later():
+            arrived = iter(self._reader)
+        for *batch, broken in arrived:
             self._warn_skipped(broken)
             index, images, labels = (torch.from_numpy(array).to(self.device) for array in batch)
             yield index, images, labels

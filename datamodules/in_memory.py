@@ -241,7 +241,9 @@ class InMemoryDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             options |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         if training:
-            options |= {"seed": self.seed if self.shuffle else None, "augment": self.augment}
+            # Overfitting is learning the same batches in every epoch.
+            shuffles = self.shuffle and not getattr(self.trainer, "overfit_batches", 0)
+            options |= {"seed": self.seed if shuffles else None, "augment": self.augment}
             whole = self.batch_size if self.drop_last else None
             options["smallest"] = whole or (2 if self._has_batch_norm() else 0)
         return options

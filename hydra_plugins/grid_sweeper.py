@@ -21,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from runs.files import atomic_write
-from sweeps.jobs import check_sweep_dir
+from sweeps.jobs import check_kind, check_sweep_dir
 from sweeps.overrides import parse_overrides
 
 
@@ -53,6 +53,7 @@ class GridSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
+        check_kind(sweep_dir, is_search=False)
         size, returns = self.max_batch_size or len(jobs), []
         with contextlib.ExitStack() as begun:
             for start in range(0, len(jobs), size):

@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from runs.format import check_positive_int
-from sweeps.jobs import check_sweep_dir
+from sweeps.jobs import check_kind, check_sweep_dir
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
 
@@ -87,7 +87,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         from optuna.trial import TrialState
 
-        from sweeps.study import open_study, storage_errors
+        from sweeps.study import check_metric, open_study, storage_errors
 
         self._parse(arguments)
         if self.metric:  # the runs choose their best epoch by it too
@@ -107,6 +107,7 @@ class OptunaSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
+        check_kind(sweep_dir, is_search=True)
         with storage_errors(sweep_dir), _worker_lock(sweep_dir) as worker:
             with _locked(sweep_dir / ".study.lock"):
                 study = open_study(sweep_dir, direction=direction)
@@ -114,6 +115,7 @@ class OptunaSweeper(Sweeper):
                     raise ValueError(
                         f"the search in {sweep_dir} has begun to {begun} its metric: monitor= cannot change"
                     )
+                check_metric(study, sweep_dir, name)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
             while trials := self._next_trials(study, sweep_dir, worker):
@@ -256,9 +258,11 @@ def _locked(path: Path) -> Iterator[None]:
 def _worker_lock(sweep_dir: Path) -> Iterator[str]:
     """Yield the name of a lock file that this process holds while it searches in the directory."""
     name = f".worker-{uuid.uuid4().hex[:12]}.lock"
-    with _locked(sweep_dir / name):
-        yield name
-    (sweep_dir / name).unlink(missing_ok=True)
+    try:
+        with _locked(sweep_dir / name):
+            yield name
+    finally:
+        (sweep_dir / name).unlink(missing_ok=True)
 
 
 def _is_alive(sweep_dir: Path, name: Any) -> bool:

@@ -5,14 +5,14 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -74,7 +74,7 @@ class GradientSteps(internals.QuickHooks):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         # Here because it is the first hook that Lightning calls.
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self.trainer.training:  # the Trainer of an evaluation says nothing about the training
             self.check_trainer(self.trainer)
         self._distributed = self.trainer.world_size > 1
         self.__dict__.pop("training_step", None)  # left by an earlier fit
@@ -292,8 +292,38 @@ def check_choices(optimizer: Any, scheduler: Any, trainer: pl.Trainer) -> None:
             raise ValueError(f"{make.func.__name__} {reason} ({name}=)") from error
         if make.func is LBFGS and make.keywords.get("line_search_fn") not in (None, "strong_wolfe"):
             raise ValueError(f"optimizer.line_search_fn={make.keywords['line_search_fn']} must be strong_wolfe or null")
+    _try_out(optimizer, scheduler, lengths)
     if lengths and trainer.max_epochs in (None, -1) and trainer.max_steps == -1:
         raise ValueError(UNKNOWN_LENGTH)
+
+
+def _try_out(optimizer: Any, scheduler: Any, lengths: set[str]) -> None:
+    """Raise ValueError where an optimizer or a scheduler of torch or of this project refuses its arguments.
+
+    They are made for one parameter, and the scheduler takes one step.
+    """
+    known = [
+        isinstance(make, functools.partial) and make.func.__module__.startswith(("torch.optim", "lit_models.optim"))
+        for make in (optimizer, scheduler)
+    ]
+    make = optimizer if known[0] else functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no step of the optimizer precedes that of the scheduler
+        try:
+            made = make([torch.nn.Parameter(torch.zeros(2, 2))])
+            # A list has a value for each group of the model's parameters.
+            lists = isinstance(scheduler, functools.partial) and [
+                value for value in scheduler.keywords.values() if isinstance(value, Sequence) and type(value) is not str
+            ]
+            if known[1] and not lists:
+                make = scheduler
+                schedule = scheduler(made, **dict.fromkeys(lengths, 10))
+                if not isinstance(schedule, ReduceLROnPlateau):
+                    schedule.step()
+        except (ValueError, TypeError, ArithmeticError, AssertionError, LookupError) as error:
+            name = "optimizer" if make is optimizer else "scheduler"
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{make.func.__name__}: {reason} ({name}=)") from error
 
 
 def _lengths(scheduler: Any) -> set[str]:

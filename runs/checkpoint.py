@@ -144,4 +144,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         lacks = ", ".join(sorted(missing))
         raise ValueError(f"{file} was written by another version of this project ({made_by}): its config lacks {lacks}")
     check_safe(checkpoint["config"], str(file))
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise ValueError(f"{file} is damaged: it holds no weights")
     return checkpoint

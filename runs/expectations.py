@@ -5,7 +5,7 @@ from typing import Any
 
 from runs.format import format_metric
 
-KEYS = ("published", "at_least", "at_most", "rtol", "atol", "epochs")  # of an expected metric
+KINDS = ("at_least", "at_most", "published", "rtol", "atol", "epochs")
 
 
 class ExpectationMissed(Exception):
@@ -32,17 +32,21 @@ class Comparison:
         return self.metric, published, self.expected, got, "as expected" if self.passed else "NOT as expected"
 
 
-def check_numbers(expect: Any) -> None:
-    """Raise ValueError for an ``expect:`` of a config with anything but numbers, before a run is compared with it."""
-    for metric, how in expect.items() if isinstance(expect, dict) else [("", expect)] if expect else ():
-        for key, value in how.items() if isinstance(how, dict) else [("", how)]:
-            numbers = value if isinstance(value, list) and key == "published" else [value]
-            unknown = key == "published" and value is None and not {"rtol", "atol"} & set(how)
-            if key not in KEYS or not ((numbers and all(type(one) in (int, float) for one in numbers)) or unknown):
-                shown = ".".join(filter(None, ("expect", metric, key)))
-                raise ValueError(f"{shown}={value} must be a number; an expected metric has {', '.join(KEYS)}")
+def check_expectations(expect: Any) -> None:
+    """Raise ValueError for an ``expect:`` that :func:`check_expected` cannot compare a run with."""
+    example = "such as {test/acc:{at_least:0.9}}"
+    if not (expect is None or isinstance(expect, dict)):
+        raise ValueError(f"expect={expect} must be a mapping of metrics, {example}, or null")
+    for metric, how in (expect or {}).items():
+        if not isinstance(how, dict) or set(how) - set(KINDS):
+            raise ValueError(f"expect.{metric}={how} must be a mapping with some of {', '.join(KINDS)}, {example}")
+        for kind, value in how.items():
+            numbers = value if kind == "published" and isinstance(value, list) else [value]
+            unknown = kind == "published" and value is None
+            if not (unknown or (numbers and all(type(number) in (int, float) for number in numbers))):
+                raise ValueError(f"expect.{metric}.{kind}={'null' if value is None else value} must be a number")
         if {"rtol", "atol"} & set(how) and "published" not in how:
-            raise ValueError(f"expect.{metric} has a tolerance, and no published number that it is around")
+            raise ValueError(f"expect.{metric}: rtol and atol are a tolerance around published, which is missing")
 
 
 def check_expected(
@@ -55,8 +59,8 @@ def check_expected(
 
     Args:
         expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``: a
-            number, or a list with one number for each epoch. A ``published`` alone is printed and not checked. With
-            ``epochs`` it applies to a training of that length only.
+            number, or a list with one number for each epoch. A ``published`` alone is printed and not checked, and a
+            tolerance around None is left out. With ``epochs`` it applies to a training of that length only.
         metrics: their values at the end of the run.
         rows: the rows of ``metrics.csv``.
         epochs: number of epochs trained.
@@ -64,7 +68,7 @@ def check_expected(
     return [
         _compare(metric, how, metrics.get(metric), [row[metric] for row in rows if metric in row])
         for metric, how in expect.items()
-        if how.get("epochs", epochs) == epochs
+        if how.get("epochs", epochs) == epochs and not ({"rtol", "atol"} & set(how) and how.get("published") is None)
     ]
 
 

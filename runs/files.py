@@ -26,6 +26,14 @@ LOG_SUFFIXES = (".log", ".lock")
 # A directory with one of these is that of a run or of a sweep.
 MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a file that may be read and not written
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether files can be made in a directory, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:

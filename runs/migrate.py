@@ -64,7 +64,9 @@ def _new_key(key: str, command: str) -> str:
     names = key.split(".")
     for end in range(len(names), 0, -1):  # the longest match: model.net.hidden before model.net
         old = ".".join(names[:end])
-        new = RENAMED_KEYS.get(f"{command}:{old}") or (RENAMED_KEYS.get(old) if command == "train" else None)
+        # A command has a data.path too, and what was its data was a word.
+        own = RENAMED_KEYS.get(f"{command}:{old}") if old == key else None
+        new = own or (RENAMED_KEYS.get(old) if command == "train" else None)
         if new:
             return ".".join([new, *names[end:]])
     return key

@@ -59,6 +59,12 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     return [job for job in jobs if job.status != "killed" or not _is_locked(job.run_dir / ".lock")]
 
 
+def is_sweep(directory: Path) -> bool:
+    """Return whether a sweep was begun in a directory."""
+    has_config = {"hydra", "sweep_resume"} <= read_yaml(directory / "multirun.yaml").keys()
+    return has_config or study_exists(directory) or any(map(_is_named_as_job, directory.glob("*/")))
+
+
 def check_sweep_dir(sweep_dir: Path) -> None:
     """Raise ValueError for a directory with files that a sweep would overwrite, unless a sweep has made them.
 
@@ -76,8 +82,20 @@ def check_sweep_dir(sweep_dir: Path) -> None:
     check_folder(sweep_dir)
 
 
+def check_kind(sweep_dir: Path, is_search: bool) -> None:
+    """Raise ValueError for a grid in the directory of a search, and the other way round: one summary ranks all jobs."""
+    if study_exists(sweep_dir) and not is_search:
+        raise ValueError(f"{sweep_dir} is that of a search, which hydra/sweeper=optuna or its sweep= continues")
+    if is_search and not study_exists(sweep_dir) and os.path.lexists(sweep_dir / "multirun.yaml"):
+        raise ValueError(f"{sweep_dir} is that of a grid, which a search cannot continue")
+
+
 def _is_job_dir(path: Path) -> bool:
-    return path.is_dir() and (bool(JOB_DIR.fullmatch(path.name)) or (path / "result.json").exists())
+    return path.is_dir() and (_is_named_as_job(path) or (path / "result.json").exists())
+
+
+def _is_named_as_job(path: Path) -> bool:
+    return bool(JOB_DIR.fullmatch(path.name))
 
 
 def _read_job(run_dir: Path) -> Job:

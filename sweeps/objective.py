@@ -19,5 +19,5 @@ def search_objective(cfg: DictConfig) -> Monitors:
     usual = "val/acc" if hasattr(model, "classes") else "val/loss"
     own = getattr(model, "monitor", None)
     asked = cfg.monitor or (own if isinstance(own, str) else usual)
-    metrics = {name: get_object(settings._target_) for name, settings in (cfg.metrics or {}).items()}
+    metrics = {name: get_object(settings._target_) for name, settings in (cfg.metrics or {}).items() if settings}
     return Monitors(asked, cfg.mode, model, known_modes(metrics))

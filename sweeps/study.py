@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runs.format import printable
+from runs.monitor import metric_name
+
 if TYPE_CHECKING:
     import optuna
 
@@ -97,14 +100,37 @@ def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":
         ValueError, OSError: see :func:`check_study`.
     """
     import optuna
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
 
     check_study(sweep_dir)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = _storage(sweep_dir)
-    study = optuna.create_study(storage=storage, study_name=STUDY_NAME, load_if_exists=True, **settings)
-    if not study.get_trials(deepcopy=False):
-        study.set_user_attr(MARK, True)
+    try:
+        study = optuna.create_study(storage=_storage(sweep_dir), study_name=STUDY_NAME, load_if_exists=True, **settings)
+        _ = study.direction, study.user_attrs
+        if not study.get_trials(deepcopy=False):
+            study.set_user_attr(MARK, True)
+    except (StorageInternalError, SQLAlchemyError):  # see storage_errors
+        raise
+    except Exception as error:  # Optuna raises many kinds of errors for what it did not write
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise OSError(
+            f"{sweep_dir / 'study.db'} is damaged or of another version of Optuna ({reason[:200]})"
+        ) from error
     return study
+
+
+def check_metric(study: "optuna.Study", sweep_dir: Path, metric: str) -> None:
+    """Record the metric that a search is about, or raise ValueError where it has begun with another one."""
+    metric = metric if metric.startswith("train") else metric_name("val", metric)  # whichever way it is typed
+    begun = study.user_attrs.get("metric", metric)  # an earlier version recorded none
+    if begun != metric:
+        raise ValueError(
+            f"the search in {sweep_dir} has begun with monitor={printable(str(begun)[:80])}: monitor={metric} cannot "
+            "continue it"
+        )
+    if "metric" not in study.user_attrs:
+        study.set_user_attr("metric", metric)
 
 
 @contextlib.contextmanager

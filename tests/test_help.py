@@ -115,3 +115,12 @@ def test_help_lists_every_option(shell) -> None:
             assert f"\n    {file.stem} " in answer.stdout
     assert answer.stdout.count("\n  python train.py") >= 5
     assert list_options() in answer.stdout
+
+
+@pytest.mark.parametrize("option", [["--config-dir=my own"], ["--config-dir", "my own"]])
+def test_cfg_finds_the_configs_of_another_directory(option: list[str], shell) -> None:
+    Path("my own/experiment").mkdir(parents=True)
+    Path("my own/experiment/mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    answer = shell(*option, "experiment=mine", "--cfg", "job")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "seed: 7" in answer.stdout

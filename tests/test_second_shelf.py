@@ -95,5 +95,7 @@ def test_each_job_of_a_sweep_has_its_own_published_figure() -> None:
             cfg = compose(f"experiment={experiment}", f"{setting}={value}")
             assert cfg.expect["test/acc"].published == published
             assert setting in cfg.ignore_groups
+        other = compose(f"experiment={experiment}", f"{setting}={'GELU' if 'net' in setting else 'sgd'}")
+        assert other.expect["test/acc"].published is None
     rates = [compose("experiment=fashion_optimizers", f"optimizer={one}").optimizer.lr for one in figures]
     assert rates == [0.1, 0.1, 1e-3]

@@ -1,0 +1,103 @@
+"""A sweep is resumed in its own directory, with its own metric, and what is damaged in it is named."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+
+from cli.run_dir import new_or_resumed_sweep_dir
+from sweeps.jobs import check_kind
+from sweeps.study import check_metric, open_study
+
+DAMAGE = {
+    "UPDATE alembic_version SET version_num = 'v9'": "RuntimeError: The runtime optuna version",
+    "UPDATE trial_params SET distribution_json = '{'": "JSONDecodeError",
+    "DELETE FROM study_directions": "IndexError",
+    "UPDATE trials SET state = 'FOO'": "LookupError",
+}
+
+
+@pytest.mark.parametrize("name", ["run", "outputs", ".", 5, "notes.txt"])
+def test_directory_without_a_sweep_is_not_filled_with_jobs(name: object) -> None:
+    for folder in ("run/checkpoints", "outputs/blobs_mlp/2026-01-01_00-00-00", "5/mine"):
+        Path(folder).mkdir(parents=True)
+    Path("run/config.yaml").write_text("seed: 1\n")
+    Path("notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=f"^{name} is not a sweep directory; python train.py -m "):
+        new_or_resumed_sweep_dir(name, "new")  # type: ignore[arg-type]
+    assert not Path("new").exists()
+
+
+def test_directory_of_a_sweep_is_resumed() -> None:
+    for folder in ("jobs/0-14e564fe", "grid", "search", "7", "empty"):
+        Path(folder).mkdir(parents=True)
+    for folder in ("grid", "7"):
+        Path(folder, "multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    open_study(Path("search"))
+    for name in ("jobs", "grid", "search", 7, "empty"):
+        assert new_or_resumed_sweep_dir(name, "new") == str(name)  # type: ignore[arg-type]
+
+
+def test_grid_and_search_are_not_mixed() -> None:
+    for folder in ("grid", "search", "new"):
+        Path(folder).mkdir()
+    Path("grid/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    open_study(Path("search"))
+    for folder in ("grid", "new"):
+        check_kind(Path(folder), is_search=False)
+    for folder in ("search", "new"):
+        check_kind(Path(folder), is_search=True)
+    with pytest.raises(ValueError, match=r"^search is that of a search, which hydra/sweeper=optuna"):
+        check_kind(Path("search"), is_search=False)
+    with pytest.raises(ValueError, match=r"^grid is that of a grid, which a search cannot continue"):
+        check_kind(Path("grid"), is_search=True)
+
+
+def test_search_does_not_continue_with_another_metric(tmp_path: Path) -> None:
+    study = open_study(tmp_path, direction="minimize")
+    check_metric(study, tmp_path, "loss")
+    check_metric(open_study(tmp_path), tmp_path, "val/loss")
+    with pytest.raises(ValueError, match=r"has begun with monitor=val/loss: monitor=val/error cannot continue it"):
+        check_metric(open_study(tmp_path), tmp_path, "val/error")
+    study.set_user_attr("metric", "\x1b[31m" + "x" * 500)
+    with pytest.raises(ValueError, match=r"monitor=\\x1b\[31mx{75}: monitor=val/loss cannot"):
+        check_metric(study, tmp_path, "loss")
+
+
+@pytest.mark.parametrize("statement", DAMAGE)
+def test_damaged_study_is_named(statement: str, tmp_path: Path) -> None:
+    study = open_study(tmp_path, direction="minimize")
+    study.tell(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), 0.5)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute(statement)
+        database.commit()
+    with pytest.raises(OSError, match=f"study.db is damaged or of another version of Optuna .{DAMAGE[statement]}"):
+        open_study(tmp_path)
+
+
+@pytest.mark.slow
+def test_search_with_another_metric_starts_no_job(shell: Callable, tmp_path: Path) -> None:
+    search = ("-m", "data=blobs", "model=blobs_mlp", "model.steps_per_batch=2", "trainer.max_epochs=1", "logger=none")
+    search += ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(0.1,0.2)")
+    assert shell(*search, "hydra.sweep.dir=mine", "monitor=train/loss").returncode == 0
+    jobs = sorted(os.listdir("mine"))
+    answer = shell(*search, "sweep_resume=mine", "hydra.sweeper.n_trials=2", "monitor=train/error")
+    assert answer.returncode == 1
+    assert "has begun with monitor=train/loss: monitor=train/error cannot continue it" in answer.stderr
+    assert sorted(set(os.listdir("mine")) - {"summary.png"}) == sorted(set(jobs) - {"summary.png"})  # drawn anew
+    assert json.loads(next(Path("mine").glob("0-*/result.json")).read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_killed_process_of_jobs_says_how_to_go_on(shell: Callable) -> None:
+    words = ("-m", "data=blobs", "model=blobs_mlp", "trainer.max_epochs=1", "seed=1,2", "hydra/launcher=joblib")
+    answer = shell(*words, "hydra.launcher.n_jobs=2", "+callbacks.end._target_=os.abort")
+    assert answer.returncode == 1
+    error, resume = answer.stderr.splitlines()[-2:]
+    assert error.startswith("error: a process that ran jobs was killed, perhaps because memory ran out; ")
+    assert resume.startswith("resume with: python train.py -m data=blobs ") and resume.endswith(" sweep_resume=last")
