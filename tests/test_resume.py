@@ -199,7 +199,7 @@ def test_run_killed_before_its_test_is_tested_on_resume(tiny_images: None) -> No
 @pytest.mark.parametrize("model", sorted(path.stem for path in (PROJECT / "conf/model").glob("*.yaml")))
 def test_checkpoints_of_all_models_load_with_weights_only(model: str, tiny_images: None) -> None:
     data = {"blobs_mlp": "blobs", "logistic": "separable", "deep_logistic": "tabular", "mlp_regression": "readings"}
-    data |= {"siamese": "mnist_pairs", "lstm": "sines"}
+    data |= {"siamese": "mnist_pairs", "lstm": "sines", "xor_mlp": "xor"}
     data = data.get(model, "readings" if model.startswith("line") else "mnist")
     small = ["data.val_size=8", "data.batch_size=16"] if data.startswith("mnist") else ["data.batch_size=200"]
     small = ["data.length=50", "data.batch_size=4"] if data == "sines" else small
