@@ -66,22 +66,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     # At exit Python frees torch object by object, which takes almost a second. The handler registered first is called
     # last: all other exit handlers have run by then.
     atexit.register(end)
-    try:
-        check_rank_variables(alone=config_name != "config")
-        for directory in (_working_directory(), PROJECT, Path(data_root())):
-            check_path(directory)
-        keep_last_run()
-        if not is_rank_zero():
-            _prepare_other_rank()
-    except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(1)
     command = "train" if config_name == "config" else config_name
-    current, notes = upgrade_overrides(sys.argv[1:], command)
-    sys.argv[1:] = quote_paths(current)
-    if is_rank_zero():
-        for note in notes:
-            print(f"note: {printable(note)}", file=sys.stderr)
+    _prepare_process(alone=command != "train")
+    _rewrite_arguments(command)
     try:
         _refuse_hydra_settings()
         if command == "train":
@@ -91,6 +78,33 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     except SystemExit as error:
         code = error.code or 0
     sys.exit(code)
+
+
+def _prepare_process(alone: bool) -> None:
+    """Check what surrounds the process before anything is read or written, or end it with one line.
+
+    Args:
+        alone: whether the command runs in one process.
+    """
+    try:
+        check_rank_variables(alone)
+        for directory in (_working_directory(), PROJECT, Path(data_root())):
+            check_path(directory)
+        keep_last_run()
+        if not is_rank_zero():
+            _prepare_other_rank()
+    except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _rewrite_arguments(command: str) -> None:
+    """Give the settings on the command line their present names, and quote its paths for Hydra."""
+    current, notes = upgrade_overrides(sys.argv[1:], command)
+    sys.argv[1:] = quote_paths(current)
+    if is_rank_zero():
+        for note in notes:
+            print(f"note: {printable(note)}", file=sys.stderr)
 
 
 def _working_directory() -> Path:
