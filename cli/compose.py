@@ -28,7 +28,7 @@ OBSERVERS = "default|judge|predicted_labels|tensorboard_extras"
 def register_resolvers() -> None:
     """Register the functions that conf/ calls."""
     resolvers: dict[str, Callable[..., object]] = {
-        "run_name": lambda experiment, data, model: experiment or f"{data}_{model}",
+        "run_name": lambda experiment, data, model: experiment or f"{model}_on_{data}",
         "run_title": run_title,
         "job_dir": run_dir.job_dir,
         "run_dir_of": lambda run: str(find_checkpoint(run)[0]),

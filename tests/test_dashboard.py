@@ -328,7 +328,7 @@ def wait_for(browser, *words: str, pictures: int = 0) -> str:
 def test_browser_shows_runs_charts_and_a_plot(dashboard: tuple[str, Path], browser) -> None:
     address, _ = dashboard
     browser.get(f"{address}#timeseries")
-    runs = ("blobs_blobs_mlp/max_epochs=4 seed=1", "blobs_blobs_mlp/max_epochs=4 lr=0.1 seed=2")
+    runs = ("blobs_mlp_on_blobs/max_epochs=4 seed=1", "blobs_mlp_on_blobs/max_epochs=4 lr=0.1 seed=2")
     wait_for(browser, *runs, "pictures", "boundary", "train", "val", "test", pictures=1)
 
 
@@ -347,7 +347,7 @@ def test_browser_draws_a_curve(dashboard: tuple[str, Path], browser) -> None:
         return int((image.max(-1) - image.min(-1) > 0.3).sum()) > 100  # colored pixels
 
     wait.until(has_lines)
-    for file in folder.glob("outputs/blobs_blobs_mlp/*/metrics.csv"):
+    for file in folder.glob("outputs/blobs_mlp_on_blobs/*/metrics.csv"):
         last = float(file.read_text().splitlines()[-1].split(",")[2])
         assert f"{last:.4f}" in card.text  # the table below the chart
 
@@ -356,8 +356,8 @@ def test_browser_draws_a_curve(dashboard: tuple[str, Path], browser) -> None:
 def test_browser_shows_hparams_with_the_test_accuracy(dashboard: tuple[str, Path], browser) -> None:
     address, folder = dashboard
     browser.get(f"{address}#hparams")
-    results = [json.loads(path.read_text()) for path in folder.glob("outputs/blobs_blobs_mlp/*/result.json")]
+    results = [json.loads(path.read_text()) for path in folder.glob("outputs/blobs_mlp_on_blobs/*/result.json")]
     figures = [f"{result['metrics']['test/acc']:#.5g}" for result in results]
     text = wait_for(browser, "test/acc", "optimizer.lr", "0.10000", *figures)
     assert "hp_metric" not in text
-    assert os.path.isdir(folder / "outputs" / "blobs_blobs_mlp" / "max_epochs=4 lr=0.1 seed=2")
+    assert os.path.isdir(folder / "outputs" / "blobs_mlp_on_blobs" / "max_epochs=4 lr=0.1 seed=2")

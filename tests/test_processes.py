@@ -104,7 +104,7 @@ def single_process(tmp_path_factory: pytest.TempPathFactory) -> tuple:
 
 def only_run_dir(folder: Path) -> Path:
     """Return the only run directory below ``folder``."""
-    (run,) = folder.glob("outputs/tabular_deep_logistic/*")
+    (run,) = folder.glob("outputs/deep_logistic_on_tabular/*")
     assert sorted(path.name for path in run.iterdir()) == [
         ".lock", "checkpoints", "config.yaml", "metrics.csv", "pictures", "result.json", "train.log"
     ]  # fmt: skip
@@ -301,7 +301,7 @@ def test_sigterm_after_training_stops_all_processes(tmp_path: Path) -> None:
     settings = ("trainer.devices=2", "data.size=20_000", "data.val_size=19_000", "data.eval_batch_size=1")
     process = start(tmp_path, str(PROJECT / "train.py"), *RUN, *TWO, *settings, "data.validate_on=train")
     with kill_at_exit(process):
-        while not list(tmp_path.glob("outputs/tabular_deep_logistic/*/pictures/*.png")):  # drawn after the training
+        while not list(tmp_path.glob("outputs/deep_logistic_on_tabular/*/pictures/*.png")):  # drawn after the training
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)

@@ -32,7 +32,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory):
     together = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate()[0] for process in together]
     assert [process.returncode for process in together] == [0, 0], printed
-    assert sorted(os.listdir(folder / "outputs")) == ["blobs_blobs_mlp", "last", "same_name", "same_name-2"]
+    assert sorted(os.listdir(folder / "outputs")) == ["blobs_mlp_on_blobs", "last", "same_name", "same_name-2"]
     return folder / "outputs", printed
 
 
@@ -91,7 +91,7 @@ def test_checkpoints_hold_plain_values_and_the_config(two_runs) -> None:
 
 def test_event_files_hold_the_curves(two_runs) -> None:
     titles = [(two_runs[0] / name / "dashboard.txt").read_text().strip() for name in ("same_name", "same_name-2")]
-    title = "outputs/blobs_blobs_mlp/steps_per_batch=50 max_epochs=3 seed=1"
+    title = "outputs/blobs_mlp_on_blobs/steps_per_batch=50 max_epochs=3 seed=1"
     assert sorted(titles) == [title, f"{title} (2)"]
     events = EventAccumulator(str(two_runs[0].parent / titles[0])).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [50, 100, 150]
