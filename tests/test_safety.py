@@ -1136,6 +1136,7 @@ def test_each_command_has_a_submitit_folder_of_its_own(tmp_path: Path) -> None:
 def test_package_in_a_sweep_is_not_imported(package: str, launcher: str, shell, tmp_path: Path) -> None:
     (tmp_path / "gift" / package).mkdir(parents=True)
     (tmp_path / "gift" / package / "__init__.py").write_text("open('pwned', 'w')")
+    (tmp_path / "gift/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
     sweep = ("-m", *TINY, "trainer.max_epochs=1", "logger=none", "seed=1,2")
     answer = shell(*sweep, f"hydra/launcher={launcher}", "sweep_resume=.", cwd=tmp_path / "gift")
     assert answer.returncode == 0, answer.stderr
