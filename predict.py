@@ -60,8 +60,9 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
         log.warning("%s cannot be written, so the predictions are not kept; output= names another directory", place)
         return table
     with torch.inference_mode():
-        shown = _write_table(table, source, predictions)
-        figure = predictions.figure(shown, predictions.predict(shown.inputs))
+        shown, count = _write_table(table, source, predictions)
+        title = f"the first {len(shown.names)} of {count:,}" if count > len(shown.names) else ""
+        figure = predictions.figure(shown, predictions.predict(shown.inputs), title)
     if figure:
         write_png(picture, to_pixels(figure))
     log.info("written to %s", " and ".join(os.path.relpath(path) for path in ([table, picture] if figure else [table])))
@@ -85,8 +86,8 @@ def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, cf
             raise ValueError(f"output={cfg.output} would overwrite {file}, which is to be read")
 
 
-def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
-    """Write a row for each example. Return the examples that are printed and drawn."""
+def _write_table(path: Path, source: Source, predictions: Numbers) -> tuple[Examples, int]:
+    """Write a row for each example. Return the examples that are printed and drawn, and the number of all."""
     from tqdm import tqdm
 
     batches = iter(source)
@@ -110,7 +111,7 @@ def _write_table(path: Path, source: Source, predictions: Numbers) -> Examples:
             progress.update(len(rows))
     if count > len(shown.names) and predictions.format(rows[0]):
         log.info("  … and %s more", f"{count - len(shown.names):,}")
-    return shown
+    return shown, count
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ class Numbers:
         target = f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
         return f"{row['input']}  {_format_value(row['prediction'])}{target}"
 
-    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
-        """Return images with their predictions, or None where there is nothing to draw."""
+    def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
+        """Return images with their predictions below a title, or None where there is nothing to draw."""
         return None
 
 
@@ -69,14 +69,14 @@ class Classes(Numbers):
         target = f"  true: {row['truth']}" if "truth" in row else ""
         return f"{row['input']}  {row['top 3']}{target}"
 
-    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+    def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.images import predictions
 
         if not hasattr(self.datamodule, "load_image"):
             return None
         probs, captions = self.model.probabilities(outputs), [Path(name).name for name in examples.names]
         images = self.datamodule.to_uint8(self.datamodule.normalize(examples.inputs))
-        return predictions(images, probs, examples.targets, self.datamodule.class_names, captions=captions)
+        return predictions(images, probs, examples.targets, self.datamodule.class_names, title, captions)
 
 
 class Comparisons(Numbers):
@@ -102,13 +102,13 @@ class Comparisons(Numbers):
         target = f"  true: {row['truth']}" if "truth" in row else ""
         return f"{row['input']}  {row['label']} {100 * row['probability']:.1f} %{target}"
 
-    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+    def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.images import predictions
 
         if not hasattr(self.datamodule, "load_image"):
             return None
         images = self.datamodule.to_uint8(self.datamodule.normalize(examples.inputs))
-        return predictions(images, _both(outputs), examples.targets, self.verdicts, captions=examples.names)
+        return predictions(images, _both(outputs), examples.targets, self.verdicts, title, examples.names)
 
 
 class Reconstructions(Numbers):
@@ -131,12 +131,12 @@ class Reconstructions(Numbers):
         target = f"  true: {row['truth']}" if "truth" in row else ""
         return f"{row['input']}  squared error {_format_value(row['squared error'])}{target}"
 
-    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+    def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.generative import reconstructions
 
         if not hasattr(self.datamodule, "load_image"):
             return None
-        return reconstructions(examples.inputs, self.datamodule.to_uint8(outputs))
+        return reconstructions(examples.inputs, self.datamodule.to_uint8(outputs), title=title)
 
 
 class Continuations(Numbers):
@@ -156,7 +156,7 @@ class Continuations(Numbers):
         more = f" … ({len(numbers):,} numbers)" if len(numbers) > 6 else ""
         return f"{start}  continued by {_format_value(numbers[:6])}{more}"
 
-    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+    def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.series import continuations
 
         labels = [name if len(name) <= 60 else f"{name[:58]}…" for name in examples.names]
@@ -180,10 +180,10 @@ class Samples(Numbers):
     def format(self, row: Row) -> str:
         return ""  # the figure shows it
 
-    def figure(self, examples: Examples, outputs: "Tensor") -> "Figure | None":
+    def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.generative import sample_grid
 
-        return sample_grid(outputs, "generated")
+        return sample_grid(outputs, title or "generated")
 
 
 def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:

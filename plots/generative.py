@@ -32,14 +32,15 @@ def samples_over_epochs(images: Mapping[int, Tensor], title: str) -> "Figure":
     return _labeled_rows(list(images.values()), labels, title)
 
 
-def reconstructions(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> "Figure":
+def reconstructions(originals: Tensor, reconstructed: Tensor, columns: int = 10, title: str = "") -> "Figure":
     """Draw images, uint8 ``(N, C, H, W)``, above what an autoencoder makes of them."""
     rows: list[Tensor] = []
     labels: list[str] = []
     for pair in zip(originals.split(columns), reconstructed.split(columns), strict=True):
         rows += pair
         labels += ["original", "reconstruction"]
-    title = "images and their reconstructions" if len(originals) > 5 else ""  # which is wider than a few images
+    if len(originals) > 5:  # else the title is wider than the images
+        title = title or "images and their reconstructions"
     return _labeled_rows(rows, labels, title, pair_gap=True)
 
 
