@@ -29,6 +29,8 @@ AVERAGING = {
         "+callbacks.average.swa_epoch_start=1",
     ),
     "EMA": (f"{AVERAGE}.EMAWeightAveraging", "+callbacks.average.decay=0.9"),
+    "callbacks=swa": ("callbacks=swa", "callbacks.pictures=null", "callbacks.swa.swa_epoch_start=1"),
+    "callbacks=ema": ("callbacks=ema", "callbacks.pictures=null", "callbacks.ema.decay=0.9"),
 }
 
 
@@ -59,6 +61,17 @@ def test_last_ckpt_holds_the_tested_weights(name: str, tested: list) -> None:
     run("run", "resume=run", "trainer.max_epochs=5", *AVERAGING[name])
     assert_saved(tested[-1])
     assert not torch.equal(tested[0]["net.1.weight"], tested[1]["net.1.weight"])
+
+
+@pytest.mark.parametrize("name", ["callbacks=swa", "callbacks=ema"])
+def test_average_after_a_resume_is_that_of_an_uninterrupted_run(name: str, tested: list) -> None:
+    run("whole", *RUN, *AVERAGING[name])
+    run("run", *RUN, *AVERAGING[name], "trainer.max_epochs=2")
+    run("run", "resume=run", "trainer.max_epochs=3")
+    whole, first, resumed = tested
+    assert all(torch.equal(whole[weight], resumed[weight]) for weight in whole)
+    assert not all(torch.equal(whole[weight], first[weight]) for weight in whole)
+    assert_saved(resumed)
 
 
 class Zero(pl.Callback):
