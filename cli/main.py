@@ -29,7 +29,7 @@ from cli.job import is_multirun, resumed_choices
 from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
 from cli.process import ImportElsewhere, single_job_argv
-from cli.resumed_run import stored_choices
+from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
@@ -72,6 +72,10 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     try:
         _refuse_hydra_settings()
         if command == "train":
+            try:
+                sys.argv[1:] = resolve_auto(sys.argv[1:])
+            except ValueError as error:
+                exit_with_error(error, show_traceback=False)
             resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()

@@ -1,6 +1,8 @@
 """What a resumed run is made of: its options precede the overrides that are typed."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,8 +12,49 @@ from cli import CONF
 from cli.help import GROUPS
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.files import read_yaml
+from runs.format import printable
 from runs.migrate import upgrade_checkpoint
 from runs.overrides import override_key, override_values
+from runs.rank import is_rank_zero
+from runs.result import ENDED, read_result
+from runs.table import summary_line
+
+
+def resolve_auto(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which ``resume=auto`` names the run in ``hydra.run.dir``, or is left out where there is none.
+
+    The same command thus starts a run, and continues it after an interruption. Where the run has ended, and the
+    overrides are still those that it was made with, the process ends with its result.
+
+    Raises:
+        ValueError: no directory is given, the command is a sweep, or the ``result.json`` of the run is damaged.
+    """
+    if "resume=auto" not in arguments:
+        return list(arguments)
+    if {"-m", "--multirun"} & set(arguments):
+        raise ValueError("resume=auto is for a run; sweep_resume= resumes a sweep")
+    given = override_values(arguments).get("hydra.run.dir")
+    if given is None:
+        raise ValueError("resume=auto needs hydra.run.dir=…, the directory that the command has every time")
+    run_dir = Path(str(OverridesParser.create().parse_override(f"hydra.run.dir={given}").value()))
+    others = [text for text in arguments if text != "resume=auto"]
+    if not (run_dir / "checkpoints" / "last.ckpt").is_file():
+        return others
+    result = read_result(run_dir)
+    if result and result["status"] in ENDED and _is_same(others, result["overrides"]):
+        if is_rank_zero():
+            print(f"the run in {printable(str(run_dir))} is {result['status']}: {printable(summary_line(result))}")
+        sys.exit(0)
+    return [*others, f"resume={given}"]
+
+
+def _is_same(arguments: Sequence[str], overrides: Sequence[str]) -> bool:
+    """Return whether the overrides of a command are those of a run, but for settings of Hydra and the resume."""
+    now, before = (
+        {text for text in texts if not override_key(text).startswith("hydra.") and override_key(text) != "resume"}
+        for texts in (arguments, overrides)
+    )
+    return now == before
 
 
 def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
