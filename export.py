@@ -38,7 +38,7 @@ def export(cfg: DictConfig, run_dir: Path) -> Path:
 
     # In memory first: on a full disk torch's own writers abort the process with a C++ stack trace.
     content = formats[output.suffix](datamodule, model)
-    with atomic_write(output) as temporary:
+    with atomic_write(output, overwrite=False) as temporary:
         temporary.write_bytes(content)
     log.info("written to %s (%.1f kB)", output, len(content) / 1000)
     return output

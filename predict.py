@@ -17,7 +17,7 @@ from cli.build import load_run
 from cli.examples import Examples, ImageFiles, ImagePair, Latents, Rows, Source, Split, find_files
 from cli.main import main
 from cli.predictions import Comparisons, Numbers, predictions_of
-from runs.files import atomic_write, is_within, is_writable, write_png
+from runs.files import atomic_write, is_within, is_writable, read_yaml, write_png
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
         raise ValueError("exactly one of images='some/*.png', csv=rows.csv, split=test and samples=64 is required")
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
-    _check_not_overwritten(files, table, picture, cfg)
+    replaces = _check_not_overwritten(files, table, picture, cfg)
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"))
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
     source: Source
@@ -60,11 +60,11 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
         log.warning("%s cannot be written, so the predictions are not kept; output= names another directory", place)
         return table
     with torch.inference_mode():
-        shown, count = _write_table(table, source, predictions)
+        shown, count = _write_table(table, source, predictions, replaces)
         title = f"the first {len(shown.names)} of {count:,}" if count > len(shown.names) else ""
         figure = predictions.figure(shown, predictions.predict(shown.inputs), title)
     if figure:
-        write_png(picture, to_pixels(figure))
+        write_png(picture, to_pixels(figure), replaces)
     log.info("written to %s", " and ".join(os.path.relpath(path) for path in ([table, picture] if figure else [table])))
     if skipped := source.skipped:
         more = f" and {len(skipped) - 10:,} more" if len(skipped) > 10 else ""
@@ -72,21 +72,26 @@ def predict(cfg: DictConfig, run_dir: Path) -> Path:
     return table
 
 
-def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, cfg: DictConfig) -> None:
-    """Raise ValueError for files in the way. Earlier predictions are replaced in ``predictions/`` of a run only.
+def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, cfg: DictConfig) -> bool:
+    """Return whether earlier predictions may be replaced, which is so in ``predictions/`` of a run only.
 
     Elsewhere nothing tells them from files that the user has made or changed.
+
+    Raises:
+        ValueError: such files are in the way, or files that are to be read.
     """
     existing = [path for path in (table, picture) if os.path.lexists(path)]
-    is_run = (table.parent.parent / "config.yaml").is_file()
-    if existing and not (is_run and cfg.output == "predictions"):
+    run = read_yaml(table.parent.parent / "config.yaml")
+    replaces = cfg.output == "predictions" and run.keys() >= {"choices", "model", "data", "trainer"}
+    if existing and not replaces:
         raise ValueError(f"output={cfg.output} would overwrite {existing[0]}: move it, or choose another directory")
     for file in files if existing else ():
         if file.exists() and any(path.exists() and file.samefile(path) for path in existing):
             raise ValueError(f"output={cfg.output} would overwrite {file}, which is to be read")
+    return replaces
 
 
-def _write_table(path: Path, source: Source, predictions: Numbers) -> tuple[Examples, int]:
+def _write_table(path: Path, source: Source, predictions: Numbers, overwrite: bool = True) -> tuple[Examples, int]:
     """Write a row for each example. Return the examples that are printed and drawn, and the number of all."""
     from tqdm import tqdm
 
@@ -95,7 +100,7 @@ def _write_table(path: Path, source: Source, predictions: Numbers) -> tuple[Exam
     shown = first.head(predictions.max_shown)
     count = 0
     with (
-        atomic_write(path) as temporary,
+        atomic_write(path, overwrite) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
         tqdm(total=source.total, desc="predicting", delay=1, leave=False, disable=None) as progress,
     ):

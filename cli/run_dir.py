@@ -205,6 +205,7 @@ def check_unused(folder: Path, resume: str | None) -> None:
     """
     resumed, file = find_checkpoint(resume) if resume else (None, None)
     if file and file.parent.name == "checkpoints" and folder.resolve() == resumed and _is_run_of(folder, file):
+        _check_newest(folder, file)
         return
     found = _overwritten(folder)
     if found and not _died_early(folder, _stored_overrides(file), resume):
@@ -215,6 +216,20 @@ def check_unused(folder: Path, resume: str | None) -> None:
             f"directory{hint}"
         )
     check_folder(folder)
+
+
+def _check_newest(folder: Path, file: Path) -> None:
+    """Raise ValueError for a checkpoint that lies behind ``last.ckpt``: the steps since then would be lost."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file() or last.samefile(file):
+        return
+    step, newest = (load_checkpoint(one).get("global_step", 0) for one in (file, last))
+    if isinstance(step, int) and isinstance(newest, int) and step < newest:
+        raise ValueError(
+            f"{file.name} is of step {step:,}, and last.ckpt in the same directory of step {newest:,}, which would be "
+            f"lost: {typed_setting('resume', str(folder))} continues from there, and hydra.run.dir=… another run from "
+            f"{file.name}"
+        )
 
 
 def _overwritten(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,47 @@ def read_checkpoint(file: str | Path, map_location: Any = "cpu") -> Any:
     checkpoint = torch.load(
         file, map_location=map_location, weights_only=True
     )  # explicit: a variable can change the default
+    checkpoint = _rebuild(checkpoint, {})
     if isinstance(checkpoint, dict):
         upgrade_checkpoint(checkpoint)
     return checkpoint
+
+
+PLAIN = (str, int, float, bool, complex, bytes, type(None))
+
+
+def _rebuild(value: Any, rebuilt: dict[int, Any]) -> Any:
+    """Return a value in new containers. Those that torch reads may have attributes, and methods among them.
+
+    They could then show one content to what checks it and another to what uses it.
+
+    Args:
+        rebuilt: what was rebuilt before, by the identity of the old value.
+
+    Raises:
+        ValueError: it is of a class that no checkpoint of this project holds.
+    """
+    import torch
+
+    kind = type(value)
+    if kind in (*PLAIN, torch.Size, torch.dtype, torch.device) or id(value) in rebuilt:
+        return rebuilt.get(id(value), value)
+    new: Any
+    if kind in (dict, OrderedDict, Counter):
+        new = rebuilt[id(value)] = kind()
+        for key, one in dict.items(value):
+            new[_rebuild(key, rebuilt)] = _rebuild(one, rebuilt)
+        metadata = vars(value).get("_metadata") if kind is OrderedDict else None  # torch's versions of layers
+        if isinstance(metadata, dict):
+            new._metadata = _rebuild(metadata, rebuilt)
+    elif kind in (list, tuple, set):
+        new = kind(_rebuild(one, rebuilt) for one in kind.__iter__(value))
+    elif kind in (torch.Tensor, torch.nn.Parameter):
+        new = torch.Tensor.detach(value)
+    else:
+        raise ValueError(f"it holds a {kind.__name__}, which this project does not write")
+    rebuilt[id(value)] = new
+    return new
 
 
 def check_undamaged(file: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -36,26 +37,42 @@ def is_writable(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary name in the directory of ``path``, and replace ``path`` with what was written there.
 
     The file is flushed to the disk first. After an error ``path`` is what it was before. Lightning stages checkpoints
     in the system's temporary directory instead, and a full disk then costs the previous checkpoint.
+
+    Args:
+        overwrite: False raises ValueError where another program has made the file in the meantime.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link in an untrusted run
+    # Random: two containers may number their processes alike, and an untrusted run may hold a link of a known name.
+    temporary = path.parent / f".{path.name}.{secrets.randbelow(10**15)}.tmp"
     try:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _publish(temporary, path)
     except OSError as error:
         if error.filename is None or (error.filename2 is None and str(error.filename) == str(temporary)):
             error.filename = str(path)  # the name that the user gave
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a file its final name, unless another file has it."""
+    try:
+        os.link(temporary, path)
+    except OSError:
+        if os.path.lexists(path):
+            raise ValueError(f"{path} was made by another program in the meantime, and is kept") from None
+        os.replace(temporary, path)  # a file system without hard links
 
 
 def unlink_other_names(path: Path) -> None:
@@ -92,13 +109,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_png(path: Path, pixels: "np.ndarray") -> None:
-    """Write an image, uint8 ``(H, W, 3)``."""
+def write_png(path: Path, pixels: "np.ndarray", overwrite: bool = True) -> None:
+    """Write an image, uint8 ``(H, W, 3)``. See :func:`atomic_write`."""
     from PIL import Image
 
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "png")
-    with atomic_write(path) as temporary:
+    with atomic_write(path, overwrite) as temporary:
         temporary.write_bytes(encoded.getvalue())
 
 

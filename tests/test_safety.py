@@ -16,6 +16,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,13 +45,14 @@ from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
-from runs.checkpoint import find_checkpoint, load_checkpoint
+from runs.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
 from runs.files import atomic_write
 from runs.format import format_metrics, printable, text_columns
 from runs.monitor import Monitors
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import check_safe
+from runs.training_state import check_training_state
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
@@ -295,6 +297,65 @@ def test_damaged_state_of_a_training_is_refused(
     edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), *key_path, value=value)
     with pytest.raises(ValueError, match=f"last.ckpt cannot be resumed: {message}"):
         resume_config("trainer.max_epochs=2")
+
+
+class HidesContents:
+    """Pickles as a dict of a class whose attributes torch reads too, and which shows none of its contents."""
+
+    def __init__(self, contents: dict[str, Any]) -> None:
+        self.contents = contents
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            OrderedDict,
+            (),
+            {"items": Counter, "values": Counter, "keys": Counter},
+            None,
+            iter(self.contents.items()),
+        )
+
+
+def test_contents_that_a_container_hides_are_checked(untrusted: Path) -> None:
+    file = untrusted / "outputs/untrusted/checkpoints/last.ckpt"
+    callbacks = torch.load(file, weights_only=True)["callbacks"]
+    callbacks["MetricsHistory"]["validation"] = {"val/x": {"a/../../made_outside": 1.0}}
+    edit_checkpoint(file, "callbacks", value=HidesContents(callbacks))
+    assert not torch.load(file, weights_only=True)["callbacks"].items()
+    with pytest.raises(ValueError, match="cannot be resumed: validation of MetricsHistory is not what that writes"):
+        check_training_state(load_checkpoint(file), file)
+    edit_checkpoint(file, "config", "metrics", value=HidesContents({"x": {"_target_": "os.system"}}))
+    with pytest.raises(ValueError, match=r"is refused: config.metrics.x._target_=os.system"):
+        load_checkpoint(file)
+
+
+@dataclasses.dataclass
+class Layout:
+    """A class that torch lets a checkpoint hold, as some versions do with dataclasses of their own."""
+
+    shape: Any
+
+
+def test_object_of_a_class_that_torch_reads_is_refused(untrusted: Path) -> None:
+    """OmegaConf would make a config of a dataclass, and evaluate its interpolations."""
+    file = untrusted / "outputs/untrusted/checkpoints/last.ckpt"
+    edit_checkpoint(file, "config", "metrics", value=Layout("${oc.env:SECRET}"))
+    with (
+        torch.serialization.safe_globals([Layout]),
+        pytest.raises(ValueError, match="it holds a Layout, which this project does not write"),
+    ):
+        load_checkpoint(file)
+
+
+def test_containers_and_tensors_of_a_checkpoint_are_read_as_they_were(tmp_path: Path) -> None:
+    weights = torch.nn.BatchNorm1d(2).state_dict()
+    shared = [1, 2.5, "x", None, True, (1, {3}), Counter("aab"), torch.float32, torch.Size([2])]
+    torch.save({"state_dict": weights, "a": shared, "b": shared}, tmp_path / "x.ckpt")
+    read = read_checkpoint(tmp_path / "x.ckpt")
+    assert read["a"] == shared and read["a"] is read["b"]
+    assert [type(one) for one in read["a"]] == [type(one) for one in shared]
+    assert type(read["state_dict"]) is OrderedDict
+    assert read["state_dict"]._metadata == weights._metadata
+    assert all(torch.equal(read["state_dict"][name], weight) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize(
