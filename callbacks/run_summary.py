@@ -49,6 +49,7 @@ class RunSummary(pl.Callback):
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
         self.result |= {"monitor": None, "mode": None}
         self.write_error: OSError | None = None
+        self._begun = False  # whether the training has
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
 
@@ -56,7 +57,6 @@ class RunSummary(pl.Callback):
         """Write ``config.yaml``, and let ``outputs/last`` point to this run if ``update_last``."""
         with atomic_write(self.run_dir / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
-        (self.run_dir / "result.json").unlink(missing_ok=True)  # left by the run before it was resumed
         if update_last:
             try:
                 update_symlink(Path("outputs", "last"), self.run_dir)
@@ -78,6 +78,10 @@ class RunSummary(pl.Callback):
             if hasattr(logger, "log_text"):
                 # Markdown shows indented lines as code.
                 logger.log_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun = True
+        (self.run_dir / "result.json").unlink(missing_ok=True)  # left by the run before it was resumed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.result["metrics"] |= logged_metrics(trainer, "val")
@@ -147,6 +151,8 @@ class RunSummary(pl.Callback):
         self.result |= {"status": status, **more}
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         self.result |= {"git": git_revision(), "versions": library_versions()}
+        if not self._begun and status != "finished" and (self.run_dir / "result.json").exists():
+            return self.result  # that of the run that was to be resumed is still true
         try:
             write_result(self.run_dir, self.result)
         except OSError as error:

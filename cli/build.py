@@ -127,6 +127,8 @@ def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
         if name in ("loss", "acc") or not re.fullmatch(r"[A-Za-z]\w*", str(name)):
             raise ValueError(f"metrics.{name}: a metric has a name of letters, digits and _, but not loss or acc")
         check_metric(str(settings._target_), f"metrics.{name}._target_={settings._target_}")
+        if any(OmegaConf.is_config(value) and "_target_" in str(value) for value in settings.values()):
+            raise ValueError(f"metrics.{name} takes numbers and words, no object with a _target_ of its own")
         taken = _parameters(_locate(settings._target_))
         kind = settings._target_.split(".")[1]
         if (kind == "classification") != bool(classes):

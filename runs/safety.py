@@ -108,6 +108,8 @@ def _check_override(override: str, message: str) -> None:
         raise ValueError(f"{message} would be evaluated")
     if any(name.startswith("_") for name in path[:-1]) or (path[-1].startswith("_") and path[-1] != "_target_"):
         raise ValueError(f"{message} is an instruction to Hydra")
+    if path[:2] == ("trainer", "profiler") and path[-1] != "_target_" and len(path) > 2:
+        raise ValueError(f"{message} could name a file to write")
     if path[-1] == "_target_":
         if path[0] in NOT_INSTANTIATED:  # they get arguments of any kind
             raise ValueError(f"{message} could run anything")

@@ -158,6 +158,7 @@ WRONG = {
     "+metrics.f1=5": "metrics.f1 must have a _target_",
     "+metrics.f1._target_=torchmetrics.classification.MulticlassF2Score": "metrics.f1._target_=torchmetrics",
     "+metrics.loss._target_=torchmetrics.classification.MulticlassF1Score": "metrics.loss: a metric has a name of",
+    f"+metrics.f1._target_={RECALL} +metrics.f1.x._target_=os.getcwd": "metrics.f1 takes numbers and words, no object",
     "+metrics.f1._target_=torch.nn.CrossEntropyLoss": "metrics.f1._target_=torch.nn.CrossEntropyLoss is not a metric",
     "+metrics.f1._target_=torchmetrics.text.BLEUScore": "metrics.f1._target_=torchmetrics.text.BLEUScore is not of",
     "+metrics.f1._target_=torchmetrics.F1Score": "metrics.f1._target_=torchmetrics.F1Score is not of torchm",

@@ -31,6 +31,7 @@ from cli.compose import compose
 from cli.exit_codes import exit_with_error
 from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
+from cli.run_dir import check_unused
 from runs.checkpoint import load_checkpoint
 from runs.monitor import possible_metrics
 from tests.conftest import DATA_ROOT, PROJECT
@@ -905,6 +906,26 @@ def test_resume_with_nothing_left_to_train_is_refused(
     with pytest.raises(ValueError, match=message):
         run("run", "resume=run", *then)
     assert Path("run/result.json").read_bytes() == before
+
+
+def test_resume_that_cannot_begin_keeps_the_result(tiny_images: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    before = Path("run/result.json").read_bytes()
+    with pytest.raises(ValueError, match="val_check_interval"):
+        run("run", "resume=run", "trainer.max_epochs=2", "+trainer.val_check_interval=500", "logger=none")
+    assert Path("run/result.json").read_bytes() == before
+
+
+def test_checkpoint_behind_the_last_one_is_resumed_elsewhere_only(tiny_images: None) -> None:
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    shutil.copy("run/checkpoints/last.ckpt", "run/checkpoints/early.ckpt")
+    check_unused(Path("run"), "run/checkpoints/early.ckpt")  # as far as last.ckpt
+    run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
+    line = "early.ckpt is of step 10, and last.ckpt in the same directory of step 20, which would be lost: resume=run"
+    with pytest.raises(ValueError, match=re.escape(line)):
+        check_unused(Path("run"), "run/checkpoints/early.ckpt")
+    Path("elsewhere").mkdir()
+    check_unused(Path("elsewhere"), "run/checkpoints/early.ckpt")
 
 
 def test_max_steps_below_the_steps_taken_is_refused(tiny_images: None) -> None:

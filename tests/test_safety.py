@@ -676,6 +676,7 @@ def test_command_of_a_result_is_rebuilt_from_quoted_overrides(tmp_path: Path) ->
         "hydra.run.dir=/home", "hydra/launcher=joblib", "+hydra.callbacks.x._target_=os.mkdir", "resume=mine", "seed",
         "sweep_resume=mine", "+seed", "logger=~/x", "experiment=file://gift/x", r"+data.x=$\{oc.env:SECRET}",
         r"+callbacks.x=$\{oc.decode:\\\{_$\{aa\}_:os.mkdir\\\,path:x\\\}\}", r"+data.x=['$\\{x}']",
+        "+trainer.profiler.dirpath=/home/x", "trainer.profiler.filename=x",
     ],
 )  # fmt: skip
 def test_command_that_would_run_something_is_not_shown(override: str, tmp_path: Path) -> None:
