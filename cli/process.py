@@ -52,7 +52,7 @@ class ImportElsewhere(MetaPathFinder):
 
 
 def seed_and_set_threads(seed: int, threads: int | None) -> None:
-    """Seed all random numbers, set the number of CPU threads, and let Lightning log warnings only."""
+    """Seed all random numbers, set the number of CPU threads, and let Lightning log warnings and reports only."""
     import lightning.pytorch as pl
     import torch
 
@@ -60,6 +60,7 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the table of trainer.profiler=
     default = _default_threads()
     if threads is not None:
         check_positive_int("threads", threads)

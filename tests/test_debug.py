@@ -119,6 +119,16 @@ def test_debug_profile_prints_the_slowest_actions(random_dataset: None, caplog: 
     load_run("run", "last")  # the stored config names the profiler and is accepted
 
 
+@pytest.mark.parametrize("profiler", ["simple", "advanced"])
+def test_report_of_a_profiler_is_printed(
+    profiler: str, random_dataset: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run("debug=fast", f"trainer.profiler={profiler}")
+    (report,) = [record.message for record in caplog.records if "FIT Profiler Report" in record.message]
+    assert "run_training_batch" in report
+
+
 def test_debug_fast_works_in_float64(random_dataset: None) -> None:
     assert run("debug=fast", "trainer.precision=64-true")["status"] == "finished"
 
