@@ -108,6 +108,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     from callbacks.run_summary import RunSummary
     from callbacks.signal_handler import SignalHandler
     from loggers.profiler import NoProfiler
+    from loggers.silent import Silent
     from runs.checkpoint_io import AtomicCheckpointIO
 
     compared_overrides = relevant_overrides(cfg.choices.overrides, [])
@@ -122,7 +123,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
         cfg.trainer,
         default_root_dir=str(run_dir),
         callbacks=[history, EpochMetrics(metrics), *chosen, summary, checkpoints, signals],
-        logger=instantiate(cfg.logger, save_dir=str(run_dir)) if cfg.logger and is_rank_zero() else False,
+        logger=bool(cfg.logger) and (instantiate(cfg.logger, save_dir=str(run_dir)) if is_rank_zero() else Silent()),
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
     )
