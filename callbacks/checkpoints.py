@@ -7,7 +7,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, EarlyStopping, LearningRateFinder, Timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateFinder,
+    LearningRateMonitor,
+    Timer,
+)
 
 from callbacks import at_optimizer_step, find_metrics_history, get_datamodule, is_validated, possible_of
 from runs import internals
@@ -146,6 +154,8 @@ class Checkpoints(Checkpoint):
                     f"{type(callback).__name__} trains on trial and goes back, which a run here cannot: "
                     f"python train.py -m {setting} compares several"
                 )
+            if isinstance(callback, DeviceStatsMonitor | LearningRateMonitor) and not trainer.loggers:
+                raise ValueError(f"{type(callback).__name__} writes to a logger: logger=tensorboard, not logger=none")
             if type(callback) is EarlyStopping and callback.monitor:
                 given = Monitors(callback.monitor, callback.mode)
                 given.check_validation(is_validated(trainer, pl_module))

@@ -124,6 +124,7 @@ UNKEPT = {
     "+trainer.val_check_interval=0": "trainer.val_check_interval=0 must be a number of batches or a part of an epoch",
     "trainer.strategy=ddp_spawn": "trainer.strategy: processes that are copies of this one cannot give it the run back",
     f"{AVERAGE}.BatchSizeFinder": "BatchSizeFinder trains on trial and goes back, which a run here cannot",
+    f"{AVERAGE}.LearningRateMonitor": "LearningRateMonitor writes to a logger: logger=tensorboard, not logger=none",
     f"{AVERAGE}.LearningRateFinder": "LearningRateFinder trains on trial and goes back, which a run here cannot",
 }
 
