@@ -129,6 +129,16 @@ UNKEPT = {
 }
 
 
+def test_logger_that_would_write_over_metrics_csv_is_refused() -> None:
+    logger = ("logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger")
+    with pytest.raises(ValueError, match=r"CSVLogger would write over metrics\.csv of the run: leave out logger\.name="):
+        run("run", *RUN, *logger, "+logger.name=''", "+logger.version=''")
+    assert [*Path("run").iterdir()] == []
+    run("run", *RUN, *logger, "trainer.max_epochs=1")
+    assert Path("run/lightning_logs/version_0/metrics.csv").is_file()
+    assert Path("run/metrics.csv").read_text().startswith("epoch,step,")
+
+
 @pytest.mark.parametrize("override", UNKEPT)
 def test_what_cannot_be_trained_and_kept_is_refused_before_anything_is_written(override: str) -> None:
     with pytest.raises(ValueError) as error:
