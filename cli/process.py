@@ -60,7 +60,8 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the table of trainer.profiler=
+    for name in ("profilers", "callbacks.model_summary"):  # the tables of trainer.profiler and enable_model_summary
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     default = _default_threads()
     if threads is not None:
         check_positive_int("threads", threads)

@@ -121,13 +121,17 @@ def test_debug_profile_prints_the_slowest_actions(random_dataset: None, caplog: 
 
 
 @pytest.mark.parametrize("profiler", ["simple", "advanced"])
-def test_report_of_a_profiler_is_printed(
-    profiler: str, random_dataset: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_report_of_a_profiler_is_printed(profiler: str, random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run("debug=fast", f"trainer.profiler={profiler}")
     (report,) = [record.message for record in caplog.records if "FIT Profiler Report" in record.message]
     assert "run_training_batch" in report
+
+
+def test_summary_of_the_model_is_printed(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run("debug=fast", "trainer.enable_model_summary=true")
+    assert "Trainable params" in caplog.text
 
 
 def test_debug_fast_works_in_float64(random_dataset: None) -> None:
