@@ -103,7 +103,7 @@ class Undeclared(VAE):
 
 
 def test_expected_metric_that_was_not_measured_is_named(random_dataset: None) -> None:
-    with pytest.raises(Exception, match=r"^mnist_vae did not measure val/acc; there are train/kl, train/loss"):
+    with pytest.raises(Exception, match=r"^vae_on_mnist did not measure val/acc; there are train/kl, train/loss"):
         run("debug=overfit", "model=vae", f"model._target_={__name__}.Undeclared", "trainer.max_epochs=1")
 
 
