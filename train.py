@@ -101,6 +101,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     """Return the Trainer of a run with its callbacks and loggers."""
     # Imported here, so that --help and a mistyped name are answered at once.
     from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import ProgressBar
 
     from callbacks.checkpoints import Checkpoints
     from callbacks.epoch_metrics import EpochMetrics
@@ -108,6 +109,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     from callbacks.run_summary import RunSummary
     from callbacks.signal_handler import SignalHandler
     from loggers.profiler import NoProfiler
+    from loggers.silent import Silent
     from runs.checkpoint_io import AtomicCheckpointIO
 
     compared_overrides = relevant_overrides(cfg.choices.overrides, [])
@@ -117,14 +119,19 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     history = MetricsHistory(run_dir, monitors, cfg.record.every_n_batches)
     checkpoints = Checkpoints(run_dir / "checkpoints", config, cfg.checkpoint.every_n_steps)
     signals = SignalHandler(checkpoints.last)
-    chosen = filter(None, instantiate(cfg.callbacks).values())
+    chosen = [callback for callback in instantiate(cfg.callbacks).values() if callback]
+    bars = [callback for callback in chosen if isinstance(callback, ProgressBar)]
+    has_bar = cfg.trainer.get("enable_progress_bar", bool(bars))
+    for bar in bars[:-1] if has_bar else bars:  # one that was added takes the place of the one in conf/
+        chosen.remove(bar)
     trainer = instantiate(
         cfg.trainer,
         default_root_dir=str(run_dir),
         callbacks=[history, EpochMetrics(metrics), *chosen, summary, checkpoints, signals],
-        logger=instantiate(cfg.logger, save_dir=str(run_dir)) if cfg.logger and is_rank_zero() else False,
+        logger=bool(cfg.logger) and (instantiate(cfg.logger, save_dir=str(run_dir)) if is_rank_zero() else Silent()),
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
+        enable_progress_bar=has_bar,
     )
     check_group(trainer.global_rank, trainer.world_size)
     return Training(trainer, summary, history, signals)

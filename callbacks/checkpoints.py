@@ -7,7 +7,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, EarlyStopping, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateFinder,
+    LearningRateMonitor,
+    Timer,
+)
 
 from callbacks import at_optimizer_step, find_metrics_history, get_datamodule, is_validated, possible_of
 from runs import internals
@@ -146,6 +154,8 @@ class Checkpoints(Checkpoint):
                     f"{type(callback).__name__} trains on trial and goes back, which a run here cannot: "
                     f"python train.py -m {setting} compares several"
                 )
+            if isinstance(callback, DeviceStatsMonitor | LearningRateMonitor) and not trainer.loggers:
+                raise ValueError(f"{type(callback).__name__} writes to a logger: logger=tensorboard, not logger=none")
             if type(callback) is EarlyStopping and callback.monitor:
                 given = Monitors(callback.monitor, callback.mode)
                 given.check_validation(is_validated(trainer, pl_module))
@@ -204,7 +214,7 @@ class Checkpoints(Checkpoint):
 
 
 def _explain_stop(trainer: pl.Trainer) -> None:
-    """Log why the training stopped before its last epoch, where an early stopping ended it."""
+    """Log why the training stopped before its last epoch, where an early stopping or the time ended it."""
     epochs, limit = internals.completed_epochs(trainer), trainer.max_epochs
     if internals.stopped_in_epoch(trainer) or not trainer.should_stop or (limit is not None and 0 <= limit <= epochs):
         return
@@ -218,6 +228,13 @@ def _explain_stop(trainer: pl.Trainer) -> None:
             log.info("stopped early, after epoch %d: %s was not better than %s for %s", epochs, metric, shown, waited)
         else:
             log.info("stopped early, after epoch %d: %s has reached a limit of its early stopping", epochs, metric)
+    if any(isinstance(timer, Timer) and _is_over(timer) for timer in trainer.callbacks):  # type: ignore[attr-defined]
+        log.info("stopped early, after epoch %d: its time is over; resume= with a higher limit continues", epochs)
+
+
+def _is_over(timer: Timer) -> bool:
+    remaining = timer.time_remaining()
+    return remaining is not None and remaining <= 0
 
 
 def _same(saved: Any, tested: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import batch_losses, is_validated, logged_metrics, num_examples, possible_of
 from runs import internals
@@ -81,7 +82,10 @@ class MetricsHistory(Checkpoint):
         return self.monitors.explain(self.measured)
 
     def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raise ValueError for a metric in the config that this run cannot measure."""
+        """Raise ValueError for a metric that this run cannot measure, or a logger that writes a ``metrics.csv`` too."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == self.path.parent.resolve():
+                raise ValueError("CSVLogger would write over metrics.csv of the run: leave out logger.name and version")
         self.monitors.check_validation(is_validated(trainer, pl_module))
         self.monitors.check_possible(possible_of(trainer, pl_module))
 

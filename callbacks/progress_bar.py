@@ -54,7 +54,8 @@ class ProgressBar(LightningProgressBar):
         self._next_refresh = 0.0 if self._live else self._start + 5
         self._is_first_batch = trainer.global_step == 0
         log.info(describe_run(trainer, pl_module))
-        steps = _batches_before(trainer, trainer.max_epochs or 0)
+        steps_per_epoch = math.ceil(_batches_before(trainer, 1) / trainer.accumulate_grad_batches)
+        steps = steps_per_epoch * (trainer.max_epochs or 0)
         limit = trainer.limit_train_batches
         is_whole_run = isinstance(limit, float) and limit == 1  # the integer 1 is one batch
         one_step = len(trainer.optimizers) == 1  # for each batch

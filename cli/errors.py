@@ -131,6 +131,8 @@ def _known_error(error: BaseException) -> str | None:
         return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
     if missing := re.match(r"Missing mandatory value: ([\w.]+)", text):
         return f"{missing[1]} needs a value: {missing[1]}=… (--help describes the options that have such a setting)"
+    if again := re.match(r"Multiple values for ([\w/]+)\. To override a value use 'override [^:]+: (.*)'", text):
+        return f"{again[1]} has an option already; without the + {again[1]}={again[2]} takes its place"
     if foreign := re.match("Could not override '(.*?)'", text):
         return f"there is no {foreign[1]}; --help lists the settings"
     for part, meaning in KNOWN_ERRORS.items():

@@ -52,7 +52,7 @@ class ImportElsewhere(MetaPathFinder):
 
 
 def seed_and_set_threads(seed: int, threads: int | None) -> None:
-    """Seed all random numbers, set the number of CPU threads, and let Lightning log warnings only."""
+    """Seed all random numbers, set the number of CPU threads, and let Lightning log warnings and reports only."""
     import lightning.pytorch as pl
     import torch
 
@@ -60,6 +60,8 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("profilers", "callbacks.model_summary"):  # the tables of trainer.profiler and enable_model_summary
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     default = _default_threads()
     if threads is not None:
         check_positive_int("threads", threads)

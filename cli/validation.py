@@ -78,6 +78,8 @@ def check_overrides(cfg: DictConfig) -> None:
     for key in ("trainer.max_epochs", "trainer.max_steps"):
         if OmegaConf.select(cfg, key) == 0 and not cfg.validate_before_training:
             raise ValueError(f"{key}=0 leaves nothing to train")
+    if cfg.trainer.get("enable_checkpointing", True) is False:
+        raise ValueError("trainer.enable_checkpointing=false must be left out: a run always keeps its last weights")
 
 
 def check_values(cfg: DictConfig, config_name: str = "config") -> None:

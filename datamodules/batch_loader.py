@@ -49,6 +49,7 @@ class BatchLoader:
         self.rank, self.world_size, self.augment, self.smallest = rank, world_size, augment, smallest
         self.epoch = 0
         self._position = (0, 0)  # the current epoch, and how many of its batches were served
+        self._resumes = False  # whether the next iteration continues from there
 
     def __len__(self) -> int:
         return math.ceil((len(self.indices) - self.left_out) / (self.batch_size * self.world_size))
@@ -63,8 +64,9 @@ class BatchLoader:
         # A generator function, so that the work starts at the first next(): Lightning calls iter() before set_epoch().
         order = self._order()
         epoch, start = self._position
-        if epoch != self.epoch or start == len(self):
+        if not self._resumes or epoch != self.epoch or start == len(self):
             start = 0
+        self._resumes = False  # what was left unfinished, such as a sanity check, is not continued
         global_batch = self.batch_size * self.world_size
         batches = list(order[start * global_batch :].split(global_batch))[: len(self) - start]
         if self.world_size > 1:
@@ -101,7 +103,7 @@ class BatchLoader:
         return {"epoch": self._position[0], "batch": self._position[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._position = (state["epoch"], state["batch"])
+        self._position, self._resumes = (state["epoch"], state["batch"]), True
 
 
 def derive_seed(*numbers: int) -> int:

@@ -81,7 +81,12 @@ class Supervised(ExactModule):
 
     def check_data(self, datamodule: Any) -> None:
         """Raise ValueError where the loss does not fit the targets of the data: see :func:`check_targets`."""
-        check_targets(self.loss, len(datamodule.class_names))
+        try:
+            check_targets(self.loss, len(datamodule.class_names))
+        except ValueError as error:
+            if getattr(datamodule, "classes", None) is not False or datamodule.class_names:
+                raise
+            raise ValueError(f"{error}; data.classes=true reads them as classes") from error
 
 
 class Classifier(Supervised):

@@ -137,8 +137,19 @@ UNKEPT = {
     "+trainer.val_check_interval=0": "trainer.val_check_interval=0 must be a number of batches or a part of an epoch",
     "trainer.strategy=ddp_spawn": "trainer.strategy: processes that are copies of this one cannot give it the run back",
     f"{AVERAGE}.BatchSizeFinder": "BatchSizeFinder trains on trial and goes back, which a run here cannot",
+    f"{AVERAGE}.LearningRateMonitor": "LearningRateMonitor writes to a logger: logger=tensorboard, not logger=none",
     f"{AVERAGE}.LearningRateFinder": "LearningRateFinder trains on trial and goes back, which a run here cannot",
 }
+
+
+def test_logger_that_would_write_over_metrics_csv_is_refused() -> None:
+    logger = ("logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger")
+    with pytest.raises(ValueError, match=r"CSVLogger would write over metrics\.csv of the run: leave out"):
+        run("run", *RUN, *logger, "+logger.name=''", "+logger.version=''")
+    assert [*Path("run").iterdir()] == []
+    run("run", *RUN, *logger, "trainer.max_epochs=1")
+    assert Path("run/lightning_logs/version_0/metrics.csv").is_file()
+    assert Path("run/metrics.csv").read_text().startswith("epoch,step,")
 
 
 @pytest.mark.parametrize("override", UNKEPT)

@@ -315,7 +315,11 @@ SMALL = "x,z,y\n1,5,a\n2,6,b\n3,7,a\n"
         (SMALL, "model=cnn", "images (channels, height, width), not inputs of shape (2,); model=mlp takes any inputs"),
         (SMALL, "model=line", "not from shape (2,) to 2; model=mlp_regression takes more numbers and model=mlp learns"),
         (SMALL, "model=mlp_regression", "the targets of the data are classes; model=mlp learns classes"),
-        (SMALL, "data.target=x data.columns=[z]", "the data are numbers; model=mlp_regression learns numbers"),
+        (
+            SMALL,
+            "data.target=x data.columns=[z]",
+            "the data are numbers; model=mlp_regression learns numbers; data.classes=true reads them as classes",
+        ),
         (SMALL.replace("7,a", "7,c"), "model=logistic", "two classes, not 3; model=mlp learns more classes"),
     ],
 )

@@ -53,6 +53,7 @@ def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytes
     for settings, is_warned in (
         (["trainer.max_epochs=2"], True),
         (["trainer.max_epochs=20"], False),
+        (["trainer.max_epochs=8", "trainer.accumulate_grad_batches=9"], True),
         (["debug=fast"], False),
         (["trainer.limit_train_batches=0.5"], False),  # as debug=limit does: few by intention
     ):
@@ -102,7 +103,7 @@ class Undeclared(VAE):
 
 
 def test_expected_metric_that_was_not_measured_is_named(random_dataset: None) -> None:
-    with pytest.raises(Exception, match=r"^mnist_vae did not measure val/acc; there are train/kl, train/loss"):
+    with pytest.raises(Exception, match=r"^vae_on_mnist did not measure val/acc; there are train/kl, train/loss"):
         run("debug=overfit", "model=vae", f"model._target_={__name__}.Undeclared", "trainer.max_epochs=1")
 
 
@@ -117,6 +118,20 @@ def test_debug_profile_prints_the_slowest_actions(random_dataset: None, caplog: 
     assert "run_training_batch" in table
     assert len(table.strip().splitlines()) == 16
     load_run("run", "last")  # the stored config names the profiler and is accepted
+
+
+@pytest.mark.parametrize("profiler", ["simple", "advanced"])
+def test_report_of_a_profiler_is_printed(profiler: str, random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run("debug=fast", f"trainer.profiler={profiler}")
+    (report,) = [record.message for record in caplog.records if "FIT Profiler Report" in record.message]
+    assert "run_training_batch" in report
+
+
+def test_summary_of_the_model_is_printed(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run("debug=fast", "trainer.enable_model_summary=true")
+    assert "Trainable params" in caplog.text
 
 
 def test_debug_fast_works_in_float64(random_dataset: None) -> None:

@@ -239,6 +239,14 @@ def test_refusals_of_nets_and_datamodules_give_one_line(arguments: str, hint: st
     assert os.listdir(tmp_path) == []
 
 
+def test_option_that_is_added_and_not_chosen_gives_one_line() -> None:
+    with pytest.raises(Exception) as error:
+        compose("+experiment=mnist_cnn")
+    assert format_error(error.value) == (
+        "experiment has an option already; without the + experiment=mnist_cnn takes its place"
+    )
+
+
 def test_failed_download_is_not_reported_as_a_lost_process() -> None:
     error = RuntimeError("mnist: https://… [Errno 104] Connection reset by peer; put the files into data/")
     assert format_error(error).startswith("mnist: https://…")

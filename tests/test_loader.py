@@ -198,3 +198,14 @@ def test_full_batch_size_is_the_size_of_the_training_set() -> None:
         blobs.setup()
         places.append(blobs.state_dict())
     assert places[0] == places[1] == {"batch": 200, "batches": 1, "examples": 200}
+
+
+def test_iteration_that_was_left_unfinished_is_not_continued() -> None:
+    """The sanity check of Lightning is such a one: the validation after it is of all examples."""
+    numbers = torch.arange(10)
+    loader = BatchLoader(numbers, numbers, numbers, batch_size=2)
+    next(iter(loader))
+    position = loader.state_dict()
+    assert len(list(loader)) == 5
+    loader.load_state_dict(position)  # that is the way to continue
+    assert [len(list(loader)) for _ in range(2)] == [4, 5]

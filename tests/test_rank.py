@@ -13,6 +13,7 @@ from cli import CONF
 from cli.main import _prepare_other_rank
 from runs import rank
 from runs.rank import SIZES, check_group, check_rank_variables, global_rank, warn_when_waiting
+from tests.conftest import run
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "trainer.max_epochs=1")
 
@@ -92,6 +93,14 @@ def test_waiting_rank_prints_what_it_waits_for(
     assert capsys.readouterr().err == ""
     warn_when_waiting(2)
     assert capsys.readouterr().err == "rank 1 waits for the other 1 at host:29500\n"
+
+
+def test_callback_that_needs_a_logger_has_one_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.is_rank_zero", lambda: False)
+    settings = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "trainer.max_epochs=1")
+    monitor = "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateMonitor"
+    assert run("run", *settings, "model.steps_per_batch=1", monitor)["status"] == "finished"
+    assert not Path("outputs").exists()  # rank zero alone writes event files
 
 
 @pytest.mark.parametrize("name", ["a,b", "it's", 'a "quoted" one', "back\\slash", "{x}", "a=b c"])

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import json
+import logging
 import os
 import pickle
 import re
@@ -876,6 +877,18 @@ def test_resume_after_max_time_is_exact(tiny_images: None, monkeypatch: pytest.M
         run("parts", "resume=parts")
     run("parts", "resume=parts", "trainer.max_time=null")
     assert_same_run("whole", "parts")
+
+
+def test_run_whose_time_ends_with_an_epoch_says_so(
+    tiny_images: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = itertools.count()  # each call advances the time by one second
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time.monotonic", lambda: float(next(clock)))
+    one_batch = "trainer.limit_train_batches=1"
+    assert run("run", *RUN, one_batch, "trainer.max_epochs=99", "trainer.max_time=00:00:00:02")["epochs"] < 9
+    line = r"stopped early, after epoch \d: its time is over; resume= with a higher limit continues"
+    assert len([one for one in caplog.messages if re.fullmatch(line, one)]) == 1
 
 
 def test_max_steps_in_the_first_epoch_leaves_a_usable_run(tiny_images: None) -> None:

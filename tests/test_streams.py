@@ -7,8 +7,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import TQDMProgressBar
 
+import train
 from callbacks.progress_bar import ProgressBar
+from cli.build import build
+from cli.compose import compose
 from cli.output import _keep_warnings_of_libraries
 from tests.conftest import PROJECT
 
@@ -68,3 +72,22 @@ def test_warnings_of_libraries_stay_warnings(monkeypatch: pytest.MonkeyPatch) ->
         for module in ("runs.files", "cli.main", "callbacks"):
             with pytest.raises(FutureWarning):
                 warnings.warn_explicit("old", FutureWarning, "file.py", 1, module)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bar"),
+    [
+        ([], ProgressBar),
+        (["callbacks.progress=null"], None),
+        (["+trainer.enable_progress_bar=false"], None),
+        (["+callbacks.bar._target_=lightning.pytorch.callbacks.TQDMProgressBar"], TQDMProgressBar),
+        (["callbacks.progress=null", "+trainer.enable_progress_bar=true"], TQDMProgressBar),
+    ],
+)
+def test_run_has_the_progress_bar_that_was_chosen(overrides: list[str], bar: type | None) -> None:
+    cfg = compose(*TINY, "trainer.accelerator=cpu", *overrides)
+    datamodule, model = build(cfg)
+    config = train.resolve_config(cfg, datamodule, model)
+    trainer = train.make_trainer(cfg, config, Path("run"), datamodule, model).trainer
+    chosen = trainer.progress_bar_callback
+    assert (None if chosen is None else type(chosen)) is bar

@@ -38,6 +38,7 @@ REFUSED = {
     "trainer.max_steps=0": "trainer.max_steps=0 leaves nothing to train",
     "trainer.max_epochs=0": "trainer.max_epochs=0 leaves nothing to train",
     "trainer.max_steps=null": "trainer.max_steps=null must be a whole number, such as -1",
+    "+trainer.enable_checkpointing=false": "trainer.enable_checkpointing=false must be left out: a run always keeps",
     "trainer.max_time=00:00:00:00": "trainer.max_time=00:00:00:00 must be a time, DD:HH:MM:SS",
     "++trainer.max_time=5": "trainer.max_time=5 must be a time, DD:HH:MM:SS",
     "++trainer.max_epochs=abc": "trainer.max_epochs=abc must be a whole number",
