@@ -408,7 +408,7 @@ def test_pictures_of_pairs_and_of_goodness(tiny: None, small_trunk: None) -> Non
 
 def test_predictions_of_pairs(tiny: None, small_trunk: None) -> None:
     run("siamese", *SIAMESE, *QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
-    asked = {"run": "siamese", "checkpoint": "last", "output": "out", "limit": 10, "csv": None, "samples": None}
+    asked = {"run": "siamese", "checkpoint": "last", "output": "predictions", "limit": 10, "csv": None, "samples": None}
     table = predict.predict(OmegaConf.create(asked | {"split": "test", "images": None}), Path("siamese"))
     with open(table, newline="") as lines:
         rows = list(csv.DictReader(lines))
@@ -428,7 +428,7 @@ def test_two_image_files_are_compared(tiny: None, small_trunk: None, caplog: pyt
         image[:, 0], image[:, -1] = 0, 0
         Image.fromarray(image.numpy()).save(f"pair/{name}.png")
     _, data, model = load_run("siamese", "last")
-    asked = {"run": "siamese", "checkpoint": "last", "output": "out", "limit": 6, "csv": None, "samples": None}
+    asked = {"run": "siamese", "checkpoint": "last", "output": "predictions", "limit": 6, "csv": None, "samples": None}
     asked["split"] = None
     for files, order in ((["pair/b.png", "pair/a.png"], [1, 0]), ("pair", [0, 1]), (["pair/a.png"] * 2, [0, 0])):
         caplog.clear()
