@@ -442,9 +442,9 @@ def test_two_image_files_are_compared(tiny: None, small_trunk: None, caplog: pyt
         assert row["input"] == " and ".join(f"pair/{'ab'[number]}.png" for number in order)
         assert (row["label"], float(row["probability"])) == (verdict, pytest.approx(probability, abs=1e-5))
         assert f"{row['input']}  {verdict} {100 * probability:.1f} %" in caplog.text
-    assert matplotlib.image.imread("siamese/out/predictions.png").shape[0] > 100
+    assert matplotlib.image.imread("siamese/predictions/predictions.png").shape[0] > 100
     Path("pair/c.txt").write_text("no image")
-    written = Path("siamese/out/predictions.csv").read_bytes()
+    written = Path("siamese/predictions/predictions.csv").read_bytes()
     for files, line in (
         ("pair/a.png", r"compares two images, and images= names 1 file: images='\[first\.png,second\.png\]'"),
         ("pair", r"compares two images, and images= names 3 files"),
@@ -452,4 +452,4 @@ def test_two_image_files_are_compared(tiny: None, small_trunk: None, caplog: pyt
     ):
         with pytest.raises(ValueError, match=line):
             predict.predict(OmegaConf.create(asked | {"images": files}), Path("siamese"))
-    assert Path("siamese/out/predictions.csv").read_bytes() == written
+    assert Path("siamese/predictions/predictions.csv").read_bytes() == written
