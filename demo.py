@@ -44,7 +44,7 @@ def demo(cfg: DictConfig, run_dir: Path) -> None:
         address = f"http://127.0.0.1:{server.server_port}"
         log.info("%s shows %s; Ctrl-C ends it", address, stored.name)
         if cfg.browser:
-            webbrowser.open(address)
+            webbrowser.open_new_tab(address)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
 

@@ -250,7 +250,7 @@ def _npm_pack(dataset: DatasetSpec, folder: Path) -> Files:
     cache = folder / "npm"  # temporary, and its growth shows the progress
     # npm reads .npmrc in the directory of the next package.json, from the working directory upward. That may be an
     # untrusted run, and .npmrc may name another registry and hold variables of the environment to send there.
-    (folder / "package.json").write_text("{}")
+    (folder / "package.json").write_text("{}", encoding="utf-8")
     command = [
         npm,
         "pack",

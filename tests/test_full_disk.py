@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 import evaluate
@@ -91,10 +92,9 @@ def test_evaluation_prints_metrics_that_cannot_be_written(caplog: pytest.LogCapt
     Path("run/evaluations").write_text("in the way")
     caplog.clear()
     caplog.set_level("INFO")
-    cfg = compose()
-    cfg.update({"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}})
+    asked = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}}
     with pytest.raises(OSError, match="evaluations"):
-        evaluate.evaluate(cfg, Path("run"))
+        evaluate.evaluate(OmegaConf.create(asked), Path("run"))
     assert "test/acc" in caplog.text
 
 
