@@ -151,6 +151,8 @@ def _apply_override(override: str, cfg: DictConfig, merged: DictConfig, choices:
     is_fixed = key == "seed" or (of_checkpoint and key not in MUTABLE_DATA_KEYS)
     if is_fixed and OmegaConf.select(cfg, key) != OmegaConf.select(merged, key):
         raise ValueError(f"resume: {key} is fixed by the checkpoint and cannot be changed")
+    if key in ("debug", "sweep") and value not in ("traceback", "null"):
+        raise ValueError(f"resume: {override} is for a new run; hydra.run.dir=… with debug= tries one batch elsewhere")
     if key in (*CHECKPOINT_GROUPS, "experiment"):
         if value != (was := str(choices.get(key) or "null")):
             raise ValueError(f"resume: this run was made with {key}={was} and cannot resume with {key}={value}")

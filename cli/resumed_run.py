@@ -42,10 +42,23 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
         return others
     result = read_result(run_dir)
     if result and result["status"] in ENDED and _is_same(others, result["overrides"]):
+        try:
+            line = f"the run in {run_dir} is {result['status']}: {summary_line(result)}"
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{run_dir / 'result.json'} is not the result of a run: {error!r}") from error
         if is_rank_zero():
-            print(f"the run in {printable(str(run_dir))} is {result['status']}: {printable(summary_line(result))}")
-        sys.exit(0)
+            print(printable(line))
+        sys.exit(_exit_code(result, read_yaml(run_dir / "config.yaml")))
     return [*others, f"resume={given}"]
+
+
+def _exit_code(result: dict[str, Any], config: dict[str, Any]) -> int:
+    """Return the exit code with which a run has ended, by the README's table."""
+    trainer = config.get("trainer")
+    max_epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+    if result["status"] == "diverged" and isinstance(max_epochs, int) and result.get("epochs", 0) < max_epochs:
+        return 4  # a loss was not finite, else all epochs would have been trained
+    return 3 if config.get("check") and not result.get("as_expected") else 0
 
 
 def _is_same(arguments: Sequence[str], overrides: Sequence[str]) -> bool:

@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.published import DATASETS, DatasetSpec, Files
+from runs.checkpoint import load_plain
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def _open_cache(cache: Path, dataset: DatasetSpec, mmap: bool) -> Files:
     """Return the cached files unchecked. Raise any error for a file that was not written by :func:`_write_cache`."""
     if not cache.is_file():
         raise FileNotFoundError(f"{cache} is not a file")
-    tensors = torch.load(cache, mmap=mmap, weights_only=True)
+    tensors = load_plain(cache, mmap=mmap)
     if tensors.keys() != dataset.md5.keys():
         raise ValueError("it holds something else")
     return {name: data.numpy() for name, data in tensors.items()}

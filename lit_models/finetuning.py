@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
 from lit_models.supervised import Classifier
-from runs.checkpoint import check_undamaged
+from runs.checkpoint import check_undamaged, load_plain
 
 
 class FineTuning(Classifier):
@@ -71,7 +70,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"model.weights={path} is not a file; null and DEFAULT are the other choices")
     try:
         check_undamaged(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except Exception as error:  # torch raises anything for a foreign file
         damage = f": {error}" if isinstance(error, ValueError) else ""
         raise ValueError(f"model.weights={path} is not a file of weights that torch can read safely{damage}") from error

@@ -94,17 +94,30 @@ def _check_not_elsewhere(file: Path) -> None:
 
 def read_checkpoint(file: str | Path, map_location: Any = "cpu") -> Any:
     """Read a checkpoint without running any code, and rename what older versions called otherwise."""
-    import torch
-
     if "://" in str(file):
         raise ValueError(f"{file} is not a file on this machine")
-    checkpoint = torch.load(
-        file, map_location=map_location, weights_only=True
-    )  # explicit: a variable can change the default
-    checkpoint = _rebuild(checkpoint, {})
+    checkpoint = load_plain(file, map_location)
     if isinstance(checkpoint, dict):
         upgrade_checkpoint(checkpoint)
     return checkpoint
+
+
+def load_plain(file: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
+    """Return the numbers, words, containers and tensors in a file of torch.save. Anything else in it is an error.
+
+    Args:
+        map_location, mmap: see ``torch.load``.
+    """
+    import torch
+
+    # Packages let torch make objects of some of their classes, and traceback.FrameSummary reads a file when it is made.
+    added = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:  # weights_only is explicit: a variable can change the default
+        content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+    finally:
+        torch.serialization.add_safe_globals(added)
+    return _rebuild(content, {})
 
 
 PLAIN = (str, int, float, bool, complex, bytes, type(None))

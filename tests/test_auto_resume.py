@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,12 @@ COMMAND = ["model=blobs_mlp", "data=blobs", "seed=2", "hydra.run.dir=run", "resu
 STARTED = [text for text in COMMAND if text != "resume=auto"]
 
 
-def write_run(status: str | None, overrides: list[str]) -> None:
+def write_run(status: str | None, overrides: list[str], **more: Any) -> None:
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt").touch()
     if status:
         result = {"overrides": overrides, "metrics": {"test/acc": 0.75}, "status": status, "seconds": {"total": 2.0}}
-        Path("run/result.json").write_text(json.dumps(result))
+        Path("run/result.json").write_text(json.dumps(result | more))
 
 
 def test_directory_without_a_checkpoint_starts_a_run() -> None:
@@ -48,6 +49,32 @@ def test_run_that_has_ended_answers_with_its_result(status: str, capsys: pytest.
     assert capsys.readouterr().out == f"the run in run is {status}: test acc 75.00 %  2.0 s\n"
     longer = [*COMMAND, "trainer.max_epochs=9"]
     assert resolve_auto(longer)[-1] == "resume=run"
+
+
+@pytest.mark.parametrize(
+    ("status", "more", "config", "code"),
+    [
+        ("diverged", {"epochs": 3}, {"trainer": {"max_epochs": 3}}, 0),
+        ("diverged", {"epochs": 2}, {"trainer": {"max_epochs": 3}}, 4),
+        ("finished", {"as_expected": True}, {"check": True}, 0),
+        ("finished", {"as_expected": False}, {"check": True}, 3),
+        ("finished", {}, {"check": True}, 3),  # nothing was compared
+        ("finished", {"as_expected": False}, {"check": False}, 0),
+    ],
+)
+def test_run_that_has_ended_answers_with_its_exit_code(status: str, more: dict, config: dict, code: int) -> None:
+    write_run(status, STARTED, **more)
+    Path("run/config.yaml").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as ended:
+        resolve_auto(COMMAND)
+    assert ended.value.code == code
+
+
+@pytest.mark.parametrize("more", [{"seconds": None}, {"seconds": {}}, {"monitor": ["x"]}])
+def test_strange_result_is_refused_with_one_line(more: dict) -> None:
+    write_run("finished", STARTED, **more)
+    with pytest.raises(ValueError, match=r"run/result.json is not the result of a run: "):
+        resolve_auto(COMMAND)
 
 
 @pytest.mark.parametrize(

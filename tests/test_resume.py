@@ -921,6 +921,16 @@ def test_resume_with_nothing_left_to_train_is_refused(
     assert Path("run/result.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["debug=fast", "debug=overfit", "debug=limit", "debug=profile"])
+def test_debug_of_a_resumed_run_is_refused(option: str, tiny_images: None) -> None:
+    """It would be of no effect, and the whole training would go on."""
+    run("run", *RUN, "trainer.max_epochs=1", "logger=none")
+    before = Path("run/result.json").read_bytes()
+    with pytest.raises(ValueError, match=f"resume: {option} is for a new run"):
+        run("run", "resume=run", "trainer.max_epochs=2", option, "logger=none")
+    assert Path("run/result.json").read_bytes() == before
+
+
 def test_resume_that_cannot_begin_keeps_the_result(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
     before = Path("run/result.json").read_bytes()

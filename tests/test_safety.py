@@ -45,7 +45,7 @@ from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
-from runs.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint
+from runs.checkpoint import _rebuild, find_checkpoint, load_checkpoint, read_checkpoint
 from runs.files import atomic_write
 from runs.format import format_metrics, printable, text_columns
 from runs.monitor import Monitors
@@ -339,11 +339,12 @@ def test_object_of_a_class_that_torch_reads_is_refused(untrusted: Path) -> None:
     """OmegaConf would make a config of a dataclass, and evaluate its interpolations."""
     file = untrusted / "outputs/untrusted/checkpoints/last.ckpt"
     edit_checkpoint(file, "config", "metrics", value=Layout("${oc.env:SECRET}"))
-    with (
-        torch.serialization.safe_globals([Layout]),
-        pytest.raises(ValueError, match="it holds a Layout, which this project does not write"),
-    ):
-        load_checkpoint(file)
+    with torch.serialization.safe_globals([Layout]):
+        with pytest.raises(ValueError, match="it holds more than numbers and plain values, which could run code"):
+            load_checkpoint(file)
+        assert Layout in torch.serialization.get_safe_globals()  # for other users of torch in this process
+    with pytest.raises(ValueError, match="it holds a Layout, which this project does not write"):
+        _rebuild({"a": [Layout(1)]}, {})
 
 
 def test_containers_and_tensors_of_a_checkpoint_are_read_as_they_were(tmp_path: Path) -> None:
