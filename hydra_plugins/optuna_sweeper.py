@@ -19,7 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from runs.format import check_positive_int
+from runs.format import check_positive_int, printable
 from sweeps.jobs import check_kind, check_sweep_dir
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
@@ -162,9 +162,13 @@ class OptunaSweeper(Sweeper):
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             trials = [trial for trial in running if not _is_alive(sweep_dir, trial.user_attrs.get("worker"))]
             for trial in [trial for trial in trials if not self._fits(trial)]:
-                study.tell(
-                    trial.number, state=TrialState.FAIL
-                )  # its process died while creating it, or it has other parameters
+                if not set(trial.params) < set(self.space):
+                    settings = " ".join(f"{name}={value}" for name, value in trial.params.items())
+                    raise ValueError(
+                        f"{sweep_dir} has an interrupted trial with {printable(settings)}, which this search does not "
+                        "hold: sweep_resume= needs the ranges that the search was started with"
+                    )
+                study.tell(trial.number, state=TrialState.FAIL)  # its process died while creating it
                 trials.remove(trial)
             trials = trials[: self.at_once]
             for trial in trials:

@@ -449,8 +449,8 @@ def test_typed_data_root_is_used_though_it_is_the_stored_one(untrusted: Path, mo
         assert data.root == "shared" and "only_read" not in data
 
 
-def test_queued_trial_outside_of_the_ranges_fails(tmp_path: Path) -> None:
-    """The settings of a trial become the overrides of a job. A trial outside of the ranges fails instead."""
+def test_interrupted_trial_outside_of_the_ranges_is_not_run(tmp_path: Path) -> None:
+    """The settings of a trial become the overrides of a job. With the right ranges it can still be resumed."""
     space = {"model": CategoricalDistribution(["mlp", "cnn"]), "optimizer.lr": FloatDistribution(0.1, 1)}
     hostile = {"model": CategoricalDistribution(["../../evil"]), "optimizer.lr": FloatDistribution(0.1, 1)}
     study = open_study(tmp_path, direction="maximize")
@@ -458,8 +458,11 @@ def test_queued_trial_outside_of_the_ranges_fails(tmp_path: Path) -> None:
     settings = {"metric": "val/acc", "direction": "maximize", "n_trials": 1, "startup_trials": 1, "seed": 1}
     sweeper = OptunaSweeper({}, **settings)
     sweeper.space, sweeper.at_once = space, 5
-    assert sweeper._next_trials(study, tmp_path, "me") == []
-    assert study.get_trials()[0].state == TrialState.FAIL
+    with pytest.raises(ValueError, match=r"has an interrupted trial with model=../../evil optimizer.lr=\S+, which"):
+        sweeper._next_trials(study, tmp_path, "me")
+    assert study.get_trials()[0].state == TrialState.RUNNING
+    sweeper.space = hostile
+    assert [trial.number for trial in sweeper._next_trials(study, tmp_path, "me")] == [0]
 
 
 @pytest.mark.parametrize(
