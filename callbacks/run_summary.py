@@ -1,5 +1,6 @@
 """Write the config and the result of a run."""
 
+import contextlib
 import logging
 import math
 import os
@@ -81,7 +82,8 @@ class RunSummary(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = True
-        (self.run_dir / "result.json").unlink(missing_ok=True)  # left by the run before it was resumed
+        with contextlib.suppress(OSError):  # writing the result reports it
+            (self.run_dir / "result.json").unlink()  # left by the run before it was resumed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.result["metrics"] |= logged_metrics(trainer, "val")
