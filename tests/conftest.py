@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,14 @@ SMALLER = {"sines_lstm": ("data.size=10", "data.length=50")}
 def _working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in its own directory, where ``outputs/`` goes."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _sigint() -> Iterator[None]:
+    """Give SIGINT back its handler: a command that ends ignores it, and later processes would inherit that."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(autouse=True)
