@@ -18,8 +18,9 @@ from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
 from cli.process import limit_threads
 from cli.resume import merge_resume_config
+from cli.validation import check_expect
 from runs.checkpoint import find_checkpoint, load_checkpoint
-from runs.expectations import ExpectationMissed, check_expectations, check_expected
+from runs.expectations import ExpectationMissed, check_expected
 from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
@@ -152,9 +153,7 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     name, parts = type(model).__name__, (model, *trainer.callbacks)
-    check_expectations(
-        OmegaConf.to_container(cfg.expect, resolve=True) if OmegaConf.is_config(cfg.expect) else cfg.expect
-    )
+    check_expect(cfg)
     if cfg.check and not cfg.expect:
         raise ValueError("check=true compares a run with what its experiment expects, and nothing is expected here")
     if cfg.check and (possible := possible_metrics(parts)) is not None:

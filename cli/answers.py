@@ -28,7 +28,7 @@ class Answers:
         self.datamodule, self.model = datamodule, model
         self.generates = isinstance(model, Generates) and not isinstance(model, Reconstructs)
         self.predictions: Numbers = predictions_of(datamodule, model, samples=self.generates)
-        self.about: dict[str, Any] = {"name": name, "shape": list(datamodule.shape)}
+        self.about: dict[str, Any] = {"name": name}
         if self.generates:
             self.about |= {"kind": "samples"}
         elif hasattr(datamodule, "load_image"):
@@ -78,7 +78,7 @@ class Answers:
     def _bars(self, outputs: Any) -> list[tuple[str, float]]:
         """Return names with probabilities, of the classes or of the verdicts on a pair."""
         if isinstance(self.predictions, Comparisons):
-            return [("different", 1 - outputs[0].item()), ("equal", outputs[0].item())]
+            return list(zip(self.predictions.verdicts, (1 - outputs[0].item(), outputs[0].item()), strict=True))
         if not isinstance(self.predictions, Classes):
             return []
         names = map(printable, self.datamodule.class_names)
@@ -86,14 +86,13 @@ class Answers:
 
     def _read(self, picture: str) -> tuple[Any, list[str]]:
         """Return a picture, base64, as the data set stores images, and what was done to it."""
-        with tempfile.NamedTemporaryFile(suffix=".png") as file:
-            file.write(base64.b64decode(picture, validate=True))
-            file.flush()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "picture")
+            file.write_bytes(base64.b64decode(picture, validate=True))
             try:
-                image, notes = self.datamodule.load_image(Path(file.name))
+                return self.datamodule.load_image(file)
             except ValueError as error:
-                raise ValueError(str(error).replace(file.name, "the picture")) from error
-        return image, notes
+                raise ValueError(str(error).replace(str(file), "the picture")) from error
 
 
 def _shown(caption: str, image: "np.ndarray") -> dict[str, str]:

@@ -63,15 +63,19 @@ MAY_BE_NULL: tuple[str, ...] = (
 MAY_BE_NULL += ("model.mean", "model.std")
 
 
+def check_expect(cfg: DictConfig) -> None:
+    """Raise ValueError for an ``expect:``, typed or stored, that no run can be compared with."""
+    expect = cfg.expect
+    check_expectations(OmegaConf.to_container(expect, resolve=True) if OmegaConf.is_config(expect) else expect)
+
+
 def check_overrides(cfg: DictConfig) -> None:
     """Raise ValueError for an override that is out of range or of another type than the value in conf/."""
     for group in ("model", "data", "optimizer", "trainer"):
         if cfg.get(group) is None:
             raise ValueError(f"{group} cannot be left out")
     check_setting(cfg.monitor, cfg.mode)
-    check_expectations(
-        OmegaConf.to_container(cfg.expect, resolve=True) if OmegaConf.is_config(cfg.expect) else cfg.expect
-    )
+    check_expect(cfg)
     if not all(isinstance(name, str) for name in cfg.ignore_groups or ()):
         raise ValueError(f"ignore_groups={cfg.ignore_groups} must be a list of settings, such as [optimizer.lr]")
     check_values(cfg)

@@ -136,6 +136,8 @@ def _rebuild(value: Any, rebuilt: dict[int, Any]) -> Any:
     """
     import torch
 
+    from runs import internals
+
     kind = type(value)
     if kind in (*PLAIN, torch.Size, torch.dtype, torch.device) or id(value) in rebuilt:
         return rebuilt.get(id(value), value)
@@ -144,9 +146,8 @@ def _rebuild(value: Any, rebuilt: dict[int, Any]) -> Any:
         new = rebuilt[id(value)] = kind()
         for key, one in dict.items(value):
             new[_rebuild(key, rebuilt)] = _rebuild(one, rebuilt)
-        metadata = vars(value).get("_metadata") if kind is OrderedDict else None  # torch's versions of layers
-        if isinstance(metadata, dict):
-            new._metadata = _rebuild(metadata, rebuilt)
+        if kind is OrderedDict:  # a state dict
+            internals.copy_layer_versions(value, new, lambda versions: _rebuild(versions, rebuilt))
     elif kind in (list, tuple, set):
         new = kind(_rebuild(one, rebuilt) for one in kind.__iter__(value))
     elif kind in (torch.Tensor, torch.nn.Parameter):

@@ -35,6 +35,15 @@ def attached_trainer(pl_module: pl.LightningModule) -> pl.Trainer | None:
     return pl_module._trainer
 
 
+def copy_layer_versions(state_dict: dict[str, Any], copy: dict[str, Any], rebuild: Any) -> None:
+    """Give the copy of a state dict the versions of its layers, by which torch reads those of its earlier releases.
+
+    They have no public name.
+    """
+    if isinstance(versions := vars(state_dict).get("_metadata"), dict):
+        copy._metadata = rebuild(versions)  # type: ignore[attr-defined]
+
+
 def share_step_counter(trainer: pl.Trainer) -> None:
     """Let automatic and manual optimization share one counter of gradient steps.
 

@@ -159,3 +159,9 @@ def test_strategies_that_copy_this_process_are_known() -> None:
         for strategy in ("ddp", "ddp_spawn", "ddp_fork")
     ]
     assert started == [False, True, True], missing_message("Lightning", "_MultiProcessingLauncher")
+
+
+def test_state_dict_has_the_versions_of_its_layers() -> None:
+    weights = torch.nn.BatchNorm1d(2).state_dict()
+    internals.copy_layer_versions(weights, copy := type(weights)(), dict)
+    assert copy._metadata[""]["version"] == 2, missing_message("torch", "_metadata of a state dict")

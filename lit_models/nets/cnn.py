@@ -149,7 +149,7 @@ class ExampleCNN(nn.Module):
             nn.Conv2d(input_shape[0], 32, 3),  # (B, 32, 26, 26)
             nn.ReLU(),
             nn.Conv2d(32, 64, 3),  # (B, 64, 24, 24)
-            nn.MaxPool2d(2),  # (B, 64, 12, 12); before the ReLU, which gives the same and takes a quarter of the time
+            nn.MaxPool2d(2),  # (B, 64, 12, 12); before the ReLU, which gives the same
             nn.ReLU(),
             nn.Dropout(0.25),
             nn.Flatten(),  # (B, 9216)
