@@ -54,6 +54,7 @@ def _keep_warnings_of_libraries() -> None:
     """Let ``PYTHONWARNINGS=error`` make errors of the warnings in this project alone: a user cannot mend a library."""
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.filterwarnings("default", module=rf"(?!({'|'.join(OWN_MODULES)})\b)")
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # Lightning, on each machine of a cluster
 
 
 def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> None:
