@@ -21,6 +21,7 @@ def prepare_output() -> None:
     """Escape characters that the encoding of the terminal lacks, and report logs that lose lines."""
     _open_closed_streams()
     _keep_warnings_of_libraries()
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # Lightning, on each machine of a cluster
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # ± becomes \xb1 where the terminal has ASCII only
@@ -54,7 +55,6 @@ def _keep_warnings_of_libraries() -> None:
     """Let ``PYTHONWARNINGS=error`` make errors of the warnings in this project alone: a user cannot mend a library."""
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.filterwarnings("default", module=rf"(?!({'|'.join(OWN_MODULES)})\b)")
-    warnings.filterwarnings("ignore", "The `srun` command is available")  # Lightning, on each machine of a cluster
 
 
 def _report_lost_line(handler: logging.Handler, record: logging.LogRecord) -> None:
