@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from runs.internals import fit_loop_state
 from runs.safety import walk
 
 NUMBERS: dict[type, Any] = {str: float}  # any number of them, by name
@@ -33,6 +32,8 @@ ELSEWHERE = re.compile(r"://|::|(^|/)\.\.(/|$)")  # in a path: a URL, as fsspec 
 
 def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
     """Raise ValueError for a training state that neither Lightning nor this project wrote."""
+    from runs.internals import fit_loop_state  # which imports torch
+
     version = checkpoint.get("pytorch-lightning_version")
     if not (isinstance(version, str) and re.match(r"[2-9]\.\d", version)):
         shown = repr(version)[:80]

@@ -30,9 +30,9 @@ from callbacks.signal_handler import Interrupted
 from cli.build import load_run, model_class
 from cli.compose import compose
 from cli.exit_codes import exit_with_error
+from cli.overwrite import check_unused
 from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
-from cli.run_dir import check_unused
 from runs.checkpoint import load_checkpoint
 from runs.monitor import possible_metrics
 from tests.conftest import DATA_ROOT, PROJECT

@@ -38,10 +38,11 @@ from callbacks.run_summary import RunSummary
 from cli.build import build, load_run, stored_config
 from cli.compose import compose, data_root
 from cli.errors import format_error, print_error
+from cli.job_dir import job_dir
 from cli.main import _refuse_hydra_settings
 from cli.output import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
-from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
+from cli.run_dir import RecordDirs, new_or_resumed_sweep_dir
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
