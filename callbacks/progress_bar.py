@@ -55,7 +55,7 @@ class ProgressBar(LightningProgressBar):
         self._is_first_batch = trainer.global_step == 0
         log.info(describe_run(trainer, pl_module))
         steps_per_epoch = math.ceil(_batches_before(trainer, 1) / trainer.accumulate_grad_batches)
-        steps = steps_per_epoch * (trainer.max_epochs or 0)
+        steps = steps_per_epoch * (trainer.max_epochs or 0) * getattr(pl_module, "steps_per_batch", 1)
         limit = trainer.limit_train_batches
         is_whole_run = isinstance(limit, float) and limit == 1  # the integer 1 is one batch
         one_step = len(trainer.optimizers) == 1  # for each batch

@@ -23,9 +23,17 @@ def style_axes(axes: "Axes", x: str, y: str) -> "Axes":
     """Label the axes, and give them the style that all plots share."""
     axes.set_xlabel(literal(x))
     axes.set_ylabel(literal(y))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: plain_number(value))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return axes
+
+
+def plain_number(value: float) -> str:
+    """Return the label of a tick. Matplotlib's own would be small numbers, with a factor or an offset beside the axis."""
+    value = round(value, 12) + 0.0  # a sum of steps that is to be 0 may be 5e-17; the sum makes 0 of -0
+    return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}", 1 if value < 0 else 0)
 
 
 def literal(text: str) -> str:

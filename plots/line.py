@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plots.figure import TRAIN, VAL, WRONG, new_figure, style_axes
+from plots.figure import TRAIN, VAL, WRONG, new_figure, plain_number, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def loss_surface(x: np.ndarray, y: np.ndarray, path: np.ndarray) -> "Figure":
     levels = np.geomspace(max(errors.min(), 1e-9 * errors.max(), 1e-12), errors.max(), 16)
     errors = np.maximum(errors, levels[0])
     surface = axes.contourf(weights, biases, errors, levels=levels, norm=LogNorm(), cmap="Blues_r")
-    figure.colorbar(surface, label="mean squared error", format="%.2g")
+    figure.colorbar(surface, label="mean squared error", format=lambda value, _: plain_number(float(f"{value:.2g}")))
     label = "path of the training, a dot after each epoch" if len(path) < 50 else "path of the training"
     axes.plot(*path.T, "-o", color=VAL, markersize=3.5, linewidth=1.2, label=label)
     axes.plot(*path[0], "s", color="black", markersize=6, label="start")

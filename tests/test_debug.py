@@ -53,6 +53,7 @@ def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytes
     for settings, is_warned in (
         (["trainer.max_epochs=2"], True),
         (["trainer.max_epochs=20"], False),
+        (["trainer.max_epochs=2", "model.steps_per_batch=10"], False),
         (["trainer.max_epochs=8", "trainer.accumulate_grad_batches=9"], True),
         (["debug=fast"], False),
         (["trainer.limit_train_batches=0.5"], False),  # as debug=limit does: few by intention
