@@ -156,9 +156,7 @@ class Plots(GenerativePlots):
         figures = self._strip_figures()
         repeats = getattr(pl_module, "steps_per_batch", 1)  # how often a batch is seen in an epoch
         examples = repeats * num_examples(trainer, trainer.num_training_batches)  # seen in an epoch
-        curves = {
-            name: [(repeats * seen, loss) for seen, loss in points] for name, points in history.curves.items()
-        }
+        curves = {name: [(repeats * seen, loss) for seen, loss in points] for name, points in history.curves.items()}
         if any("train/loss" in row for row in history.rows):
             with self._drawing("loss.png"):
                 figures["loss"] = loss_curve(history.rows, curves.get("loss", []), examples, checked_on)

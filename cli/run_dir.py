@@ -440,6 +440,12 @@ def remove_empty_dirs() -> None:
             path.rmdir()
 
 
+def forget_dirs() -> None:
+    """Forget which directories this process has made, after a command of several: a user may use them since."""
+    _made_dirs.clear()
+    _names_before.clear()
+
+
 def record_failure(directory: Path, reason: str) -> dict[str, Any]:
     """Write why a job of a sweep failed into its result.json, which is created for a job that never started.
 

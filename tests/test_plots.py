@@ -108,7 +108,11 @@ def test_bars_of_accuracies_begin_at_zero() -> None:
     figure = per_class_accuracy(np.array([[97, 3, 0], [1, 1, 98], [0, 0, 0]]), ["a", "b", "c"])
     assert figure.axes[0].get_xlim() == (0, 100)
     assert [text.get_text().strip() for text in figure.axes[0].texts] == ["97.0", "1.0", "no example"]
-    assert [text.get_color() for text in figure.axes[0].texts] == ["white", "black", "black"]  # white beside a bar is lost
+    assert [text.get_color() for text in figure.axes[0].texts] == [
+        "white",
+        "black",
+        "black",
+    ]  # white beside a bar is lost
 
 
 def test_accuracy_of_the_training_is_named_a_mean_over_the_epoch() -> None:

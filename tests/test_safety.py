@@ -94,7 +94,7 @@ def trained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cfg = compose(*overrides)
         patch.setattr(train, "task_overrides", lambda: list(overrides))
         (folder / "run").mkdir()
-        train.train(cfg, folder / "run")
+        train.train_config(cfg, folder / "run")
     return folder
 
 
@@ -139,7 +139,7 @@ def resume_and_load(run: str, *overrides: str) -> str:
     """Resume and load a run. Return the error lines of what was refused."""
     lines = []
     for task in (
-        lambda: train.train(compose(f"resume={run}", "trainer.max_epochs=2", *overrides), Path(run)),
+        lambda: train.train_config(compose(f"resume={run}", "trainer.max_epochs=2", *overrides), Path(run)),
         lambda: load_run(run, "last"),
     ):
         try:
