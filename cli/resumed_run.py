@@ -1,6 +1,5 @@
 """What a resumed run is made of: its options precede the overrides that are typed."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -206,7 +206,7 @@ def _logging_to(file: Path) -> Iterator[None]:
     with _kept_logger(root), _kept_logger(of_warnings), contextlib.closing(log_file):
         root.handlers = [console, log_file]
         of_warnings.handlers, of_warnings.propagate = [log_file], False
-        warnings.showwarning = log_warning
+        warnings.showwarning = log_warning  # type: ignore[assignment]
         root.setLevel(logging.INFO)
         try:
             yield

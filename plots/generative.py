@@ -146,6 +146,7 @@ def adversarial_losses(
         label = f"{undecided:.3g}: a coin would do as well"
         axes.axhline(undecided, color="gray", linewidth=1, linestyle="--", label=label)
     axes.set_xlim(left=0)
+    axes.locator_params("x", nbins=5)
     if all(value >= 0 for value in values):  # those of a Wasserstein GAN may be negative
         axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

@@ -33,12 +33,12 @@ def loss_curve(
     marker = "." if len(points) < 3 else ""
     axes.plot(*zip(*points, strict=True), color=TRAIN, linewidth=1.2, label=label, marker=marker)
     if val_points := [(row["epoch"] * epoch_size, row["val/loss"]) for row in rows if "val/loss" in row]:
-        axes.plot(*zip(*val_points, strict=True), "o", color=VAL, markersize=5, label=literal(val_label))
+        axes.plot(*zip(*val_points, strict=True), "o", color=VAL, markersize=5, label=literal(val_label), clip_on=False)
     values = [value for _, value in (*points, *val_points) if np.isfinite(value)]
     if values and min(values) > 0 and max(values) > 100 * min(values):
         axes.set_yscale("log")
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 2.5, 5, 10), integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=True))
     axes.legend(frameon=False)
     return figure
 
