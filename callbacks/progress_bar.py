@@ -1,4 +1,4 @@
-"""A live progress line on a terminal and in a notebook; a description of the run and an estimate of its duration elsewhere."""
+"""A live progress line on a terminal and in a notebook; elsewhere what the run is and how long it will take."""
 
 import contextlib
 import logging
