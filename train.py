@@ -18,12 +18,14 @@ from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
 from cli.process import limit_threads
 from cli.resume import merge_resume_config
+from cli.session import call
 from cli.validation import check_expect
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
 from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
+from runs.run import Run, read_run
 from runs.safety import refusal
 from runs.table import summary_line, summary_table
 from runs.threads import spread_threads
@@ -41,7 +43,20 @@ class Training(NamedTuple):
     signals: Any
 
 
-def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+def train(*overrides: str) -> Run:
+    """Train from Python, in a script or a notebook, what ``python train.py OVERRIDES`` trains.
+
+        run = train("experiment=mnist_cnn", "trainer.max_epochs=1")
+        run.result, run.metrics, run.figures, run.directory
+
+    Raises:
+        CommandError, KeyboardInterrupt: see :func:`call`.
+    """
+    directory, _ = call(train_config, overrides)
+    return read_run(directory)
+
+
+def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train and test what ``cfg`` describes, write everything to ``run_dir`` and return its result.json."""
     cfg.choices.overrides = task_overrides()
     cfg.name = str(cfg.name)  # it may look like a number
@@ -218,4 +233,4 @@ def report(
 
 
 if __name__ == "__main__":
-    main(train)
+    main(train_config)

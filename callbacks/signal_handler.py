@@ -63,7 +63,10 @@ class SignalHandler(Checkpoint):
 
     def __enter__(self) -> "SignalHandler":
         self._raise_if(signal.SIGINT if was_interrupted() else None)  # before, and dropped
-        self._old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Python lets the main thread alone have handlers, and calls them there.
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self._old_handlers = {number: signal.getsignal(number) for number in numbers}
         for number in self._old_handlers:
             signal.signal(number, self._handle)
         return self

@@ -32,8 +32,12 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
         command = resume_command()
     if command := command or getattr(error, "resume_command", None):
         print(f"resume with: {printable(command)}", file=sys.stderr)
-    codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
-    sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
+    sys.exit(exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of the README's table for an error."""
+    return {FloatingPointError: 4, KeyboardInterrupt: 130}.get(type(error), getattr(error, "exit_code", 1))
 
 
 def _stdout_closed() -> bool:

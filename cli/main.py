@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -68,7 +68,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     atexit.register(end)
     command = "train" if config_name == "config" else config_name
     _prepare_process(alone=command != "train")
-    _rewrite_arguments(command)
+    sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
     try:
         _refuse_hydra_settings()
         if command == "train":
@@ -91,10 +91,7 @@ def _prepare_process(alone: bool) -> None:
         alone: whether the command runs in one process.
     """
     try:
-        check_rank_variables(alone)
-        for directory in (_working_directory(), PROJECT, Path(data_root())):
-            check_path(directory)
-        keep_last_run()
+        check_surroundings(alone)
         if not is_rank_zero():
             _prepare_other_rank()
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
@@ -102,13 +99,25 @@ def _prepare_process(alone: bool) -> None:
         sys.exit(1)
 
 
-def _rewrite_arguments(command: str) -> None:
-    """Give the settings on the command line their present names, and quote its paths for Hydra."""
-    current, notes = upgrade_overrides(sys.argv[1:], command)
-    sys.argv[1:] = quote_paths(current)
+def check_surroundings(alone: bool) -> None:
+    """Check the environment variables and the directories of a command, and what ``last`` is for all of it.
+
+    Args:
+        alone: whether the command runs in one process.
+    """
+    check_rank_variables(alone)
+    for directory in (_working_directory(), PROJECT, Path(data_root())):
+        check_path(directory)
+    keep_last_run()
+
+
+def rewrite_arguments(arguments: Sequence[str], command: str) -> list[str]:
+    """Return arguments with the present names of settings, and with paths quoted for Hydra."""
+    current, notes = upgrade_overrides(arguments, command)
     if is_rank_zero():
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
+    return quote_paths(current)
 
 
 def _working_directory() -> Path:
@@ -146,6 +155,15 @@ def _prepare_other_rank() -> None:
     sys.argv += [f"hydra.run.dir={quote_value(own_dir)}", "hydra/job_logging=none"]
 
 
+def set_import_path() -> None:
+    """Let the processes that this one starts find the project, and no module in the working directory.
+
+    That directory may be the one of an untrusted sweep.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: str) -> None:
     register_resolvers()
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1" or "debug=traceback" in sys.argv
@@ -159,10 +177,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     _refuse_nested_launch(show_traceback)
-    # Processes that a launcher starts for jobs must find the project too, and no module in the working directory, which
-    # may be that of an untrusted sweep.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-    os.environ["PYTHONSAFEPATH"] = "1"
+    set_import_path()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
         if prints_config(config_name):
@@ -186,17 +201,7 @@ def _run_job(
     if is_multirun():
         prefix_log_lines(HydraConfig.get().job.num)
     try:
-        if is_multirun():
-            job_dir.check_job_dir(output_dir)
-        else:
-            overwrite.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
-        # A resumed run has them in its checkpoint.
-        if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
-            raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
-        if not is_training:
-            check_values(cfg, str(HydraConfig.get().job.config_name))
-            return task(cfg, output_dir)
-        return _train_job(task, cfg, output_dir)
+        return check_and_run(task, cfg, output_dir, is_training)
     except BaseException as error:
         if is_recorded(error):
             result = job_dir.record_failure(output_dir, format_error(error))
@@ -208,6 +213,23 @@ def _run_job(
         run_dir.remove_empty_dirs()
         resumable = is_multirun() and not isinstance(error, JobDirError)
         exit_with_error(error, show_traceback, resume_command() if resumable else None)
+
+
+def check_and_run(
+    task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path, is_training: bool
+) -> object:
+    """Check a composed config and the directory, and call the task."""
+    if is_multirun():
+        job_dir.check_job_dir(output_dir)
+    else:
+        overwrite.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
+    # A resumed run has them in its checkpoint.
+    if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
+        raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
+    if not is_training:
+        check_values(cfg, str(HydraConfig.get().job.config_name))
+        return task(cfg, output_dir)
+    return _train_job(task, cfg, output_dir)
 
 
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path) -> object:
@@ -226,21 +248,29 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
 
 
 def _refuse_hydra_settings() -> None:
-    """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked.
+    """End the process for settings that :func:`check_hydra_settings` refuses."""
+    try:
+        check_hydra_settings(sys.argv[1:])
+    except ValueError as error:
+        exit_with_error(error, show_traceback=False)
+
+
+def check_hydra_settings(arguments: Sequence[str]) -> None:
+    """Raise ValueError for settings with which Hydra would write a file, or change the directory, before any check.
 
     For a directory whose value is missing it would use one named None.
     """
-    for override in sys.argv[1:]:
+    for override in arguments:
         value = override.partition("=")[2]
         if override_key(override) == "hydra.output_subdir" and value != "null":
-            exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
+            raise ValueError(f"{override} is refused: a run writes its config.yaml itself")
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
             message = "paths, outputs/ among them, are relative to the directory of the command"
-            exit_with_error(ValueError(f"{override} is refused: {message}"), False)
+            raise ValueError(f"{override} is refused: {message}")
         if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
-            exit_with_error(ValueError(f"{override} is refused: ??? is no value, and ./??? a directory"), False)
+            raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
         if override_key(override) in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir") and "://" in value:
-            exit_with_error(ValueError(f"{override} is refused: it is not a directory on this machine"), False)
+            raise ValueError(f"{override} is refused: it is not a directory on this machine")
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

@@ -127,6 +127,11 @@ def single_job_argv(resume: str | None) -> Iterator[None]:
         for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
             if name not in environment:
                 os.environ.pop(name, None)
-        distributed = sys.modules.get("torch.distributed")
-        if distributed and distributed.is_initialized():
-            distributed.destroy_process_group()
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Destroy the process group of a run that has ended, so that the next one may have another."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -68,7 +68,7 @@ def check_and_train(*overrides: str) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         check_overrides(cfg)
     os.mkdir("run")
-    train.train(cfg, Path("run"))
+    train.train_config(cfg, Path("run"))
 
 
 @pytest.mark.parametrize("words", REFUSED)
@@ -197,6 +197,6 @@ def test_overfitting_sees_the_same_batches_in_every_epoch(random_images: Callabl
     monkeypatch.setattr(Classifier, "training_step", watched)
     cfg = compose("model=mlp", "data.val_size=40", "trainer.max_epochs=3", "+trainer.overfit_batches=2", *QUIET)
     os.mkdir("run")
-    train.train(cfg, Path("run"))
+    train.train_config(cfg, Path("run"))
     assert len(seen) == 6
     assert seen[:2] == seen[2:4] == seen[4:]
