@@ -34,7 +34,7 @@ from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
 from runs.format import printable
-from runs.interrupts import remember_interrupts
+from runs.interrupts import ENDING_SIGNALS, remember_interrupts
 from runs.migrate import upgrade_overrides
 from runs.overrides import override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
@@ -137,7 +137,7 @@ def _prepare_other_rank() -> None:
     """Discard the output of a rank other than zero: the run directory and its log belong to rank zero."""
     if any("_ddp_process_" in argument for argument in sys.argv):  # Lightning's job name for a process it started
         # This process ignores signals: rank zero waits for it and then stops it (callbacks/signal_handler.py).
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
     check_path(Path(tempfile.gettempdir()))
