@@ -11,7 +11,7 @@ def task_overrides() -> list[str]:
     """Return the overrides of this run, or of this job of a sweep, without those of the sweep as a whole."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = [override for override in overrides if override not in resumed_choices]
-    return [override for override in typed if not override.startswith(("sweep=", "sweep_resume="))]
+    return [override for override in typed if not override.startswith(("sweep=", "sweep_resume=", "sweep_fail_fast="))]
 
 
 def is_debug_run() -> bool:

@@ -22,23 +22,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, run_dir
 from cli.compose import data_root, register_resolvers
-from cli.errors import format_error, print_error
+from cli.errors import format_error, is_of_submitit, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import is_multirun, resumed_choices
 from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
-from cli.process import ImportElsewhere, single_job_argv
+from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
-from runs.format import printable
+from runs.format import pluralize, printable
 from runs.interrupts import ENDING_SIGNALS, remember_interrupts
 from runs.migrate import upgrade_overrides
 from runs.overrides import override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
+from sweeps.jobs import LEFT, has_failed, record_first_failure
 
 log = logging.getLogger(__name__)
 ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
@@ -79,6 +80,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
             resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
+        if number := SweepSummary.left:
+            print(f"stopped at the first failure: {pluralize(number, 'job')} left", file=sys.stderr)
+            print(f"resume with: {printable(resume_command() or '')}", file=sys.stderr)
     except SystemExit as error:
         code = error.code or 0
     sys.exit(code)
@@ -171,7 +175,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        ended_elsewhere = isinstance(error, OSError | BrokenExecutor)  # a process of jobs was killed
+        ended_elsewhere = isinstance(error, OSError | BrokenExecutor) or is_of_submitit(error)  # its process was killed
         exit_with_error(error, show_traceback, resume_command() if ended_elsewhere else None)
     finally:
         run_dir.remove_empty_dirs()
@@ -197,6 +201,9 @@ def _run_job(
             check_values(cfg, str(HydraConfig.get().job.config_name))
             return task(cfg, output_dir)
         return _train_job(task, cfg, output_dir)
+    except run_dir.SweepStopped:
+        run_dir.remove_empty_dirs()
+        return {"status": LEFT, "metrics": {}}
     except BaseException as error:
         if run_dir.is_recorded(error):
             result = run_dir.record_failure(output_dir, format_error(error))
@@ -204,6 +211,8 @@ def _run_job(
                 log.info(error)
             else:
                 print_error(error, show_traceback)
+                if cfg.get("sweep_fail_fast"):
+                    record_first_failure(Path(HydraConfig.get().sweep.dir))
             return result
         run_dir.remove_empty_dirs()
         resumable = is_multirun() and not isinstance(error, run_dir.JobDirError)
@@ -214,6 +223,11 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
     """Check the config, lock the run directory and train; a job of a sweep resumes or returns its earlier result."""
     if cfg.sweep_resume and not is_multirun():
         raise ValueError("sweep_resume resumes a sweep: add -m and the overrides that the sweep was started with")
+    if cfg.sweep_fail_fast and not is_multirun():
+        raise ValueError("sweep_fail_fast=true ends a sweep at its first failure: add -m and the values of the sweep")
+    if cfg.sweep_fail_fast and has_failed(Path(HydraConfig.get().sweep.dir)):
+        with run_dir.lock_run_dir(output_dir, wait=True):  # which removes what this job has made
+            raise run_dir.SweepStopped
     check_overrides(cfg)
     with run_dir.lock_run_dir(output_dir, wait=is_multirun()):
         if not is_multirun():
@@ -221,6 +235,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
         if result := run_dir.load_result_or_resume(output_dir, cfg):
             return result
+        take_job_cards(cfg.trainer)
         with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
 

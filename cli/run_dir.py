@@ -55,6 +55,10 @@ class JobDirError(ValueError):
     """A job of a sweep cannot have this directory, so nothing can be recorded there."""
 
 
+class SweepStopped(Exception):
+    """Another job of the sweep has failed, and the sweep ends at the first failure. This job leaves nothing behind."""
+
+
 class RecordDirs(Callback):
     """Makes the directory of a run or a sweep before Hydra does, to record which directories this process has made.
 
@@ -122,7 +126,7 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
 
     That is the number of the job and a hash of its config, by which a resumed sweep finds the directory.
     """
-    keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume")]
+    keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume", "sweep_fail_fast")]
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
     made = [path.name for path in Path(sweep_dir).glob(f"*-{digest}") if JOB_DIR.fullmatch(path.name)]
@@ -351,7 +355,7 @@ def _dump(config: dict[str, Any]) -> str | None:
 
 def is_recorded(error: BaseException) -> bool:
     """Return whether an error ends one job of a sweep, not the sweep. The job's result.json then has the reason."""
-    ends_job = isinstance(error, Exception) and not isinstance(error, JobDirError)
+    ends_job = isinstance(error, Exception) and not isinstance(error, JobDirError | SweepStopped)
     return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128
 
 

@@ -21,7 +21,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from runs.files import atomic_write
-from sweeps.jobs import check_kind, check_sweep_dir
+from sweeps.callback import SweepSummary
+from sweeps.jobs import LEFT, check_kind, check_sweep_dir, ends_at_failure
 from sweeps.overrides import parse_overrides
 
 
@@ -54,6 +55,7 @@ class GridSweeper(Sweeper):
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=False)
+        ends_at_failure(self.config, sweep_dir)
         size, returns = self.max_batch_size or len(jobs), []
         with contextlib.ExitStack() as begun:
             for start in range(0, len(jobs), size):
@@ -64,7 +66,8 @@ class GridSweeper(Sweeper):
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))
                 for job_return in returns[-1]:
-                    _ = job_return.return_value  # raises the exception of the job
+                    result = job_return.return_value  # raises the exception of the job
+                    SweepSummary.left += isinstance(result, dict) and result.get("status") == LEFT
         return returns
 
 
