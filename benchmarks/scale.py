@@ -48,9 +48,10 @@ def sweep(folder: Path, jobs: int) -> list[str]:
 
 
 def search(folder: Path, trials: int) -> list[str]:
-    settings = ("-m", "trainer.max_epochs=1", "logger=none", "data.val_size=20", "hydra/sweeper=optuna")
-    settings += (f"hydra.sweeper.n_trials={trials}", "optimizer.lr=tag(log, interval(1e-4, 1e-1))")
-    settings += ("hydra.sweep.dir=sweep",)
+    settings = (
+        *("-m", "trainer.max_epochs=1", "logger=none", "data.val_size=20", "hydra/sweeper=optuna"),
+        *(f"hydra.sweeper.n_trials={trials}", "optimizer.lr=tag(log, interval(1e-4, 1e-1))", "hydra.sweep.dir=sweep"),
+    )
     return watch(folder, settings, lambda: len(list(folder.glob("sweep/*/result.json"))), steps(trials))
 
 

@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1: finish the running step, save, and end with the exit code of the signal.
 
-SIGUSR1 is what a batch system sends ahead of a time limit (``sbatch --signal=USR1@120``). submitit sends a signal of its
-own to the jobs of a sweep, and has installed a handler that requeues them. That handler is called after the save.
+SIGUSR1 is what a batch system sends ahead of a time limit (``sbatch --signal=USR1@120``). submitit sends a signal of
+its own to the jobs of a sweep, and has installed a handler that requeues them. That handler is called after the save.
 """
 
 import contextlib

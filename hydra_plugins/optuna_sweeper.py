@@ -126,8 +126,7 @@ class OptunaSweeper(Sweeper):
                         self._report(study, trial, job.return_value)
                 if fails_fast and has_failed(sweep_dir):
                     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
-                    begun = study.get_trials(deepcopy=False)
-                    SweepSummary.left = max(self.n_trials - len(begun) + len(running), 0)
+                    SweepSummary.left = max(self.n_trials - len(study.get_trials(deepcopy=False)) + len(running), 0)
                     break
                 ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
                 failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))

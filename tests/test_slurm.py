@@ -62,7 +62,7 @@ SACCT = r"""#!/bin/sh
 echo 'JobID|State|NodeList'
 for job in $(echo "$*" | grep -o -- '-j [0-9]*' | cut -c4-); do
     scontrol --oneliner show job "$job" |
-        sed -n 's/.*ArrayJobId=\([0-9]*\) ArrayTaskId=\([0-9]*\) .*JobState=\([A-Z]*\) .* NodeList=\([^ ]*\).*/\1_\2|\3|\4/p'
+        sed -nE 's/.*ArrayJobId=([0-9]*) ArrayTaskId=([0-9]*) .*JobState=([A-Z]*) .* NodeList=([^ ]*).*/\1_\2|\3|\4/p'
 done
 """
 
