@@ -74,7 +74,7 @@ start = time.perf_counter()
 from datamodules.image_folder import ImageFolder
 from hydra.utils import instantiate
 from cli.compose import compose
-data = instantiate(compose("data=image_folder", "data.root=pictures", "data.image=[1,8,8]").data)
+data = instantiate(compose("data=image_folder", "data.root=pictures", "data.image=[3,8,8]").data)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 data.setup()
