@@ -192,8 +192,7 @@ def test_sweep_with_a_cancelled_job_is_resumed(slurm: Callable[..., str], cluste
     wait_for(lambda: not slurm("squeue", "--noheader"))
     assert process.returncode == 1
     assert "Traceback" not in errors
-    print(statuses(tmp_path))
     resume = errors.splitlines()[-1]
     assert resume.startswith("resume with: python train.py -m")
-    print(slurm(*command, "sweep_resume=last"))
+    slurm(*command, "sweep_resume=last")
     assert statuses(tmp_path) == ["finished"] * 4
