@@ -167,6 +167,11 @@ def _message(error: BaseException) -> str:
     return f"{text if is_clear or text == name else f'{name}: {text}'}{_location(error, is_clear)}"
 
 
+def is_of_submitit(error: BaseException) -> bool:
+    """Return whether a job that submitit has submitted gave no result, such as a cancelled one."""
+    return type(error).__module__.startswith("submitit.")
+
+
 def _text(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -205,6 +210,8 @@ KNOWN_ERRORS = {
     "Expected more than 1 value per channel": "batch norm cannot normalize one example; data.batch_size=2 is the least",
     "worker process managed by the executor": "a process that ran jobs was killed, perhaps because memory ran out; "
     "hydra.launcher.n_jobs=1 needs less",
+    "has not produced any output": "a job has ended without a result, perhaps because it was cancelled; its output is "
+    "in .submitit/ in the sweep directory, and jobs that were submitted with it may still run",
     "DataLoader worker": "a worker process has died, perhaps because memory ran out; try data.num_workers=0",
 }
 # What Hydra reads as a value, and not as the name of an option.

@@ -22,23 +22,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, job_dir, overwrite, run_dir
 from cli.compose import data_root, register_resolvers
-from cli.errors import format_error, print_error
+from cli.errors import format_error, is_of_submitit, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
-from cli.job import JobDirError, is_multirun, is_recorded, resumed_choices
+from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
 from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
-from cli.process import ImportElsewhere, single_job_argv
+from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
-from runs.format import printable
-from runs.interrupts import remember_interrupts
+from runs.format import pluralize, printable
+from runs.interrupts import ENDING_SIGNALS, remember_interrupts
 from runs.migrate import upgrade_overrides
 from runs.overrides import override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
+from sweeps.jobs import LEFT, has_failed, record_first_failure
 
 log = logging.getLogger(__name__)
 ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
@@ -79,6 +80,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
             resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
+        if number := SweepSummary.left:
+            print(f"stopped at the first failure: {pluralize(number, 'job')} left", file=sys.stderr)
+            print(f"resume with: {printable(resume_command() or '')}", file=sys.stderr)
     except SystemExit as error:
         code = error.code or 0
     sys.exit(code)
@@ -146,7 +150,7 @@ def _prepare_other_rank() -> None:
     """Discard the output of a rank other than zero: the run directory and its log belong to rank zero."""
     if any("_ddp_process_" in argument for argument in sys.argv):  # Lightning's job name for a process it started
         # This process ignores signals: rank zero waits for it and then stops it (callbacks/signal_handler.py).
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
     check_path(Path(tempfile.gettempdir()))
@@ -186,7 +190,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        ended_elsewhere = isinstance(error, OSError | BrokenExecutor)  # a process of jobs was killed
+        ended_elsewhere = isinstance(error, OSError | BrokenExecutor) or is_of_submitit(error)  # its process was killed
         exit_with_error(error, show_traceback, resume_command() if ended_elsewhere else None)
     finally:
         run_dir.remove_empty_dirs()
@@ -202,6 +206,9 @@ def _run_job(
         prefix_log_lines(HydraConfig.get().job.num)
     try:
         return check_and_run(task, cfg, output_dir, is_training)
+    except SweepStopped:
+        run_dir.remove_empty_dirs()
+        return {"status": LEFT, "metrics": {}}
     except BaseException as error:
         if is_recorded(error):
             result = job_dir.record_failure(output_dir, format_error(error))
@@ -209,6 +216,8 @@ def _run_job(
                 log.info(error)
             else:
                 print_error(error, show_traceback)
+                if cfg.get("sweep_fail_fast"):
+                    record_first_failure(Path(HydraConfig.get().sweep.dir))
             return result
         run_dir.remove_empty_dirs()
         resumable = is_multirun() and not isinstance(error, JobDirError)
@@ -236,6 +245,11 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
     """Check the config, lock the run directory and train; a job of a sweep resumes or returns its earlier result."""
     if cfg.sweep_resume and not is_multirun():
         raise ValueError("sweep_resume resumes a sweep: add -m and the overrides that the sweep was started with")
+    if cfg.sweep_fail_fast and not is_multirun():
+        raise ValueError("sweep_fail_fast=true ends a sweep at its first failure: add -m and the values of the sweep")
+    if cfg.sweep_fail_fast and has_failed(Path(HydraConfig.get().sweep.dir)):
+        with run_dir.lock_run_dir(output_dir, wait=True):  # which removes what this job has made
+            raise SweepStopped
     check_overrides(cfg)
     with run_dir.lock_run_dir(output_dir, wait=is_multirun()):
         if not is_multirun():
@@ -243,6 +257,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
         if result := job_dir.load_result_or_resume(output_dir, cfg):
             return result
+        take_job_cards(cfg.trainer)
         with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
 

@@ -29,6 +29,7 @@ class SweepSummary(Callback):
 
     sweep_dir: ClassVar[Path | None] = None  # directory of the sweep that this process runs
     failed: ClassVar[int] = 0  # number of failed jobs
+    left: ClassVar[int] = 0  # number of jobs that did not begin, in a sweep that ends at its first failure
     complete: ClassVar[bool] = True  # whether the summary was computed and written
 
     @classmethod

@@ -304,7 +304,9 @@ LONG = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+)
 def test_signal_saves_a_checkpoint_and_has_its_exit_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = start_training(tmp_path, *LONG, "hydra.run.dir=run", "logger=none")
     for line in process.stdout:  # wait for the third epoch
