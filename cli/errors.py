@@ -151,6 +151,8 @@ def _known_error(error: BaseException) -> str | None:
         download = meaning == PEER_DIED and "[Errno" in text
         if (part in text or part == type(error).__name__) and not download:
             return f"{meaning} ({text[:160]})"
+    if early := re.search(r"(\w+)\.__init__\(\) missing \d required positional arguments?: 'optimizer'", text):
+        return f"{early[1]} takes the optimizer, which is made after it: ++scheduler._partial_=true"
     if unknown := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
         return f"{unknown[1]} takes no argument {unknown[2]}"
     return None

@@ -156,6 +156,7 @@ SLOW = {
     "trainer.strategy=ddpp": "You selected an invalid strategy name: `strategy='ddpp'`",
     "trainer.limit_train_batches=2.5": "limit_train_batches",
     "trainer.gradient_clip_val=abc": "gradient_clip_val",
+    "scheduler=none ++scheduler._target_=torch.optim.lr_scheduler.StepLR": "StepLR takes the optimizer, which is made",
     "+trainer.foo=1": "Trainer takes no argument foo",
     "model.net._target_=lit_models.nets.Foo": "lit_models.nets.Foo",
     "resume=foreign.ckpt": "foreign.ckpt is not a checkpoint of this project: it holds no config",
