@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cli.build import build, build_metrics, load_weights
+from cli.build import build, build_callbacks, build_metrics, load_weights
 from cli.compose import relevant_overrides
 from cli.job import is_debug_run, is_multirun, task_overrides
 from cli.main import main
@@ -135,7 +135,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     history = MetricsHistory(run_dir, monitors, cfg.record.every_n_batches)
     checkpoints = Checkpoints(run_dir / "checkpoints", config, cfg.checkpoint.every_n_steps)
     signals = SignalHandler(checkpoints.last)
-    chosen = [callback for callback in instantiate(cfg.callbacks).values() if callback]
+    chosen = build_callbacks(cfg.callbacks)
     bars = [callback for callback in chosen if isinstance(callback, ProgressBar)]
     has_bar = cfg.trainer.get("enable_progress_bar", bool(bars))
     for bar in bars[:-1] if has_bar else bars:  # one that was added takes the place of the one in conf/

@@ -53,6 +53,8 @@ REFUSED = {
     "trainer.deterministic=maybe": "trainer.deterministic=maybe must be one of null, true, false, warn",
     "trainer.devices=null": "trainer.devices=null must be a number of devices, or auto",
     "callbacks=early_stopping callbacks.early_stopping.patience=null": "patience=null must be a whole number",
+    "+callbacks.stop.patience=3": "callbacks.stop must have a _target_, such as lightning.pytorch.callbacks.",
+    "+callbacks.stop=3": "callbacks.stop must have a _target_, such as lightning.pytorch.callbacks.",
     "callbacks.per_class._target_=null": "callbacks.per_class._target_=null must be a string",
     "scheduler.pct_start=2": "OneCycleLR: Expected float between 0 and 1 pct_start, but got 2 (scheduler=)",
     "scheduler=step scheduler.step_size=0": "scheduler.step_size=0 must be a whole number of at least 1",
