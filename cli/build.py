@@ -280,6 +280,9 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
     """
 
     cfg = OmegaConf.create(checkpoint["config"])
+    # Without its fitted state a data set is new, and any files of this machine would be taken for it.
+    if "fitted_state" in _parameters(_locate(cfg.data._target_)) and cfg.data.get("fitted_state") is None:
+        raise ValueError("the checkpoint is damaged: it holds no data.fitted_state, which says what its data was")
     _clear_weights(cfg.model)
     if "teacher" in cfg.model and not OmegaConf.is_dict(cfg.model.teacher):
         cfg.model.teacher = None  # build() puts the teacher's net in place of the run that is typed

@@ -63,8 +63,9 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
 def _exit_code(result: dict[str, Any], config: dict[str, Any]) -> int:
     """Return the exit code with which a run has ended, by the README's table."""
     trainer = config.get("trainer")
-    max_epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None
-    if result["status"] == "diverged" and isinstance(max_epochs, int) and result.get("epochs", 0) < max_epochs:
+    max_epochs, epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None, result.get("epochs", 0)
+    are_numbers = isinstance(max_epochs, int) and isinstance(epochs, int)
+    if result["status"] == "diverged" and are_numbers and epochs < max_epochs:
         return 4  # a loss was not finite, else all epochs would have been trained
     return 3 if config.get("check") and not result.get("as_expected") else 0
 
@@ -105,6 +106,9 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     chosen = {group: choices.get(group) for group in GROUPS} | {"metrics": override_values(before).get("metrics")}
     # The run may come from anyone: only options that conf/ has are taken.
     options = [f"{group}={name}" for group, name in chosen.items() if group not in typed and is_option(group, name)]
+    # An experiment may be a sweep, of which the run was one job.
+    if any(option.startswith("experiment=") for option in options) and "hydra.mode" not in typed:
+        options.append("hydra.mode=RUN")
     signs = {text.partition("=")[0].lstrip("+"): "+" for text in before if text.startswith("+")}
     return options, [signs.get(text.partition("=")[0], "") + text for text in arguments]
 

@@ -23,6 +23,16 @@ _DRESSED = re.compile(
 _BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
 
 
+def read_content(path: Path) -> bytes:
+    """Return the content of a regular file. Raise FileNotFoundError or ValueError where there is none."""
+    if path.exists() and not path.is_file():  # a FIFO is waited for, and a device has no end
+        raise ValueError(f"{path} is not a regular file")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+
+
 class CSVFile:
     """The cells of a CSV file, stripped; empty lines are skipped.
 
@@ -30,21 +40,17 @@ class CSVFile:
         path: the file. The delimiter is the comma, semicolon or tab that is most frequent in its first line.
         names: names of the columns if the file has no header, that is, if its first line holds numbers only. Without
             any they are x1, x2, … in a file without a header; None reads the first line as one in any case.
+        content: that of the file, where it has been read.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is not a table, or it is empty.
     """
 
-    def __init__(self, path: Path, names: Sequence[str] | None = None) -> None:
+    def __init__(self, path: Path, names: Sequence[str] | None = None, content: bytes | None = None) -> None:
         self.path = path
-        if path.exists() and not path.is_file():  # a FIFO is waited for, and a device has no end
-            raise ValueError(f"{path} is not a regular file")
         try:
-            self.content = path.read_bytes()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: there is no such file") from None
-        try:
-            text = self.content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+            content = read_content(path) if content is None else content
+            text = content.decode("utf-8-sig")  # spreadsheets write a byte order mark
             delimiter = max(",;\t", key=text.partition("\n")[0].count)
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
             lines = [(reader.line_num, [in_one_line(cell) for cell in cells]) for cells in reader]

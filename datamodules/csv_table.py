@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.csv_file import CSVFile, in_one_line, is_number
+from datamodules.csv_file import CSVFile, in_one_line, is_number, read_content
 from datamodules.in_memory import Batch, InMemoryDataModule, check_fractions
 from datamodules.names import check_names
 from runs.overrides import typed_setting
@@ -93,12 +93,16 @@ class CSVTable(InMemoryDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._parts:
             return
-        table, test = CSVFile(self.path), CSVFile(self.test_path) if self.test_path else None
-        md5 = hashlib.md5(table.content + (test.content if test else b"")).hexdigest()
+        paths = [path for path in (self.path, self.test_path) if path]
+        contents = [read_content(path) for path in paths]
+        md5 = hashlib.md5(b"".join(contents)).hexdigest()
+        # Before they are parsed: a checkpoint may name any file, and an error may quote a cell.
+        if self.fitted_state and self.fitted_state["md5"] != md5:
+            raise ValueError(f"{self.path} has changed since the run began, so the rows that it held out are unknown")
+        table, *others = (CSVFile(path, content=content) for path, content in zip(paths, contents, strict=True))
+        test = next(iter(others), None)
         if not self.fitted_state:
             self._set_fitted_state(columns=self._input_columns(table), class_names=self._target_classes(table), md5=md5)
-        elif self.fitted_state["md5"] != md5:
-            raise ValueError(f"{self.path} has changed since the run began, so the rows that it held out are unknown")
         inputs, targets = self._examples(table)
         generator = torch.Generator().manual_seed(0)  # not the run's seed: runs are compared on the same rows
         if test:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import os
 import re
 import secrets
@@ -108,6 +109,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if not stat.S_ISREG(path.lstat().st_mode):  # a FIFO is waited for
             return {}
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(content, default=str, skipkeys=True)  # a ValueError for a mapping that contains itself
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -56,6 +56,7 @@ def test_run_that_has_ended_answers_with_its_result(status: str, capsys: pytest.
     [
         ("diverged", {"epochs": 3}, {"trainer": {"max_epochs": 3}}, 0),
         ("diverged", {"epochs": 2}, {"trainer": {"max_epochs": 3}}, 4),
+        ("diverged", {"epochs": None}, {"trainer": {"max_epochs": 3}}, 0),
         ("finished", {"as_expected": True}, {"check": True}, 0),
         ("finished", {"as_expected": False}, {"check": True}, 3),
         ("finished", {}, {"check": True}, 3),  # nothing was compared

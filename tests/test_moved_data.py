@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 import yaml
@@ -13,8 +14,10 @@ from omegaconf import OmegaConf
 import evaluate
 import export
 import predict
+from cli import CONF
 from cli.build import load_run
 from cli.resumed_run import stored_choices
+from runs.files import read_yaml
 from tests.conftest import read_predictions, run
 
 QUIET = ("logger=none", "callbacks.pictures=null", "callbacks.progress=null")
@@ -122,6 +125,46 @@ def test_commands_refuse_a_place_that_the_data_does_not_have(table_run: Path) ->
         with pytest.raises((ValueError, OSError), match=hint):
             evaluate.evaluate_config(cfg, table_run)
     assert not (table_run / "evaluations").exists()
+
+
+SECRET = "db.example.org:5432:me:PASSWORD1\nx\n"
+
+
+@pytest.mark.parametrize("fitted", ["kept", "null", "left out"])
+@pytest.mark.parametrize("key", ["path", "test_path"])
+def test_file_that_a_checkpoint_names_is_not_quoted_unless_it_is_that_of_the_run(
+    key: str, fitted: str, table_run: Path
+) -> None:
+    Path("secret").write_text(SECRET)
+    file = table_run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    data = checkpoint["config"]["data"]
+    data |= {"path": "there.csv", key: "secret"} | ({"fitted_state": None} if fitted == "null" else {})
+    if fitted == "left out":
+        del data["fitted_state"]
+    torch.save(checkpoint, file)
+    before = {path: path.read_bytes() for path in table_run.rglob("*") if path.is_file()}
+    said = "there.csv has changed" if key == "test_path" else "secret has changed"
+    for use in (lambda: load_run("old", "last")[1].setup(), lambda: run("old", "resume=old", "trainer.max_epochs=2")):
+        with pytest.raises(ValueError, match=said if fitted == "kept" else r"it holds no data\.fitted_state") as error:
+            use()
+        assert "PASSWORD" not in str(error.value)
+    assert {path: path.read_bytes() for path in table_run.rglob("*") if path.is_file()} == before
+
+
+def test_config_that_contains_itself_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: &a {x: *a}\n")
+    assert read_yaml(tmp_path / "config.yaml") == {}
+
+
+def test_job_of_an_experiment_that_is_a_sweep_is_resumed_as_a_run(stored_run: Path) -> None:
+    config = stored(stored_run)
+    config["choices"]["experiment"] = "line_scan"
+    (stored_run / "config.yaml").write_text(yaml.safe_dump(config))
+    options, _ = stored_choices([f"resume={stored_run}"])
+    assert "experiment=line_scan" in options
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("config", options, return_hydra_config=True).hydra.mode.name == "RUN"
 
 
 def test_data_of_predict_is_not_its_former_split(shell: Callable, table_run: Path) -> None:
