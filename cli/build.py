@@ -276,12 +276,13 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
 
     A published data set is read from the stored data root where that holds the whole of it, and nothing is downloaded,
     written or removed there: ``data.only_read`` says so to :func:`build`. Otherwise the data root is that of this
-    machine.
+    machine. From a directory of images only those of the run are read.
     """
 
     cfg = OmegaConf.create(checkpoint["config"])
     # Without its fitted state a data set is new, and any files of this machine would be taken for it.
-    if "fitted_state" in _parameters(_locate(cfg.data._target_)) and cfg.data.get("fitted_state") is None:
+    is_fitted = "fitted_state" in _parameters(_locate(cfg.data._target_))
+    if is_fitted and cfg.data.get("fitted_state") is None:
         raise ValueError("the checkpoint is damaged: it holds no data.fitted_state, which says what its data was")
     _clear_weights(cfg.model)
     if "teacher" in cfg.model and not OmegaConf.is_dict(cfg.model.teacher):
@@ -296,6 +297,8 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
             cfg.data.only_read = True
         else:
             cfg.data.root = data_root()
+    elif is_fitted and "root" in cfg.data:
+        cfg.data.only_read = True
     return cfg
 
 

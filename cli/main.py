@@ -71,7 +71,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     _prepare_process(alone=command != "train")
     sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
     try:
-        _refuse_hydra_settings()
+        _refuse_hydra_settings(command)
         if command == "train":
             try:
                 sys.argv[1:] = resolve_auto(sys.argv[1:])
@@ -262,19 +262,21 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
 
 
-def _refuse_hydra_settings() -> None:
+def _refuse_hydra_settings(command: str) -> None:
     """End the process for settings that :func:`check_hydra_settings` refuses."""
     try:
-        check_hydra_settings(sys.argv[1:])
+        check_hydra_settings(sys.argv[1:], command)
     except ValueError as error:
         exit_with_error(error, show_traceback=False)
 
 
-def check_hydra_settings(arguments: Sequence[str]) -> None:
+def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     """Raise ValueError for settings with which Hydra would write a file, or change the directory, before any check.
 
-    For a directory whose value is missing it would use one named None.
+    For a directory whose value is missing it would use one named None. A command other than train writes beside what
+    its run has: elsewhere it would replace what is of another run.
     """
+    directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
     for override in arguments:
         value = override.partition("=")[2]
         if override_key(override) == "hydra.output_subdir" and value != "null":
@@ -284,7 +286,9 @@ def check_hydra_settings(arguments: Sequence[str]) -> None:
             raise ValueError(f"{override} is refused: {message}")
         if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
             raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
-        if override_key(override) in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir") and "://" in value:
+        if override_key(override) in directories and command != "train":
+            raise ValueError(f"{override} is refused: {command} chooses its directory itself")
+        if override_key(override) in directories and "://" in value:
             raise ValueError(f"{override} is refused: it is not a directory on this machine")
 
 

@@ -76,8 +76,8 @@ def _check_newest(folder: Path, file: Path) -> None:
 
 
 def overwritten(folder: Path) -> list[str]:
-    """Return the names of what a training would overwrite in a directory."""
-    return [name for name in (*RUN_FILES, *RUN_DIRS) if os.path.lexists(folder / name)]
+    """Return the names of what a training would overwrite in a directory, or a command that asks the run later."""
+    return [name for name in (*RUN_FILES, *RUN_DIRS, *AFTER_EPOCH) if os.path.lexists(folder / name)]
 
 
 def _stored_overrides(file: Path | None) -> list[str]:

@@ -100,7 +100,7 @@ def _call(task: Callable[[DictConfig, Path], object], overrides: Sequence[str], 
         command = "train" if config_name == "config" else config_name
         check_surroundings(alone=True)
         arguments = rewrite_arguments(overrides, command)
-        check_hydra_settings(arguments)
+        check_hydra_settings(arguments, command)
         if is_sweep := [text for text in arguments if override_key(text) == "hydra.mode"]:
             raise ValueError(
                 f"{is_sweep[0]}: a sweep is for the command line, python train.py -m; here a loop makes one"

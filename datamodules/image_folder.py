@@ -19,6 +19,7 @@ from datamodules.images import ImageDataModule
 from datamodules.in_memory import check_fractions
 from datamodules.names import check_names
 from runs.format import pluralize, printable
+from runs.overrides import typed_setting
 
 log = logging.getLogger(__name__)
 
@@ -211,11 +212,13 @@ class ImageFolder(ImageDataModule):
                 f"resume: images in {self.root} ({', '.join(sorted(changed))}) were added, removed, renamed or "
                 "overwritten since the run began: restore them, or start a new run"
             )
+        self._check_known("test")
         super().load_state_dict(state)
 
     def _eval_dataloader(self, split: str, replicate: bool = False) -> BatchLoader | list[Batch]:
         if not self._is_new:  # else setup has checked it
             self._check_readable(split)
+        self._check_known(split)
         if split in self._changed:
             self._changed.remove(split)  # warn only once
             log.warning(
@@ -224,6 +227,17 @@ class ImageFolder(ImageDataModule):
                 self.root,
             )
         return super()._eval_dataloader(split, replicate)
+
+    def _check_known(self, split: str) -> None:
+        """Raise ValueError for images that are not those of the run, in a directory that a checkpoint alone names.
+
+        The checkpoint may come from anyone and name any directory of this machine, and pictures of a run show images.
+        """
+        if self.only_read and (self._permuted or split in self._changed):
+            raise ValueError(
+                f"the {split} images in {self.root} are not known to be those of the run: some were added, removed, "
+                f"renamed or overwritten since; {typed_setting('data.root', str(self.root))} reads them all the same"
+            )
 
     def _make_loader(self, part: int, indices: Tensor, batch_size: int | None, training: bool = False) -> BatchLoader:
         files, labels = self._parts[part]

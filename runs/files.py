@@ -155,9 +155,14 @@ def make_unique_dir(name: str, suffix: str = "-{}") -> list[Path]:
     """
     for number in itertools.count(1):
         path = Path(name if number == 1 else name + suffix.format(number))
-        parents = make_dirs(path.parent)
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
+        while True:
+            parents = make_dirs(path.parent)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                break
+            except FileNotFoundError:  # another process has removed the parent, which it had made
+                continue
             return [path, *parents]
     raise AssertionError
 

@@ -139,7 +139,10 @@ def change_test_images(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["renamed", "overwritten", "removed"])
-def test_changed_test_images_are_warned_about(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_test_images_are_read_where_their_directory_is_typed(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a checkpoint, which may come from anyone, would choose the directory whose images a picture shows."""
     make_images(Path("pictures"))
     run("run", *NOISY_RUN, "trainer.max_epochs=1")
     line = f"the test images in {Path('pictures').resolve()} are not those of the run: some were added, removed, "
@@ -148,9 +151,11 @@ def test_changed_test_images_are_warned_about(kind: str, caplog: pytest.LogCaptu
     predict_rows(Path("run"), split="test", limit=5)
     assert line not in caplog.text
     change_test_images(kind)
-    for command in (lambda: evaluate_run("run"), lambda: predict_rows(Path("run"), split="test", limit=5)):
+    for command in (evaluate_run, lambda run, **typed: predict_rows(run, split="test", limit=5, **typed)):
+        with pytest.raises(ValueError, match=r"are not known to be those of the run: .*; data\.root=.*/pictures reads"):
+            command(Path("run"))
         caplog.clear()
-        command()
+        command(Path("run"), data={"root": str(Path("pictures").resolve()), "path": None, "test_path": None})
         assert [record.getMessage() for record in caplog.records].count(line) == 1
 
 
@@ -162,7 +167,10 @@ def test_resume_refuses_changed_training_images() -> None:
     with pytest.raises(ValueError, match=r"^resume: images in .*pictures \(train\) were added, removed, renamed or"):
         run("run", "resume=run", "trainer.max_epochs=2")
     renamed.rename(test)
-    assert run("run", "resume=run", "trainer.max_epochs=2")["status"] == "finished"
+    change_test_images("overwritten")
+    with pytest.raises(ValueError, match=r"the test images in .*pictures are not known to be those of the run"):
+        run("run", "resume=run", "trainer.max_epochs=2")
+    assert run("run", "resume=run", "data.root=pictures", "trainer.max_epochs=2")["status"] == "finished"
 
 
 def test_directories_train_val_and_test_are_the_splits() -> None:

@@ -410,6 +410,29 @@ def test_sweep_refuses_two_jobs_in_one_directory(shell: Shell, tmp_path: Path) -
     assert json.loads((tmp_path / "s/same/result.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.parametrize("file", ["predictions/predictions.csv", "evaluations/test_last.json"])
+def test_directory_with_what_a_later_command_would_replace_is_refused(file: str, tmp_path: Path) -> None:
+    make_paths(tmp_path, f"contest/{file}")
+    with pytest.raises(ValueError, match=f"contest has {file.split('/')[0]} in it, which this run would overwrite"):
+        overwrite.check_unused(tmp_path / "contest", None)
+
+
+def test_unique_directory_outlives_the_removal_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes the parent, which it had made, when it is refused."""
+    mkdir, removed = Path.mkdir, []
+
+    def remove_parent_first(path: Path, *arguments: object, **options: object) -> None:
+        if path.name == "run" and not removed:
+            path.parent.rmdir()
+            removed.append(path.parent)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", remove_parent_first)
+    assert make_unique_dir(str(tmp_path / "a/run"))[0] == tmp_path / "a/run"
+    assert (tmp_path / "a/run").is_dir()
+    assert removed
+
+
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let this process be a job of the sweep in ``s``. Return its overrides."""

@@ -39,7 +39,7 @@ from cli.build import build, load_run, stored_config
 from cli.compose import compose, data_root
 from cli.errors import format_error, print_error
 from cli.job_dir import job_dir
-from cli.main import _refuse_hydra_settings
+from cli.main import _refuse_hydra_settings, check_hydra_settings
 from cli.output import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
 from cli.run_dir import RecordDirs, new_or_resumed_sweep_dir
@@ -1014,12 +1014,21 @@ def test_directory_named_like_a_missing_value_keeps_its_name(given: str, monkeyp
     assert (cfg.sweep, cfg.root) == ("./???", "./???")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
+@pytest.mark.parametrize("override", ["hydra.run.dir=b", "+hydra.sweep.dir=b", "hydra.sweep.subdir=b"])
+def test_only_a_training_takes_a_directory(override: str, command: str) -> None:
+    """The others would write into it as if it were that of their run."""
+    check_hydra_settings([override], "train")
+    with pytest.raises(ValueError, match=f"is refused: {command} chooses its directory itself"):
+        check_hydra_settings([override], command)
+
+
 @pytest.mark.parametrize("override", ["hydra.run.dir=???", "++hydra.sweep.dir='???'", 'hydra.run.dir="???"'])
 def test_missing_directory_of_a_run_is_refused(override: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Hydra would use a directory named None."""
     monkeypatch.setattr(sys, "argv", ["train.py", override])
     with pytest.raises(SystemExit):
-        _refuse_hydra_settings()
+        _refuse_hydra_settings("train")
     assert capsys.readouterr().err == f"error: {override} is refused: ??? is no value, and ./??? a directory\n"
 
 
@@ -1030,7 +1039,7 @@ def test_directory_of_a_run_that_is_a_url_is_refused(override: str, monkeypatch:
     """Hydra would make a directory named ``file:``."""
     monkeypatch.setattr(sys, "argv", ["train.py", override])
     with pytest.raises(SystemExit):
-        _refuse_hydra_settings()
+        _refuse_hydra_settings("train")
     assert capsys.readouterr().err == f"error: {override} is refused: it is not a directory on this machine\n"
 
 
