@@ -51,8 +51,6 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         overrides = parse_overrides(self.loader, self.params, arguments)
         jobs = [list(job) for job in itertools.product(*map(_expand, overrides.values()))]
-        if len(jobs) > 1:
-            check_cards(self.loader.load_sweep_config(self.config, jobs[0]), len(jobs))
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
@@ -63,7 +61,9 @@ class GridSweeper(Sweeper):
             for start in range(0, len(jobs), size):
                 batch = jobs[start : start + size]
                 for job in {tuple(job): job for job in batch}.values():  # a repeated job would take its config back
-                    self.loader.load_sweep_config(self.config, job)  # reports an error before the first job runs
+                    config = self.loader.load_sweep_config(self.config, job)  # an error comes before the first job runs
+                    if len(jobs) > 1:
+                        check_cards(config, len(jobs))
                 if not start:
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))
