@@ -41,6 +41,8 @@ class ProgressBar(LightningProgressBar):
         self._done_char, self._rest_char = "━─" if unicode else "#."
         self._next_refresh = 0.0
 
+    _cell: Any = None  # what shows the line below a cell of a notebook
+
     def enable(self) -> None:
         self._cell = _notebook_output()
         # Jobs of a sweep that run side by side would overwrite each other's line.
