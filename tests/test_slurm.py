@@ -67,8 +67,8 @@ done
 """
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 100) -> Any:
-    """Return the value of a condition as soon as it is true."""
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> Any:
+    """Return the value of a condition as soon as it is true. SLURM looks at time limits once or twice a minute."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end
