@@ -314,8 +314,8 @@ def test_debug_traceback_shows_the_traceback(shell) -> None:
 def test_output_subdir_of_hydra_is_refused(override: str, script: str, shell, tmp_path: Path) -> None:
     """Hydra would write its config.yaml over that of the run or of the user before anything is checked."""
     (tmp_path / "config.yaml").write_text("mine\n")
-    where = "hydra.run.dir=."
-    answer = shell(*([where] if script == "train.py" else ["run=.", where]), override, script=script)
+    where = "hydra.run.dir=." if script == "train.py" else "run=."
+    answer = shell(where, override, script=script)
     assert answer.returncode == 1
     assert answer.stderr == f"error: {override} is refused: a run writes its config.yaml itself\n"
     assert (tmp_path / "config.yaml").read_text() == "mine\n"
