@@ -57,6 +57,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         limit_threads(model, datamodule)
     if reason := refusal(config):  # the run is trained as asked
         log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
+    for logger in trainer.loggers:
+        if callable(begin := getattr(logger, "begin", None)):
+            begin()
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
     if is_multirun():
         link_last_sweep(Path(HydraConfig.get().sweep.dir))
@@ -79,6 +82,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         raise
     finally:
         result = summary.write_result(status)
+        summary.end_loggers(trainer)
     if is_rank_zero():
         result = report(cfg, config, result, summary, history)
     if errors := write_errors(trainer):
@@ -125,11 +129,13 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     has_bar = cfg.trainer.get("enable_progress_bar", bool(bars))
     for bar in bars[:-1] if has_bar else bars:  # one that was added takes the place of the one in conf/
         chosen.remove(bar)
+    chosen_loggers = [cfg.logger] if "_target_" in cfg.logger else [one for one in cfg.logger.values() if one]
+    loggers = [instantiate(one, save_dir=str(run_dir)) if is_rank_zero() else Silent() for one in chosen_loggers]
     trainer = instantiate(
         cfg.trainer,
         default_root_dir=str(run_dir),
         callbacks=[history, EpochMetrics(metrics), *chosen, summary, checkpoints, signals],
-        logger=bool(cfg.logger) and (instantiate(cfg.logger, save_dir=str(run_dir)) if is_rank_zero() else Silent()),
+        logger=loggers or bool(is_debug_run() and Silent()),
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
         enable_progress_bar=has_bar,

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import ListConfig
 
 from cli import CONF
 from cli.help import GROUPS
@@ -96,11 +97,19 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     typed = {override_key(text) for text in arguments}
     chosen = {group: choices.get(group) for group in GROUPS} | {"metrics": override_values(before).get("metrics")}
     # The run may come from anyone: only options that conf/ has are taken.
-    options = [f"{group}={name}" for group, name in chosen.items() if group not in typed and is_option(group, name)]
+    options = [f"{group}={name_option(name)}" for group, name in chosen.items() if group not in typed and is_option(group, name)]
     signs = {text.partition("=")[0].lstrip("+"): "+" for text in before if text.startswith("+")}
     return options, [signs.get(text.partition("=")[0], "") + text for text in arguments]
 
 
 def is_option(group: str, name: Any) -> bool:
-    """Return whether conf/ has this option of a group."""
-    return name in [file.stem for file in (CONF / group).glob("*.yaml")]
+    """Return whether conf/ has this option of a group, or each of several loggers."""
+    options = [file.stem for file in (CONF / group).glob("*.yaml")]
+    if group == "logger" and isinstance(name, list | ListConfig):
+        return bool(name) and all(one in options for one in name)
+    return name in options
+
+
+def name_option(name: Any) -> str:
+    """Return one or several options of a group as they are typed: ``csv``, or ``[csv,mlflow]``."""
+    return f"[{','.join(map(str, name))}]" if isinstance(name, list | ListConfig) else str(name)
