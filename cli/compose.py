@@ -83,5 +83,7 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
     shown = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if key not in in_name]
     # The name and the overrides may come from a checkpoint, and must not lead out of outputs/.
     parts = [part for part in str(name).split("/") if part.strip(" .")]
-    title = [re.sub(r"[^-\w .,=+()\[\]{}]", "_", part)[:120] for part in (*parts[:3], " ".join([*shown, f"seed={seed}"]))]
+    title = [
+        re.sub(r"[^-\w .,=+()\[\]{}]", "_", part)[:120] for part in (*parts[:3], " ".join([*shown, f"seed={seed}"]))
+    ]
     return "/".join(part.encode()[:240].decode(errors="ignore") for part in title)  # a file name has 255 bytes

@@ -80,7 +80,9 @@ def annotate_config(text: str, config_name: str, choices: dict[str, str | None])
         choices: option of each group.
     """
     comments = _comments(CONF / f"{config_name}.yaml", "")
-    chosen = ((group, CONF / group / f"{choices.get(group)}.yaml") for group in GROUPS)
+    chosen = [(group, CONF / group / f"{choices.get(group)}.yaml") for group in GROUPS]
+    if "logger" not in choices:  # there are several
+        chosen += [("logger", file) for file in (CONF / "logger").glob("*.yaml")]
     for group, file in chosen:
         if file.is_file():
             is_global = file.read_text(encoding="utf-8").startswith("# @package _global_")

@@ -97,7 +97,11 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     typed = {override_key(text) for text in arguments}
     chosen = {group: choices.get(group) for group in GROUPS} | {"metrics": override_values(before).get("metrics")}
     # The run may come from anyone: only options that conf/ has are taken.
-    options = [f"{group}={name_option(name)}" for group, name in chosen.items() if group not in typed and is_option(group, name)]
+    options = [
+        f"{group}={name_option(name)}"
+        for group, name in chosen.items()
+        if group not in typed and is_option(group, name)
+    ]
     signs = {text.partition("=")[0].lstrip("+"): "+" for text in before if text.startswith("+")}
     return options, [signs.get(text.partition("=")[0], "") + text for text in arguments]
 

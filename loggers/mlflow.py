@@ -24,6 +24,7 @@ from runs.format import printable
 log = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///outputs/mlflow.db"
+OMITTED = ("logger", "resume")  # of the settings: they say nothing about the run
 STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
 
 
@@ -56,7 +57,12 @@ class MLflow(Guarded, MLFlowLogger):
         stored = read_run_id(self._file)
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _stored_uri(stored) or DEFAULT_URI
         run_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
-        super().__init__(experiment_name, run_name, uri, save_dir=save_dir, run_id=run_id)
+        try:
+            super().__init__(experiment_name, run_name, uri, save_dir=save_dir, run_id=run_id)
+        except MlflowException as error:
+            raise ValueError(
+                f"logger.mlflow.tracking_uri={printable(uri)} cannot be used: {first_line(error)}"
+            ) from error
         self._known: set[str] = set()  # the metrics that were logged
 
     def begin(self) -> None:
@@ -67,6 +73,8 @@ class MLflow(Guarded, MLFlowLogger):
         """
         uri = str(self._tracking_uri)
         shown = printable(_without_password(uri))
+        for name in ("urllib3", "mlflow.store.db.utils"):  # they report each attempt
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             with _few_retries(), _one_at_a_time(uri):
                 self._find_or_begin(uri, shown)
@@ -79,7 +87,7 @@ class MLflow(Guarded, MLFlowLogger):
         if self._run_id:
             try:
                 if client.get_run(self._run_id).info.lifecycle_stage == "active":
-                    client.update_run(self._run_id, status="RUNNING")
+                    client.update_run(self._run_id, status="RUNNING", name=self._run_name)
                     _ = self.experiment
                     return
             except MlflowException as error:
@@ -119,7 +127,9 @@ class MLflow(Guarded, MLFlowLogger):
                 self.experiment.set_tag(self.run_id, name, value)
         # A parameter of MLflow never changes. What was changed on resume is a tag.
         known = self.experiment.get_run(str(self.run_id)).data.params
-        params = {name: str(value)[:250] for name, value in _flatten(config).items()}
+        params = {
+            name: str(value)[:250] for name, value in _flatten(config).items() if name.partition(".")[0] not in OMITTED
+        }
         super().log_hyperparams({name: value for name, value in params.items() if name not in known})
         for name in params.keys() & known.keys():
             if known[name] != params[name]:
@@ -138,7 +148,9 @@ class MLflow(Guarded, MLFlowLogger):
 
     def _log_end(self, result: dict[str, Any]) -> None:
         left = {name: value for name, value in result["metrics"].items() if value is not None}
-        self.log_metrics({name: value for name, value in left.items() if _metric_name(name) not in self._known}, result["steps"])
+        self.log_metrics(
+            {name: value for name, value in left.items() if _metric_name(name) not in self._known}, result["steps"]
+        )
         self.experiment.set_tag(self.run_id, "status", result["status"])
         self.experiment.log_dict(self.run_id, result, "result.json")
         self.experiment.set_terminated(self.run_id, STATUSES.get(result["status"], "FAILED"))
@@ -188,9 +200,10 @@ def _stored_uri(stored: list[str]) -> str | None:
             f"resume: this run is in MLflow at {printable(uri)[:200]}, an address that is not taken from a run: "
             "logger.mlflow.tracking_uri=… continues it there, logger=none continues without MLflow"
         )
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(
-        sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
-    ) as database:
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database,
+    ):
         if database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
             return uri
     return None

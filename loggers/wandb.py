@@ -42,6 +42,7 @@ class WandB(Guarded, WandbLogger):
         # What is printed belongs to train.log, and wandb would wrap the streams.
         settings = wandb.Settings(console="off", quiet=True)
         super().__init__(save_dir="outputs", id=run_id, mode=mode, settings=settings, **options)
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it
         self._is_online = mode in (None, "online")
 
     def begin(self) -> None:
