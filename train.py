@@ -5,7 +5,9 @@
 conf/ names the parts. Training procedures are in lit_models/, data in datamodules/.
 """
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli.build import build, build_metrics, load_weights
 from cli.compose import relevant_overrides
-from cli.job import is_debug_run, is_multirun, task_overrides
+from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
 from cli.process import limit_threads
 from cli.resume import merge_resume_config
@@ -49,6 +51,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if ckpt_path:
         cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
+    if is_range_test():
+        return scan_learning_rates(cfg, run_dir, datamodule, model)
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
     set_up_data(trainer, datamodule, model, ckpt_path)
@@ -142,6 +146,45 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     )
     check_group(trainer.global_rank, trainer.world_size)
     return Training(trainer, summary, history, signals)
+
+
+def scan_learning_rates(cfg: DictConfig, run_dir: Path, datamodule: Any, model: Any) -> dict[str, Any]:
+    """Draw the loss over a rising learning rate, and propose a rate. Nothing else is written."""
+    from hydra.utils import instantiate
+
+    from callbacks.lr_range_test import LRRangeTest
+    from plots.figure import to_pixels
+    from plots.range_test import range_test
+    from runs.files import write_png
+
+    if is_multirun():
+        raise ValueError("debug=lr proposes a rate for one run: leave out -m")
+    if not cfg.choices.optimizer or "lr" not in (cfg.optimizer or {}):
+        raise ValueError(f"debug=lr: {type(model).__name__} makes its own optimizers, or has none with optimizer.lr")
+    if getattr(model, "steps_per_batch", 1) > 1:  # each step has a rate of its own
+        model.steps_per_batch = 1
+    rates = LRRangeTest()
+    settings = {"max_epochs": 100, "max_steps": -1, "max_time": None, "limit_val_batches": 0, "profiler": None}
+    trainer = instantiate(
+        cfg.trainer, **settings, default_root_dir=str(run_dir), callbacks=[rates], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    set_up_data(trainer, datamodule, model, None)
+    if callable(check := getattr(model, "check_trainer", None)):
+        check(trainer)
+    with contextlib.suppress(FloatingPointError):  # of the last rate
+        trainer.fit(model, datamodule=datamodule)
+    suggested = rates.suggestion()
+    if is_rank_zero():
+        if rates.losses:
+            picture = run_dir / "pictures" / "learning_rate.png"
+            write_png(picture, to_pixels(range_test(rates.rates, rates.losses, suggested)))
+            log.info("the loss over the learning rate: %s", os.path.relpath(picture))
+        if suggested is None:
+            log.warning("debug=lr: the loss falls at no rate, so none is proposed")
+        else:
+            log.info("a rate to begin with, where the loss falls most steeply: optimizer.lr=%g", suggested)
+    return {"status": "finished", "metrics": {}, "suggested": suggested}
 
 
 def set_up_data(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:

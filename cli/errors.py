@@ -134,10 +134,10 @@ def _known_error(error: BaseException) -> str | None:
         target = os.readlink(error.filename)
         return f"{error.filename} is a link to {target}, which is not there: remove it, or name another directory"
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
-        key = several[1] or several[2]
-        value = next((word.partition("=")[2] for word in sys.argv if word.startswith(f"{key}=")), "")
-        both = f", {key}=[{value}] takes them all in one run" if key == "logger" else ""
-        return f"{key} is more than one value: -m makes a run with each of them{both}"
+        typed = several[1] or several[2]
+        key, _, value = typed.partition("=")
+        both = f", logger=[{value}] takes them all in one run" if key == "logger" else ""
+        return f"{typed} is more than one value: -m makes a run with each of them{both}"
     if missing := re.match(r"Missing mandatory value: ([\w.]+)", text):
         return f"{missing[1]} needs a value: {missing[1]}=… (--help describes the options that have such a setting)"
     if again := re.match(r"Multiple values for ([\w/]+)\. To override a value use 'override [^:]+: (.*)'", text):

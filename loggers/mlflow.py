@@ -155,7 +155,7 @@ class MLflow(Guarded, MLFlowLogger):
         self.experiment.log_dict(self.run_id, result, "result.json")
         self.experiment.set_terminated(self.run_id, STATUSES.get(result["status"], "FAILED"))
 
-    def finalize(self, status: str) -> None:
+    def finalize(self, status: str = "success") -> None:
         pass  # after the training, before the test; log_end() ends the run
 
 

@@ -40,7 +40,8 @@ class TensorBoard(TensorBoardLogger):
     """Writes event files, to a directory whose name describes the run, such as ``outputs/mnist_cnn/lr=0.1 seed=2``.
 
     TensorBoard shows that name. The file ``dashboard.txt`` in the run directory holds the path, and ``run.txt`` there
-    the way back. A run that is resumed with other settings gets the name of these. When the disk is full, no more events are written, and the training continues.
+    the way back. A run that is resumed with other settings gets their name. When the disk is full, no more events are
+    written, and the training continues.
 
     Args:
         save_dir: run directory.
@@ -162,9 +163,9 @@ class TensorBoard(TensorBoardLogger):
             for name, value in result["metrics"].items():
                 if value is not None and name not in self._logged:  # no curve, such as the weights of a line
                     writer.add_scalar(name, value, result["steps"])
-            assert writer.file_writer is not None  # until it is closed
+            file_writer: Any = writer.file_writer  # None once it is closed
             for row in (start, end):
-                writer.file_writer.add_summary(row)
+                file_writer.add_summary(row)
         finally:
             writer.close()
 

@@ -57,7 +57,7 @@ class WandB(Guarded, WandbLogger):
                 try:
                     self._wandb_init["resume"] = "must"
                     _ = self.experiment
-                except wandb.UsageError as error:
+                except wandb.errors.UsageError as error:
                     if "resume" not in str(error):
                         raise
                     log.warning("W&B has no run %s: another one begins", self._id)

@@ -230,8 +230,8 @@ def test_event_files_hold_curves_plots_graph_config_and_hparams(few_images: None
     assert point.value == pytest.approx(result["metrics"]["test/acc"])
     row = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
     assert row.session_start_info.hparams["optimizer.lr"].number_value == pytest.approx(0.01)
-    table = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/experiment"])
-    assert "test/acc" in {metric.name.tag for metric in table.experiment.metric_infos}
+    # TensorBoard would show the metrics of one such list for all runs; without any it shows those of each.
+    assert "_hparams_/experiment" not in events.PluginTagToContent("hparams")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000
 
 
