@@ -56,6 +56,8 @@ class MLflow(Guarded, MLFlowLogger):
         self._file, self.is_resumed = Path(save_dir, "mlflow.txt"), is_resumed(save_dir)
         stored = read_run_id(self._file)
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _stored_uri(stored) or DEFAULT_URI
+        if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
+            uri = f"sqlite:///{os.path.abspath(file)}"
         run_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
         try:
             super().__init__(experiment_name, run_name, uri, save_dir=save_dir, run_id=run_id)
