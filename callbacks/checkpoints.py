@@ -76,6 +76,7 @@ class Checkpoints(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         remove_leftovers(self.dirpath, self.last.name, self.best.name)
         remove_leftovers(self.dirpath.parent, *RUN_FILES)
+        remove_leftovers(self.dirpath.parent / "pictures", "*.png")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

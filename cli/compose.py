@@ -8,7 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cli import CONF, PROJECT, help, run_dir
+from cli import CONF, PROJECT, help, job_dir, run_dir
 from cli.job import resumed_choices
 from cli.resumed_run import is_option, stored_choices
 from runs.checkpoint import find_checkpoint
@@ -31,7 +31,7 @@ def register_resolvers() -> None:
         "run_name": lambda experiment, data, model: experiment or f"{model}_on_{data}",
         "run_title": run_title,
         "chosen_loggers": chosen_loggers,
-        "job_dir": run_dir.job_dir,
+        "job_dir": job_dir.job_dir,
         "run_dir_of": lambda run: str(find_checkpoint(run)[0]),
         "data_root": data_root,
         "steps_per_full_batch": lambda batch_size: 1000 if batch_size is None else 1,

@@ -45,7 +45,7 @@ def format_error(error: BaseException) -> str:
         error = inner
     explanations = (
         *(_interrupted, _missing_package, _missing_target, _unknown_option, _unknown_setting, _malformed_override),
-        _known_error,
+        *(_damaged_checkpoint, _known_error),
     )
     return next(filter(None, (explain(error) for explain in explanations)), None) or _message(error)
 
@@ -125,6 +125,17 @@ def _malformed_override(error: BaseException) -> str | None:
     override = getattr(error, "override", odd[0] if odd else "=")
     hint = _suggest_meaning(override) or _suggest_quotes(override)
     return f"{override!r} is not NAME=VALUE or GROUP=OPTION, which --help lists{hint}"
+
+
+def _damaged_checkpoint(error: BaseException) -> str | None:
+    """Return what a checkpoint lacks, where Lightning or torch fails at reading the state of its training."""
+    if not isinstance(error, (LookupError, TypeError, AttributeError)):
+        return None
+    from runs.internals import RESTORING
+
+    if not any(frame.name in RESTORING for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    return f"the checkpoint cannot be resumed: the state of its training is damaged ({type(error).__name__}: {error})"
 
 
 def _known_error(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""Ask Hydra about the running job: its overrides, and whether it belongs to a sweep."""
+"""Ask Hydra about the running job: its overrides, whether it belongs to a sweep, and whether an error ends it alone."""
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -27,3 +27,13 @@ def is_range_test() -> bool:
 def is_multirun() -> bool:
     """Return whether this run is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+class JobDirError(ValueError):
+    """A job of a sweep cannot have this directory, so nothing can be recorded there."""
+
+
+def is_recorded(error: BaseException) -> bool:
+    """Return whether an error ends one job of a sweep, not the sweep. The job's result.json then has the reason."""
+    ends_job = isinstance(error, Exception) and not isinstance(error, JobDirError)
+    return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128

@@ -20,12 +20,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cli import CONF, PROJECT, run_dir
+from cli import CONF, PROJECT, job_dir, overwrite, run_dir
 from cli.compose import data_root, register_resolvers
 from cli.errors import format_error, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
-from cli.job import is_multirun, resumed_choices
+from cli.job import JobDirError, is_multirun, is_recorded, resumed_choices
 from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
 from cli.process import ImportElsewhere, single_job_argv
@@ -187,9 +187,9 @@ def _run_job(
         prefix_log_lines(HydraConfig.get().job.num)
     try:
         if is_multirun():
-            run_dir.check_job_dir(output_dir)
+            job_dir.check_job_dir(output_dir)
         else:
-            run_dir.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
+            overwrite.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
         # A resumed run has them in its checkpoint.
         if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
             raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
@@ -198,15 +198,15 @@ def _run_job(
             return task(cfg, output_dir)
         return _train_job(task, cfg, output_dir)
     except BaseException as error:
-        if run_dir.is_recorded(error):
-            result = run_dir.record_failure(output_dir, format_error(error))
+        if is_recorded(error):
+            result = job_dir.record_failure(output_dir, format_error(error))
             if result["status"] == "pruned":
                 log.info(error)
             else:
                 print_error(error, show_traceback)
             return result
         run_dir.remove_empty_dirs()
-        resumable = is_multirun() and not isinstance(error, run_dir.JobDirError)
+        resumable = is_multirun() and not isinstance(error, JobDirError)
         exit_with_error(error, show_traceback, resume_command() if resumable else None)
 
 
@@ -217,9 +217,9 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
     check_overrides(cfg)
     with run_dir.lock_run_dir(output_dir, wait=is_multirun()):
         if not is_multirun():
-            run_dir.check_unused(output_dir, cfg.resume)
+            overwrite.check_unused(output_dir, cfg.resume)
             return task(cfg, output_dir)
-        if result := run_dir.load_result_or_resume(output_dir, cfg):
+        if result := job_dir.load_result_or_resume(output_dir, cfg):
             return result
         with single_job_argv(cfg.resume):
             return task(cfg, output_dir)

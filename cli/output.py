@@ -21,6 +21,7 @@ def prepare_output() -> None:
     """Escape characters that the encoding of the terminal lacks, and report logs that lose lines."""
     _open_closed_streams()
     _keep_warnings_of_libraries()
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # Lightning, on each machine of a cluster
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # ± becomes \xb1 where the terminal has ASCII only

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +87,13 @@ def unlink_other_names(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what a process that was killed in :func:`atomic_write` left of these files in a directory."""
+    """Remove what a process that was killed in :func:`atomic_write` left of these files in a directory.
+
+    A name may be a pattern.
+    """
     for name in names:
         for leftover in folder.glob(f".{name}.*.tmp"):
-            if is_leftover(leftover) and leftover.name.rsplit(".", 2)[0] == f".{name}":
+            if is_leftover(leftover) and fnmatchcase(leftover.name.rsplit(".", 2)[0], f".{name}"):
                 leftover.unlink(missing_ok=True)
 
 

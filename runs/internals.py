@@ -15,6 +15,9 @@ from torch import Tensor
 # with more epochs follows the schedule of its new length. OneCycleLR has no public name for its phases.
 SCHEDULE_LENGTH_KEYS = ("total_steps", "T_max", "_schedule_phases")
 
+# The functions of Lightning that read a checkpoint's loops, optimizers, schedulers and callbacks.
+RESTORING = ("restore_training_state", "restore_callbacks")
+
 
 class QuickHooks(pl.LightningModule):
     """Makes one assignment of Lightning's fast: the name of the running hook, some twenty times a step.
@@ -137,6 +140,14 @@ def step_results(trainer: pl.Trainer) -> dict[str, Tensor]:
     results = trainer._results.values() if trainer._results else ()
     logged = {one.meta.name: one._forward_cache for one in results if one.meta.on_step and not one.meta.on_epoch}
     return {name: value for name, value in logged.items() if isinstance(value, Tensor) and value.numel() == 1}
+
+
+def fit_loop_state() -> dict[str, Any]:
+    """Return the state of a training that has not begun, as Lightning writes it into a checkpoint."""
+    from lightning.pytorch.loops.fit_loop import _FitLoop
+
+    trainer: Any = None
+    return _FitLoop(trainer).state_dict()
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:

@@ -32,6 +32,8 @@ ELSEWHERE = re.compile(r"://|::|(^|/)\.\.(/|$)")  # in a path: a URL, as fsspec 
 
 def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
     """Raise ValueError for a training state that neither Lightning nor this project wrote."""
+    from runs.internals import fit_loop_state  # which imports torch
+
     version = checkpoint.get("pytorch-lightning_version")
     if not (isinstance(version, str) and re.match(r"[2-9]\.\d", version)):
         shown = repr(version)[:80]
@@ -41,11 +43,10 @@ def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
         parts = state.values() if isinstance(state, dict) else state
         if not (isinstance(state, kind) and all(isinstance(part, dict) for part in parts or ())):
             raise ValueError(f"{file} cannot be resumed: its {name} are not what Lightning writes")
-    epochs: Any = checkpoint["loops"]
-    for name in ("fit_loop", "epoch_progress", "current", "processed"):
-        epochs = epochs.get(name) if isinstance(epochs, dict) else None
-    if not isinstance(epochs, int) or not isinstance(checkpoint.get("global_step"), int):
-        raise ValueError(f"{file} cannot be resumed: it does not hold the number of epochs and steps")
+    if not isinstance(checkpoint.get("global_step"), int):
+        raise ValueError(f"{file} cannot be resumed: it does not hold the number of steps")
+    if damaged := _damaged_key(checkpoint["loops"].get("fit_loop"), fit_loop_state(), "fit_loop"):
+        raise ValueError(f"{file} cannot be resumed: {damaged} is not what Lightning writes")
     for callback, stored in checkpoint["callbacks"].items():
         forms = CALLBACKS.get(callback, {})
         for name, value in stored.items():
@@ -59,11 +60,27 @@ def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
             )
     if not _has_form(checkpoint.get("epoch_sums", {}), NUMBERS):
         raise ValueError(f"{file} cannot be resumed: its epoch_sums are no numbers")
+    if not all(isinstance(state.get("last_epoch"), int) for state in checkpoint["lr_schedulers"]):
+        raise ValueError(f"{file} cannot be resumed: its lr_schedulers hold no last_epoch")
     for state in checkpoint["optimizer_states"]:
-        groups = state.get("param_groups", [])
+        if not isinstance(state.get("state"), dict):
+            raise ValueError(f"{file} cannot be resumed: its optimizer_states hold no state of torch's")
+        groups = state.get("param_groups")
         # Loggers get the learning rates. That of TensorBoard makes directories named by the keys of a dict.
         if not _has_form(groups, [dict]) or any(_holds_dict([*group.values()]) for group in groups):
             raise ValueError(f"{file} cannot be resumed: its optimizer_states hold no param_groups of torch")
+
+
+def _damaged_key(state: Any, fresh: dict[str, Any], key: str) -> str | None:
+    """Return the first key of a loop's state that is missing or of another class than in that of a fresh training."""
+    if not isinstance(state, dict):
+        return key
+    for name, value in fresh.items():
+        inner = f"{key}.{name}"
+        damaged = _damaged_key(state.get(name), value, inner) if isinstance(value, dict) else None
+        if damaged or not isinstance(state.get(name), type(value)):
+            return damaged or inner
+    return None
 
 
 def _has_form(value: Any, form: Any) -> bool:

@@ -73,6 +73,15 @@ def test_fit_loop_has_the_attributes_to_start_the_next_epoch(trainer: pl.Trainer
     )
 
 
+def test_state_of_a_fresh_fit_loop_needs_no_trainer(trainer: pl.Trainer) -> None:
+    assert internals.fit_loop_state() == trainer.fit_loop.state_dict(), missing_message("Lightning", "_FitLoop(None)")
+
+
+def test_functions_that_restore_a_training_exist(trainer: pl.Trainer) -> None:
+    for name in internals.RESTORING:
+        assert hasattr(trainer._checkpoint_connector, name), missing_message("Lightning", f"CheckpointConnector.{name}")
+
+
 def test_reopen_epoch_lowers_the_processed_count(trainer: pl.Trainer) -> None:
     progress = trainer.fit_loop.state_dict().get("epoch_progress", {})
     counters = {"ready", "started", "processed", "completed"}

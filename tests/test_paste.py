@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 
 from callbacks.signal_handler import Interrupted
-from cli import run_dir
+from cli import overwrite
 from cli.errors import format_error
 from cli.examples import find_files
 from cli.paths import quote_paths
@@ -94,7 +94,7 @@ def test_printed_hints_with_names_of_the_user_can_be_pasted(
     assert command and paste(command) == {"resume": str(tmp_path / name / "run")}
 
     with pytest.raises(ValueError, match="resumes a run") as refused:
-        run_dir.check_unused(folder.parent, None)
+        overwrite.check_unused(folder.parent, None)
     hint = str(refused.value).partition("another directory, ")[2].removesuffix(" resumes a run")
     assert paste(hint) == {"resume": str(folder.parent)}
 

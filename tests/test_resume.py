@@ -30,9 +30,9 @@ from callbacks.signal_handler import Interrupted
 from cli.build import load_run, model_class
 from cli.compose import compose
 from cli.exit_codes import exit_with_error
+from cli.overwrite import check_unused
 from cli.process import seed_and_set_threads
 from cli.resume import merge_resume_config
-from cli.run_dir import check_unused
 from runs.checkpoint import load_checkpoint
 from runs.monitor import possible_metrics
 from tests.conftest import DATA_ROOT, PROJECT
@@ -482,10 +482,12 @@ def test_event_files_on_a_full_disk_warn_once(
 
 def test_leftovers_of_a_killed_save_are_removed(tiny_images: None) -> None:
     run("run", *RUN, "trainer.max_epochs=1", "logger=none")
-    leftover = Path("run/checkpoints/.last.ckpt.123.tmp")
-    leftover.write_bytes(b"half")
+    leftovers = [Path("run/checkpoints/.last.ckpt.123.tmp"), Path("run/pictures/.mistakes.png.123.tmp")]
+    for leftover in leftovers:
+        leftover.parent.mkdir(exist_ok=True)
+        leftover.write_bytes(b"half")
     run("run", "resume=run", "trainer.max_epochs=2", "logger=none")
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 @pytest.mark.real

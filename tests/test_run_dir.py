@@ -17,7 +17,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from cli import run_dir
+from cli import job_dir, overwrite, run_dir
+from cli.job import JobDirError
 from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
 from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run
 from runs.files import is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
@@ -176,7 +177,7 @@ def test_resume_overwrites_no_directory_of_anything_else(
     own = {"model": {"_target_": "lit_models.Classifier", "weights": "DEFAULT"}, "optimizer": {"lr": 0.1}, "seed": 1}
     own |= {"data": {"_target_": "datamodules.Blobs", "path": "a"}, "scheduler": None, "trainer": {"max_epochs": 1}}
     own |= {"choices": {"overrides": []}}
-    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": own})
+    monkeypatch.setattr(overwrite, "load_checkpoint", lambda file: {"config": own})
     (folder := tmp_path / "r/checkpoints").mkdir(parents=True)
     for name in ("last.ckpt", "mine.ckpt"):
         zipfile.ZipFile(folder / name, "w").close()
@@ -184,12 +185,12 @@ def test_resume_overwrites_no_directory_of_anything_else(
         text = config if isinstance(config, str) or config is None else yaml.safe_dump(own | config)
         (tmp_path / "r/config.yaml").write_text(text or "")
     with pytest.raises(ValueError, match=r"checkpoints in it, which this run would overwrite: hydra.run.dir=… names"):
-        run_dir.check_unused(tmp_path / "r", given)
+        overwrite.check_unused(tmp_path / "r", given)
     # A resumed run may have other limits, and data elsewhere. Weights in a file are read by a new run only.
     changed = {"trainer": {"max_epochs": 2}, "data": {"_target_": "datamodules.Blobs", "path": "b"}}
     changed["model"] = {"_target_": "lit_models.Classifier", "weights": None}
     (tmp_path / "r/config.yaml").write_text(yaml.safe_dump(own | changed))
-    run_dir.check_unused(tmp_path / "r", given)
+    overwrite.check_unused(tmp_path / "r", given)
 
 
 @pytest.mark.slow
@@ -282,17 +283,15 @@ def test_only_a_run_of_this_command_that_ended_before_its_first_epoch_may_begin_
             (tmp_path / folder / name).write_text(text)
     before = tree(tmp_path)
     if early:
-        run_dir.check_unused(tmp_path / "r", None)
-        run_dir.check_job_dir(tmp_path / "s/job")
+        overwrite.check_unused(tmp_path / "r", None)
+        job_dir.check_job_dir(tmp_path / "s/job")
         (tmp_path / "r/train.log").unlink(missing_ok=True)
         (tmp_path / "r/train.log").symlink_to("/dev/null")
     with pytest.raises(ValueError, match="which this run would overwrite"):
-        run_dir.check_unused(tmp_path / "r", None)
+        overwrite.check_unused(tmp_path / "r", None)
     if not early and "finished" not in files.get("result.json", ""):  # a job that is done is not run again
-        with pytest.raises(
-            run_dir.JobDirError, match=r"hydra\.sweep\.subdir must name a directory for each job|train\.log"
-        ):
-            run_dir.check_job_dir(tmp_path / "s/job")
+        with pytest.raises(JobDirError, match=r"hydra\.sweep\.subdir must name a directory for each job|train\.log"):
+            job_dir.check_job_dir(tmp_path / "s/job")
     if not early:
         assert tree(tmp_path) == before
 
@@ -304,26 +303,28 @@ def test_resumed_run_that_ended_before_its_first_epoch_may_begin_anew(
     """Its overrides are those of the checkpoint, with those of the command on top."""
     job[:] = ["resume=a", "optimizer.lr=0.1"]
     stored = {"choices": {"overrides": ["model=mlp", "optimizer.lr=0.5"]}}
-    monkeypatch.setattr(run_dir, "find_checkpoint", lambda run: (tmp_path / "a", tmp_path / "a/checkpoints/last.ckpt"))
-    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": stored})
+    monkeypatch.setattr(
+        overwrite, "find_checkpoint", lambda run: (tmp_path / "a", tmp_path / "a/checkpoints/last.ckpt")
+    )
+    monkeypatch.setattr(overwrite, "load_checkpoint", lambda file: {"config": stored})
     config = CONFIG | {"choices": {"overrides": ["model=mlp", f"optimizer.lr={lr}"]}, "resume": resume}
     (folder := tmp_path / "r").mkdir()
     (folder / "config.yaml").write_text(as_yaml(config))
     with contextlib.nullcontext() if early else pytest.raises(ValueError, match="which this run would overwrite"):
-        run_dir.check_unused(folder, "a")
+        overwrite.check_unused(folder, "a")
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "export"])
 def test_log_of_the_user_gets_no_lines(name: str, tmp_path: Path) -> None:
     file = tmp_path / f"{name}.log"
-    run_dir.check_log(file)
+    overwrite.check_log(file)
     for text in ("", LOG):
         file.write_text(text)
-        run_dir.check_log(file)
+        overwrite.check_log(file)
     for text in ("mine\n", "epoch 1\n" + LOG, "2026-11-26 04:50:19 INFO mine\n", "\n"):
         file.write_text(text)
         with pytest.raises(ValueError, match=rf"{name}\.log is not the log of a run"):
-            run_dir.check_log(file)
+            overwrite.check_log(file)
 
 
 @pytest.mark.slow
@@ -365,30 +366,30 @@ def test_checkpoint_of_another_run_is_not_resumed_in_its_place(
     """It was copied into the directory of a run on other data, or of a run with the same settings."""
     own = CONFIG | {"data": {"path": "a.csv", "val_size": 0.1, "columns": ["a"], "fitted_state": {"md5": "a"}}}
     checkpoint = {"config": own, "callbacks": {"MetricsHistory": {"rows": ROWS}}}
-    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: checkpoint)
+    monkeypatch.setattr(overwrite, "load_checkpoint", lambda file: checkpoint)
     (folder := tmp_path / "r/checkpoints").mkdir(parents=True)
     zipfile.ZipFile(folder / "b.ckpt", "w").close()
     (tmp_path / "r/config.yaml").write_text(as_yaml(own | {"data": own["data"] | {"path": "b.csv"} | data}))
     if rows is not None:
         (tmp_path / "r/metrics.csv").write_text(rows)
     if same and not data:
-        run_dir.check_unused(tmp_path / "r", str(folder / "b.ckpt"))
+        overwrite.check_unused(tmp_path / "r", str(folder / "b.ckpt"))
     else:
         with pytest.raises(ValueError, match="which this run would overwrite"):
-            run_dir.check_unused(tmp_path / "r", str(folder / "b.ckpt"))
+            overwrite.check_unused(tmp_path / "r", str(folder / "b.ckpt"))
 
 
 def test_log_that_is_a_link_to_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.log").symlink_to("/dev/null")
     with pytest.raises(ValueError, match=r"train\.log is refused: it is a link to /dev/null"):
-        run_dir.check_unused(tmp_path, None)
+        overwrite.check_unused(tmp_path, None)
 
 
 def test_config_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "metrics.csv")
     with pytest.raises(ValueError, match="which this run would overwrite"):
-        run_dir.check_unused(tmp_path, None)
+        overwrite.check_unused(tmp_path, None)
 
 
 def test_sweep_refuses_a_directory_with_files_of_a_sweep(shell: Shell, tmp_path: Path) -> None:
@@ -413,8 +414,9 @@ def test_sweep_refuses_two_jobs_in_one_directory(shell: Shell, tmp_path: Path) -
 def job(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let this process be a job of the sweep in ``s``. Return its overrides."""
     overrides = ["model=mlp", "seed=1"]
-    monkeypatch.setattr(run_dir, "task_overrides", lambda: overrides)
-    monkeypatch.setattr(run_dir, "is_multirun", lambda: True)
+    for module in (job_dir, overwrite):
+        monkeypatch.setattr(module, "task_overrides", lambda: overrides)
+    monkeypatch.setattr("cli.job.is_multirun", lambda: True)
     cfg = SimpleNamespace(sweep=SimpleNamespace(dir="s"), job=SimpleNamespace(name="train"))
     monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: cfg)
     return overrides
@@ -441,38 +443,38 @@ def test_job_refuses_a_directory_with_other_files(files: dict[str, str], job: li
         make_paths(tmp_path, f"s/job/{name}")
         (tmp_path / "s/job" / name).write_text(text)
     before = tree(tmp_path)
-    for use in (run_dir.check_job_dir, lambda folder: run_dir.load_result_or_resume(folder, OmegaConf.create())):
-        with pytest.raises(run_dir.JobDirError, match=r"hydra\.sweep\.subdir must name a directory for each job"):
+    for use in (job_dir.check_job_dir, lambda folder: job_dir.load_result_or_resume(folder, OmegaConf.create())):
+        with pytest.raises(JobDirError, match=r"hydra\.sweep\.subdir must name a directory for each job"):
             use(tmp_path / "s/job")
     if "result.json" in files:
-        assert run_dir.record_failure(tmp_path / "s/job", "why")["reason"] == "why"
+        assert job_dir.record_failure(tmp_path / "s/job", "why")["reason"] == "why"
     assert tree(tmp_path) == before
 
 
 def test_job_uses_its_own_directory(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_paths(tmp_path, "s/job/notes", "s/job/.lock")
     (tmp_path / "s/job/train.log").write_text(LOG)
-    run_dir.check_job_dir(tmp_path / "s/job")
+    job_dir.check_job_dir(tmp_path / "s/job")
     make_paths(tmp_path, "s/job/config.yaml", "s/job/checkpoints/last.ckpt")
     (tmp_path / "s/job/metrics.csv").write_text("epoch,step,seconds\n1,5,0.1\n")
     (tmp_path / "s/job/config.yaml").write_text(as_yaml(CONFIG))  # of a killed run
-    monkeypatch.setattr(run_dir, "load_checkpoint", lambda file: {"config": CONFIG})
-    assert run_dir.load_result_or_resume(tmp_path / "s/job", cfg := OmegaConf.create()) is None
+    monkeypatch.setattr(overwrite, "load_checkpoint", lambda file: {"config": CONFIG})
+    assert job_dir.load_result_or_resume(tmp_path / "s/job", cfg := OmegaConf.create()) is None
     assert cfg.resume == str(tmp_path / "s/job")
-    run_dir.record_failure(tmp_path / "s/job", "why")
+    job_dir.record_failure(tmp_path / "s/job", "why")
     result = read_result(tmp_path / "s/job")
     assert (result["overrides"], result["status"], result["reason"]) == (job, "failed", "why")
-    run_dir.check_job_dir(tmp_path / "s/job")
+    job_dir.check_job_dir(tmp_path / "s/job")
 
 
 def test_directory_named_by_the_settings_is_used_whatever_was_typed(job: list[str], tmp_path: Path) -> None:
-    name = run_dir.job_dir("s", 0, _root_=OmegaConf.create({"seed": 1}))
+    name = job_dir.job_dir("s", 0, _root_=OmegaConf.create({"seed": 1}))
     result = {"overrides": ["seed=1"], "metrics": {}, "status": "finished"}
     write_result(Path("s", name), result)
     write_result(Path("s/5-0123abcd"), result)  # such a name alone does not make it the directory of this job
-    assert run_dir.load_result_or_resume(tmp_path / "s" / name, OmegaConf.create())["status"] == "finished"
-    with pytest.raises(run_dir.JobDirError, match=r"has the result of another job, python train\.py seed=1: "):
-        run_dir.check_job_dir(tmp_path / "s/5-0123abcd")
+    assert job_dir.load_result_or_resume(tmp_path / "s" / name, OmegaConf.create())["status"] == "finished"
+    with pytest.raises(JobDirError, match=r"has the result of another job, python train\.py seed=1: "):
+        job_dir.check_job_dir(tmp_path / "s/5-0123abcd")
 
 
 @pytest.mark.parametrize("file", ["result.json", "config.yaml"])
@@ -483,8 +485,8 @@ def test_stored_command_of_another_job_is_checked(file: str, job: list[str], tmp
         write_result(tmp_path / "s/job", {"overrides": overrides, "metrics": {}, "status": "finished"})
     else:
         (tmp_path / "s/job/config.yaml").write_text(f"choices: {{overrides: {overrides}}}")
-    with pytest.raises(run_dir.JobDirError, match=r"of another job, its command is not shown: .* could run anything: "):
-        run_dir.check_job_dir(tmp_path / "s/job")
+    with pytest.raises(JobDirError, match=r"of another job, its command is not shown: .* could run anything: "):
+        job_dir.check_job_dir(tmp_path / "s/job")
 
 
 def test_typed_command_of_a_failed_job_is_kept(job: list[str], tmp_path: Path) -> None:
@@ -492,7 +494,7 @@ def test_typed_command_of_a_failed_job_is_kept(job: list[str], tmp_path: Path) -
     job += ["+callbacks.mine._target_=mine.Mine"]
     write_result(tmp_path / "s/job", {"overrides": job, "metrics": {"val/acc": 0.5}, "status": "failed"})
     assert read_result(tmp_path / "s/job")["command"].startswith("its command is not shown")
-    run_dir.record_failure(tmp_path / "s/job", "why")
+    job_dir.record_failure(tmp_path / "s/job", "why")
     result = json.loads((tmp_path / "s/job/result.json").read_text())
     assert result["command"] == "python train.py model=mlp seed=1 +callbacks.mine._target_=mine.Mine"
     assert (result["metrics"], result["reason"]) == ({"val/acc": 0.5}, "why")
@@ -502,15 +504,15 @@ def test_typed_command_of_a_failed_job_is_kept(job: list[str], tmp_path: Path) -
 def test_job_outside_of_its_sweep_is_refused(name: str, job: list[str], tmp_path: Path) -> None:
     make_paths(tmp_path, "s/a/b/", "home/")
     (tmp_path / "s/link").symlink_to("../home")
-    with pytest.raises(run_dir.JobDirError, match="does not lie directly in s, the directory of the sweep"):
-        run_dir.check_job_dir(Path("s", name))
+    with pytest.raises(JobDirError, match="does not lie directly in s, the directory of the sweep"):
+        job_dir.check_job_dir(Path("s", name))
 
 
 def test_link_out_of_a_job_is_refused(job: list[str], tmp_path: Path) -> None:
     make_paths(tmp_path, "s/job/", "home")
     (tmp_path / "s/job/train.log").symlink_to("../../home")
-    with pytest.raises(run_dir.JobDirError, match="is refused: it is a link to"):
-        run_dir.check_job_dir(tmp_path / "s/job")
+    with pytest.raises(JobDirError, match="is refused: it is a link to"):
+        job_dir.check_job_dir(tmp_path / "s/job")
 
 
 @pytest.mark.slow

@@ -38,10 +38,11 @@ from callbacks.run_summary import RunSummary
 from cli.build import build, load_run, stored_config
 from cli.compose import compose, data_root
 from cli.errors import format_error, print_error
+from cli.job_dir import job_dir
 from cli.main import _refuse_hydra_settings
 from cli.output import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
-from cli.run_dir import RecordDirs, job_dir, new_or_resumed_sweep_dir
+from cli.run_dir import RecordDirs, new_or_resumed_sweep_dir
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
@@ -259,9 +260,19 @@ def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], va
         (("loops",), None, "its loops are not what Lightning writes"),
         (("optimizer_states",), [5], "its optimizer_states are not what Lightning writes"),
         (("lr_schedulers",), 5, "its lr_schedulers are not what Lightning writes"),
-        (("loops", "fit_loop"), {}, "it does not hold the number of epochs and steps"),
-        (("loops", "fit_loop", "epoch_progress"), {"current": 5}, "it does not hold the number of epochs and steps"),
-        (("global_step",), "x", "it does not hold the number of epochs and steps"),
+        (("loops",), {}, "fit_loop is not what Lightning writes"),
+        (("loops", "fit_loop"), {}, "fit_loop.state_dict is not what Lightning writes"),
+        (
+            ("loops", "fit_loop", "epoch_progress"),
+            {"current": 5},
+            "fit_loop.epoch_progress.total is not what Lightning",
+        ),
+        (("loops", "fit_loop", "epoch_loop.batch_progress"), {}, "fit_loop.epoch_loop.batch_progress.total is not"),
+        (("loops", "fit_loop", "epoch_loop.state_dict"), {}, "fit_loop.epoch_loop.state_dict._batches_that_stepped is"),
+        (("loops", "fit_loop", "epoch_progress", "total", "ready"), "5", "fit_loop.epoch_progress.total.ready is not"),
+        (("global_step",), "x", "it does not hold the number of steps"),
+        (("optimizer_states", 0), {}, "its optimizer_states hold no state of torch's"),
+        (("lr_schedulers",), [{}], "its lr_schedulers hold no last_epoch"),
         (("callbacks", "MetricsHistory", "validation"), {"x": {"../y": 1.0}}, "validation of MetricsHistory is not"),
         (("callbacks", "MetricsHistory", "logged"), {"x": "y"}, "logged of MetricsHistory is not what that writes"),
         (("callbacks", "MetricsHistory", "sums"), {5: 1.0}, "sums of MetricsHistory is not what that writes"),
@@ -297,6 +308,21 @@ def test_damaged_state_of_a_training_is_refused(
     edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), *key_path, value=value)
     with pytest.raises(ValueError, match=f"last.ckpt cannot be resumed: {message}"):
         resume_config("trainer.max_epochs=2")
+
+
+def test_what_lightning_misses_in_a_checkpoint_is_one_line() -> None:
+    (run_dir := Path("damaged")).mkdir()
+    train.train(compose(*TINY, "callbacks=early_stopping", "trainer.max_epochs=1", "logger=none"), run_dir)
+    callbacks = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    stopping = next(name for name in callbacks if "EarlyStopping" in name)
+    edit_checkpoint(run_dir / "checkpoints/last.ckpt", "callbacks", stopping, value={"stopped_epoch": 0})
+    result = (run_dir / "result.json").read_bytes()
+    with pytest.raises(KeyError) as caught:
+        train.train(compose("resume=damaged", "trainer.max_epochs=2"), run_dir)
+    assert format_error(caught.value).startswith(
+        "the checkpoint cannot be resumed: the state of its training is damaged ("
+    )
+    assert (run_dir / "result.json").read_bytes() == result
 
 
 class HidesContents:

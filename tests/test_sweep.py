@@ -27,7 +27,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 import datamodules
 from callbacks.metrics_history import MetricsHistory
 from callbacks.pruning import OptunaPruning, Pruned
-from cli import process, run_dir
+from cli import job_dir, process
 from cli.errors import format_error
 from cli.exit_codes import resume_command
 from hydra_plugins.optuna_sweeper import OptunaSweeper
@@ -359,10 +359,10 @@ def test_failure_that_cannot_be_recorded_does_not_end_the_sweep(monkeypatch) -> 
     def raise_no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_dir, "write_result", raise_no_space)
-    assert run_dir.record_failure(Path(), "no space")["reason"] == "no space"
+    monkeypatch.setattr(job_dir, "write_result", raise_no_space)
+    assert job_dir.record_failure(Path(), "no space")["reason"] == "no space"
     Path("result.json").write_text("torn", encoding="utf-8")
-    assert run_dir.record_failure(Path(), "no space")["status"] == "failed"
+    assert job_dir.record_failure(Path(), "no space")["status"] == "failed"
 
 
 # --- real processes ----------------------------------------------------------------------------------------------
