@@ -57,8 +57,9 @@ class Guarded(Logger):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error. Those of services go on with a request or a stack."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """Return the first line of an error that says something. Those of services go on with a request or a stack."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])[:300]  # SQLAlchemy
 
 
 def read_run_id(file: Path) -> list[str]:

@@ -16,6 +16,7 @@ from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
 from loggers.guarded import Guarded, first_line, is_resumed, read_run_id, write_run_id
@@ -23,6 +24,7 @@ from runs.format import printable
 
 log = logging.getLogger(__name__)
 
+MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # the name of the environment variable
 DEFAULT_URI = "sqlite:///outputs/mlflow.db"
 OMITTED = ("logger", "resume")  # of the settings: they say nothing about the run
 STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
@@ -55,17 +57,15 @@ class MLflow(Guarded, MLFlowLogger):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._file, self.is_resumed = Path(save_dir, "mlflow.txt"), is_resumed(save_dir)
         stored = read_run_id(self._file)
-        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _stored_uri(stored) or DEFAULT_URI
+        uri = tracking_uri or os.environ.get(MLFLOW_TRACKING_URI) or _stored_uri(stored) or DEFAULT_URI
         if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
             uri = f"sqlite:///{os.path.abspath(file)}"
-        run_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
-        try:
-            super().__init__(experiment_name, run_name, uri, save_dir=save_dir, run_id=run_id)
-        except MlflowException as error:
-            raise ValueError(
-                f"logger.mlflow.tracking_uri={printable(uri)} cannot be used: {first_line(error)}"
-            ) from error
+        self._stored_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
+        self._uri, self._names = uri, (experiment_name, run_name)
         self._known: set[str] = set()  # the metrics that were logged
+        # The constructor of MLFlowLogger would make the database. begin() calls it.
+
+    save_dir = None  # Lightning writes no files for this logger
 
     def begin(self) -> None:
         """Begin the run in MLflow, or find the one to continue.
@@ -73,45 +73,51 @@ class MLflow(Guarded, MLFlowLogger):
         Raises:
             ValueError: MLflow cannot be used at this address.
         """
-        uri = str(self._tracking_uri)
-        shown = printable(_without_password(uri))
+        shown = printable(_without_password(self._uri))
         for name in ("urllib3", "mlflow.store.db.utils"):  # they report each attempt
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
-            with _few_retries(), _one_at_a_time(uri):
-                self._find_or_begin(uri, shown)
+            with _few_retries(), _one_at_a_time(self._uri):
+                client = MlflowClient(self._uri)
+                run_id = self._find_run(client, shown) or self._create_run(client)
+                super().__init__(*self._names, self._uri, save_dir=str(self._file.parent), run_id=run_id)
+                with _kept_environment():
+                    _ = self.experiment
         except Exception as error:
             raise ValueError(f"logger.mlflow.tracking_uri={shown} cannot be used: {first_line(error)}") from error
-        write_run_id(self._file, str(self.run_id), _without_password(uri))
+        write_run_id(self._file, run_id, _without_password(self._uri))
 
-    def _find_or_begin(self, uri: str, shown: str) -> None:
-        client = self._mlflow_client
-        if self._run_id:
-            try:
-                if client.get_run(self._run_id).info.lifecycle_stage == "active":
-                    client.update_run(self._run_id, status="RUNNING", name=self._run_name)
-                    _ = self.experiment
-                    return
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-            log.warning("%s has no MLflow run %s: another one begins", shown, self._run_id)
-            self._run_id = None
-        elif self.is_resumed:
-            log.info("%s does not name an MLflow run to continue: one begins in %s", self._file, shown)
-        found = client.get_experiment_by_name(self._experiment_name)
+    def _find_run(self, client: MlflowClient, shown: str) -> str | None:
+        """Return the id of the run to continue, or None where there is none."""
+        if not self._stored_id:
+            if self.is_resumed:
+                log.info("%s does not name an MLflow run to continue: one begins in %s", self._file, shown)
+            return None
+        try:
+            if client.get_run(self._stored_id).info.lifecycle_stage == "active":
+                client.update_run(self._stored_id, status="RUNNING", name=self._names[1])
+                return self._stored_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        log.warning("%s has no MLflow run %s: another one begins", shown, self._stored_id)
+        return None
+
+    def _create_run(self, client: MlflowClient) -> str:
+        experiment, run_name = self._names
+        found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
-            raise ValueError(f"its experiment {self._experiment_name} was deleted; logger.mlflow.experiment_name=…")
+            raise ValueError(f"its experiment {experiment} was deleted; logger.mlflow.experiment_name=… names another")
         if found is None:  # beside the database; MLflow would take the working directory
-            file = _sqlite_file(uri)
+            file = _sqlite_file(self._uri)
             artifacts = str((file.parent / "mlruns").absolute()) if file else None
-            self._experiment_id = client.create_experiment(self._experiment_name, artifacts)
+            experiment_id = client.create_experiment(experiment, artifacts)
         else:
-            self._experiment_id = found.experiment_id
-        tags = resolve_tags({"run_dir": str(self._file.parent), "mlflow.runName": str(self._run_name)})
+            experiment_id = found.experiment_id
+        tags = resolve_tags({"run_dir": str(self._file.parent), "mlflow.runName": str(run_name)})
         tags = {name: _without_password(value) for name, value in tags.items()}  # of git's remote
-        self._run_id = client.create_run(self._experiment_id, tags=tags).info.run_id
-        _ = self.experiment
+        run_id: str = client.create_run(experiment_id, tags=tags).info.run_id
+        return run_id
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         named = {_metric_name(name): value for name, value in metrics.items()}
@@ -209,6 +215,18 @@ def _stored_uri(stored: list[str]) -> str | None:
         if database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
             return uri
     return None
+
+
+@contextlib.contextmanager
+def _kept_environment() -> Iterator[None]:
+    """Undo that Lightning makes the address that of all later runs of this process: MLflow stores it there."""
+    before = os.environ.get(MLFLOW_TRACKING_URI)
+    try:
+        yield
+    finally:
+        os.environ.pop(MLFLOW_TRACKING_URI, None)
+        if before is not None:
+            os.environ[MLFLOW_TRACKING_URI] = before
 
 
 @contextlib.contextmanager

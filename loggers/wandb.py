@@ -1,5 +1,6 @@
 """Runs in Weights & Biases."""
 
+import contextlib
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from loggers.guarded import Guarded, first_line, is_resumed, read_run_id, write_run_id
+from runs.result import ENDED
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +39,16 @@ class WandB(Guarded, WandbLogger):
         self.is_continued = bool(stored and re.fullmatch(r"[\w-]{1,64}", stored[0]))
         if is_resumed(save_dir) and not self.is_continued:
             log.info("%s does not name a W&B run to continue: one begins", self._file)
-        run_id = stored[0] if self.is_continued else secrets.token_hex(4)
+        self._run_id = stored[0] if self.is_continued else secrets.token_hex(4)
         mode = mode or os.environ.get("WANDB_MODE")
         # What is printed belongs to train.log, and wandb would wrap the streams.
         settings = wandb.Settings(console="off", quiet=True)
-        super().__init__(save_dir="outputs", id=run_id, mode=mode, settings=settings, **options)
-        self._wandb_init.pop("anonymous", None)  # wandb warns of it
+        self._options = {"dir": "outputs", "id": self._run_id, "mode": mode, "settings": settings, **options}
+        self._options["reinit"] = (
+            "finish_previous"  # a job of a sweep that failed at the start may not have ended its run
+        )
         self._is_online = mode in (None, "online")
+        super().__init__(save_dir="outputs", id=self._run_id)
 
     def begin(self) -> None:
         """Begin the run in W&B, or find the one to continue.
@@ -53,21 +58,26 @@ class WandB(Guarded, WandbLogger):
         """
         Path("outputs").mkdir(exist_ok=True)  # else wandb takes the directory for temporary files
         try:
-            if self.is_continued and self._is_online:
-                try:
-                    self._wandb_init["resume"] = "must"
-                    _ = self.experiment
-                except wandb.errors.UsageError as error:
-                    if "resume" not in str(error):
-                        raise
-                    log.warning("W&B has no run %s: another one begins", self._id)
-                    self._wandb_init["resume"] = "allow"
-            _ = self.experiment
+            run = self._find_run() if self.is_continued and self._is_online else None
+            run = run or wandb.init(resume="allow", **self._options)
         except (wandb.Error, OSError, ValueError) as error:
             hint = "wandb login or WANDB_API_KEY gives a key, logger.wandb.mode=offline needs none"
             raise ValueError(f"logger=wandb: {first_line(error)}; {hint}") from error
-        if self.experiment.id:
-            write_run_id(self._file, str(self._id))
+        # As Lightning does for a run that it begins itself, of which wandb warns.
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        super().__init__(save_dir="outputs", id=self._run_id, experiment=run)
+        write_run_id(self._file, self._run_id)
+
+    def _find_run(self) -> Any:
+        """Return the run to continue, or None where W&B does not have it."""
+        try:
+            return wandb.init(resume="must", **self._options)
+        except wandb.errors.UsageError as error:
+            if "resume" not in str(error):
+                raise
+            log.warning("W&B has no run %s: another one begins", self._run_id)
+            return None
 
     def log_config(self, config: dict[str, Any], text: str) -> None:
         self._guard(lambda: self._log_config(config))
@@ -87,10 +97,8 @@ class WandB(Guarded, WandbLogger):
     def log_end(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
         """Record the result, and end the run in W&B."""
         self._guard(lambda: self._log_end(result))
-        # Also after a failure: the next job of a sweep would continue this run.
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=int(result["status"] not in ("finished", "diverged")))
-            self._experiment = None
+        with contextlib.suppress(Exception):  # what cannot be sent is in outputs/wandb
+            self.experiment.finish(exit_code=int(result["status"] not in ENDED))
 
     def _log_end(self, result: dict[str, Any]) -> None:
         metrics = {name: value for name, value in result["metrics"].items() if value is not None}
