@@ -85,6 +85,8 @@ class TensorBoard(TensorBoardLogger):
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if self._trainer is not None and self._trainer.state.fn == "fit":
             step = self._trainer.global_step  # Lightning counts the batches of what a module logs
+        else:
+            metrics = {name: value for name, value in metrics.items() if name.count("/") < 2}
         self._logged |= set(metrics)
         self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
@@ -153,7 +155,8 @@ class TensorBoard(TensorBoardLogger):
             self._guard(lambda: self._write_row(result, settings))
 
     def _write_row(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
-        # No list of metrics, as Lightning adds one: TensorBoard takes the list of any one run for all rows.
+        # No list of metrics, as Lightning adds one: TensorBoard takes the list of any one run for all rows. Without one
+        # each scalar is a column, of which TensorBoard shows the first five: none for a class, or a weight of a line.
         _, start, end = hparams(settings, {})
         # A file of its own: of several rows in a directory the first would be shown, and not that of a resumed run.
         for earlier in Path(self.log_dir).glob(f"*{ROW_SUFFIX}"):
@@ -161,7 +164,7 @@ class TensorBoard(TensorBoardLogger):
         writer = SummaryWriter(self.log_dir, filename_suffix=ROW_SUFFIX)
         try:
             for name, value in result["metrics"].items():
-                if value is not None and name not in self._logged:  # no curve, such as the weights of a line
+                if value is not None and name not in self._logged and name.count("/") == 1:
                     writer.add_scalar(name, value, result["steps"])
             file_writer: Any = writer.file_writer  # None once it is closed
             for row in (start, end):

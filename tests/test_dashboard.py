@@ -223,6 +223,7 @@ def test_event_files_hold_curves_plots_graph_config_and_hparams(few_images: None
     scalars = {f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")}
     assert scalars | {"speed/examples per second"} <= set(tags["scalars"])
     assert "hp_metric" not in tags["scalars"]
+    assert not any(name.startswith("test/acc/") for name in tags["scalars"])  # each would be a column of HPARAMS
     assert {f"pictures/{name}" for name in plot_names()} == set(tags["images"])
     assert "config/text_summary" in tags["tensors"]
     assert tags["graph"]
