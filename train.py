@@ -157,8 +157,6 @@ def scan_learning_rates(cfg: DictConfig, run_dir: Path, datamodule: Any, model: 
     from plots.range_test import range_test
     from runs.files import write_png
 
-    if is_multirun():
-        raise ValueError("debug=lr proposes a rate for one run: leave out -m")
     if not cfg.choices.optimizer or "lr" not in (cfg.optimizer or {}):
         raise ValueError(f"debug=lr: {type(model).__name__} makes its own optimizers, or has none with optimizer.lr")
     if getattr(model, "steps_per_batch", 1) > 1:  # each step has a rate of its own

@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, help, job_dir, run_dir
 from cli.job import resumed_choices
-from cli.resumed_run import is_option, stored_choices
+from cli.resumed_run import is_option, option_names, stored_choices
 from runs.checkpoint import find_checkpoint
 from runs.migrate import upgrade_overrides
+from runs.overrides import override_values
 
 # Settings that do not change what an experiment measures.
 COSMETIC_KEYS = (
@@ -31,6 +32,7 @@ def register_resolvers() -> None:
         "run_name": lambda experiment, data, model: experiment or f"{model}_on_{data}",
         "run_title": run_title,
         "chosen_loggers": chosen_loggers,
+        "chosen_callbacks": chosen_callbacks,
         "job_dir": job_dir.job_dir,
         "run_dir_of": lambda run: str(find_checkpoint(run)[0]),
         "data_root": data_root,
@@ -66,6 +68,14 @@ def chosen_loggers(*, _root_: DictConfig) -> str | list[str]:
     settings = _root_.get("logger") or {}
     names = [str(name) for name in settings if settings[name] is not None and is_option("logger", str(name))]
     return names if len(names) > 1 else next(iter(names), "none")
+
+
+def chosen_callbacks() -> str | list[str] | None:
+    """Return the option of ``callbacks=``, or the list of several, of which Hydra keeps no record."""
+    hydra_cfg = HydraConfig.get()
+    if name := hydra_cfg.runtime.choices.get("callbacks"):
+        return str(name)
+    return option_names(override_values(hydra_cfg.overrides.task).get("callbacks", ""))
 
 
 def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:

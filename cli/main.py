@@ -230,8 +230,11 @@ def _refuse_hydra_settings() -> None:
 
     For a directory whose value is missing it would use one named None.
     """
+    is_sweep = bool({"-m", "--multirun"} & set(sys.argv))
     for override in sys.argv[1:]:
         value = override.partition("=")[2]
+        if is_sweep and override == "debug=lr":
+            exit_with_error(ValueError("debug=lr proposes a rate for one run: leave out -m"), False)
         if override_key(override) == "hydra.output_subdir" and value != "null":
             exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):

@@ -1,5 +1,6 @@
 """What a resumed run is made of: its options precede the overrides that are typed."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import ListConfig
 
 from cli import CONF
-from cli.help import GROUPS
+from cli.help import GROUPS, LISTS
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.files import read_yaml
 from runs.format import printable
@@ -107,11 +108,17 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_option(group: str, name: Any) -> bool:
-    """Return whether conf/ has this option of a group, or each of several loggers."""
+    """Return whether conf/ has this option of a group, or each of several."""
     options = [file.stem for file in (CONF / group).glob("*.yaml")]
-    if group == "logger" and isinstance(name, list | ListConfig):
+    if group in LISTS and isinstance(name, list | ListConfig):
         return bool(name) and all(one in options for one in name)
     return name in options
+
+
+def option_names(value: str) -> list[str] | None:
+    """Return the names in a list of options as it is typed, ``[csv,mlflow]``, or None for one option."""
+    found = re.fullmatch(r"\[(.*)\]", value.strip())
+    return [name.strip(" '\"") for name in found[1].split(",") if name.strip()] if found else None
 
 
 def name_option(name: Any) -> str:

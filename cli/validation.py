@@ -11,6 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.errors import suggest_nearest
+from cli.help import LISTS
+from cli.resumed_run import option_names
 from runs.expectations import check_expectations
 from runs.format import check_positive_int, printable
 from runs.monitor import check_setting
@@ -96,8 +98,8 @@ def check_loggers(cfg: DictConfig) -> None:
     for text in HydraConfig.get().overrides.task:
         key, _, value = text.partition("=")
         key = override_key(key)
-        if key == "logger":
-            _check_logger_list(value)
+        if key in LISTS:
+            _check_list(key, value)
         elif key.startswith("logger.") and SECRET.search(key):
             raise ValueError(f"{key}=… would be stored with the run: secrets are read from the environment")
         elif key.startswith("logger.") and re.search("//[^/]*@", value):
@@ -112,16 +114,15 @@ def check_loggers(cfg: DictConfig) -> None:
             raise ValueError(f"logger={name} needs a package: pip install {package}")
 
 
-def _check_logger_list(value: str) -> None:
-    """Raise ValueError for a list of loggers that is empty, or names one twice, or none among others."""
-    if not (found := re.fullmatch(r"\[(.*)\]", value.strip())):
+def _check_list(group: str, value: str) -> None:
+    """Raise ValueError for a list of options that is empty, or names one twice, or no logger among others."""
+    if (names := option_names(value)) is None:
         return
-    names = [name.strip(" '\"") for name in found[1].split(",") if name.strip()]
     if not names:
-        raise ValueError(f"logger={value} is no logger; logger=none is")
+        raise ValueError(f"{group}={value} names none; there is {group}={'none' if group == 'logger' else 'default'}")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"logger={value} has {twice[0]} twice")
-    if "none" in names and len(names) > 1:
+        raise ValueError(f"{group}={value} has {twice[0]} twice")
+    if group == "logger" and "none" in names and len(names) > 1:
         others = ",".join(name for name in names if name != "none")
         raise ValueError(f"logger={value}: none is no logger; did you mean logger=[{others}]?")
 
@@ -135,7 +136,7 @@ def check_values(cfg: DictConfig, config_name: str = "config") -> None:
     """
     hydra_cfg = HydraConfig.get()
     settings = {override_key(text): text for text in hydra_cfg.overrides.task if text[0] != "~"}
-    groups = {*hydra_cfg.runtime.choices, "logger"}  # Hydra leaves out a group with a list of options
+    groups = {*hydra_cfg.runtime.choices, *LISTS}  # Hydra leaves out a group with a list of options
     parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in groups)
     for key in settings:
         if key.partition("@")[0] in groups:

@@ -211,7 +211,7 @@ def _check_choices(choices: Any, message: str) -> None:
             if not all(isinstance(override, str) for override in value):
                 raise ValueError(f"{message}.overrides does not hold overrides")
             continue
-        for one in value if key == "logger" and isinstance(value, list) else [value]:
+        for one in value if key in ("callbacks", "logger") and isinstance(value, list) else [value]:
             if one is None or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(one)):
                 continue
             raise ValueError(f"{message}.{key}={str(value)[:80]!r} is not the name of an option")

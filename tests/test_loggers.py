@@ -3,14 +3,28 @@
 import contextlib
 import os
 import sqlite3
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
+import yaml
 
+from callbacks.lr_range_test import LRRangeTest
 from cli.compose import compose, run_title
+from cli.main import _refuse_hydra_settings
 from tests.conftest import run
 
 POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
+
+
+def counted(hook: Callable[..., None], steps: list[int]) -> Callable[..., None]:
+    def count(self: LRRangeTest, trainer: pl.Trainer, *arguments: object) -> None:
+        steps.append(trainer.global_step)
+        hook(self, trainer, *arguments)
+
+    return count
 
 
 def query(statement: str) -> list[tuple]:
@@ -60,6 +74,34 @@ def test_debug_run_has_no_logger_and_a_list_its_names() -> None:
     assert run_title("a", ["model.net.hidden_sizes=[]"], 1) == "a/hidden_sizes=[] seed=1"
 
 
-def test_range_test_proposes_a_rate_and_keeps_no_run() -> None:
-    assert run("run", *POINTS, "debug=lr")["suggested"] > 0
+@pytest.mark.parametrize("parts", [POINTS, ("experiment=line_slow",), ("model=blobs_mlp", "data=blobs", "threads=1")])
+def test_range_test_proposes_a_rate_and_keeps_no_run(parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of it is one gradient step, also where a model makes many of them."""
+    steps = []
+    monkeypatch.setattr(LRRangeTest, "on_train_batch_end", counted(LRRangeTest.on_train_batch_end, steps))
+    assert run("run", *parts, "debug=lr")["suggested"] > 0
+    assert 12 <= steps[-1] == len(steps) <= 100
     assert [str(path) for path in Path("run").rglob("*.*")] == ["run/pictures/learning_rate.png"]
+
+
+def test_range_test_makes_no_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *POINTS, "debug=lr", "-m", "seed=1,2"])
+    with pytest.raises(SystemExit):
+        _refuse_hydra_settings()
+    assert capsys.readouterr().err == "error: debug=lr proposes a rate for one run: leave out -m\n"
+
+
+def test_range_test_wants_one_optimizer(random_images) -> None:
+    random_images(40, 10)
+    with pytest.raises(ValueError, match="debug=lr tests the rate of one optimizer, and GAN has 2"):
+        run("run", "model=gan", "data=mnist", "data.val_size=10", "trainer.accelerator=cpu", "debug=lr")
+    assert list(Path("run").iterdir()) == []
+
+
+def test_run_with_a_list_of_callbacks_is_resumed_with_them() -> None:
+    run("run", *POINTS, "callbacks=[ema,early_stopping]", "callbacks.early_stopping.patience=2", "trainer.max_epochs=1")
+    run("run", "resume=run", "trainer.max_epochs=2")
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["choices"]["callbacks"] == ["ema", "early_stopping"]
+    assert config["callbacks"]["early_stopping"]["patience"] == 2
+    assert config["callbacks"].keys() > {"ema", "progress"}
