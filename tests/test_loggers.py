@@ -14,6 +14,7 @@ import yaml
 from callbacks.lr_range_test import LRRangeTest
 from cli.compose import compose, run_title
 from cli.main import _refuse_hydra_settings
+from cli.validation import check_loggers
 from tests.conftest import run
 
 POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
@@ -105,3 +106,10 @@ def test_run_with_a_list_of_callbacks_is_resumed_with_them() -> None:
     assert config["choices"]["callbacks"] == ["ema", "early_stopping"]
     assert config["callbacks"]["early_stopping"]["patience"] == 2
     assert config["callbacks"].keys() > {"ema", "progress"}
+
+
+def test_missing_package_of_a_logger_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose("logger=[csv,wandb]")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^logger=wandb needs a package: pip install wandb$"):
+        check_loggers(cfg)
