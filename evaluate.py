@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from cli.build import build_metrics, load_run
 from cli.main import main
+from cli.session import call
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write, is_writable
 from runs.format import format_metric
@@ -22,7 +23,20 @@ from runs.result import finite_metrics
 log = logging.getLogger(__name__)
 
 
-def evaluate(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+def evaluate(*overrides: str) -> dict[str, float | None]:
+    """Evaluate from Python what ``python evaluate.py OVERRIDES`` evaluates, and return the metrics.
+
+        evaluate("run=last", "split=val")["val/acc"]
+
+    Raises:
+        CommandError, KeyboardInterrupt: see :func:`call`.
+    """
+    _, result = call(evaluate_config, overrides, "evaluate")
+    metrics: dict[str, float | None] = result["metrics"]
+    return metrics
+
+
+def evaluate_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on ``cfg.split`` and write ``evaluations/SPLIT_CHECKPOINT.json`` in the run directory.
 
     Of a run that may be read and not written the result is not kept, and a line says so.
@@ -122,4 +136,4 @@ def _check_not_overwritten(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(evaluate, "evaluate")
+    main(evaluate_config, "evaluate")

@@ -17,7 +17,9 @@ from cli.build import load_run
 from cli.examples import Examples, ImageFiles, ImagePair, Latents, Rows, Source, Split, find_files
 from cli.main import main
 from cli.predictions import Comparisons, Numbers, predictions_of
+from cli.session import CommandError, call
 from runs.files import atomic_write, is_within, is_writable, read_yaml, write_png
+from runs.run import Predictions, read_predictions
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,22 @@ class FilesSkipped(Exception):
     exit_code = 1
 
 
-def predict(cfg: DictConfig, run_dir: Path) -> Path:
+def predict(*overrides: str) -> Predictions:
+    """Predict from Python what ``python predict.py OVERRIDES`` predicts.
+
+        predict("run=last", "split=test", "limit=6").rows
+
+    Raises:
+        CommandError, KeyboardInterrupt: see :func:`call`. Of a run that may be read and not written, ``output=`` must
+            name another directory.
+    """
+    _, table = call(predict_config, overrides, "predict")
+    if not table.is_file():
+        raise CommandError(f"{os.path.relpath(table.parent)} cannot be written; output= names another directory")
+    return read_predictions(table)
+
+
+def predict_config(cfg: DictConfig, run_dir: Path) -> Path:
     """Predict what ``cfg`` names; write ``predictions.csv`` and, for images, ``predictions.png`` to ``cfg.output``.
 
     Returns:
@@ -120,4 +137,4 @@ def _write_table(path: Path, source: Source, predictions: Numbers, overwrite: bo
 
 
 if __name__ == "__main__":
-    main(predict, "predict")
+    main(predict_config, "predict")

@@ -14,18 +14,20 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cli.build import build, build_metrics, load_weights
+from cli.build import build, build_callbacks, build_metrics, load_weights
 from cli.compose import relevant_overrides
 from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
 from cli.process import limit_threads
 from cli.resume import merge_resume_config
+from cli.session import call
 from cli.validation import check_expect
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected
 from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
+from runs.run import Run, read_run
 from runs.safety import refusal
 from runs.table import summary_line, summary_table
 from runs.threads import spread_threads
@@ -43,7 +45,20 @@ class Training(NamedTuple):
     signals: Any
 
 
-def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+def train(*overrides: str) -> Run:
+    """Train from Python, in a script or a notebook, what ``python train.py OVERRIDES`` trains.
+
+        run = train("experiment=mnist_cnn", "trainer.max_epochs=1")
+        run.result, run.metrics, run.figures, run.directory
+
+    Raises:
+        CommandError, KeyboardInterrupt: see :func:`call`.
+    """
+    directory, _ = call(train_config, overrides)
+    return read_run(directory)
+
+
+def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train and test what ``cfg`` describes, write everything to ``run_dir`` and return its result.json."""
     cfg.choices.overrides = task_overrides()
     cfg.name = str(cfg.name)  # it may look like a number
@@ -128,7 +143,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     history = MetricsHistory(run_dir, monitors, cfg.record.every_n_batches)
     checkpoints = Checkpoints(run_dir / "checkpoints", config, cfg.checkpoint.every_n_steps)
     signals = SignalHandler(checkpoints.last)
-    chosen = [callback for callback in instantiate(cfg.callbacks).values() if callback]
+    chosen = build_callbacks(cfg.callbacks)
     bars = [callback for callback in chosen if isinstance(callback, ProgressBar)]
     has_bar = cfg.trainer.get("enable_progress_bar", bool(bars))
     for bar in bars[:-1] if has_bar else bars:  # one that was added takes the place of the one in conf/
@@ -265,4 +280,4 @@ def report(
 
 
 if __name__ == "__main__":
-    main(train)
+    main(train_config)

@@ -49,7 +49,7 @@ def predict_and_print(run: Path, images: Path) -> None:
         "samples": None,
     }
     start = time.perf_counter()
-    predict.predict(OmegaConf.create(settings | {"output": str(images.parent / "predictions")}), run)
+    predict.predict_config(OmegaConf.create(settings | {"output": str(images.parent / "predictions")}), run)
     seconds = time.perf_counter() - start
     # Not getrusage: its value begins with that of the parent process.
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -65,7 +65,7 @@ def main() -> None:
         run.mkdir()
         short = ("trainer.max_epochs=1", "trainer.limit_train_batches=50", "logger=none", "callbacks.pictures=null")
         os.chdir(folder)  # for outputs/last
-        train.train(compose("experiment=mnist_cnn", *short, "trainer.accelerator=cpu"), run)
+        train.train_config(compose("experiment=mnist_cnn", *short, "trainer.accelerator=cpu"), run)
         for count in COUNTS:
             write_digits(images := Path(folder, str(count)), count)
             command = [sys.executable, str(Path(__file__).resolve()), str(run), str(images)]

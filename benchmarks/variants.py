@@ -66,7 +66,7 @@ class Workload:
     def project(self) -> list[Tensor]:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             with contextlib.chdir(folder):  # for outputs/last and event files
-                train.train(self.cfg.copy(), Path(folder))
+                train.train_config(self.cfg.copy(), Path(folder))
             checkpoint = torch.load(Path(folder, "checkpoints/last.ckpt"), weights_only=True)
         return list(checkpoint["state_dict"].values())
 

@@ -154,15 +154,16 @@ class Plots(GenerativePlots):
         names = {"val": "validation", "train": "training set, after the epoch"}
         checked_on = names.get(datamodule.validate_on, datamodule.validate_on)
         figures = self._strip_figures()
-        examples = num_examples(trainer, trainer.num_training_batches)  # in an epoch
+        repeats = getattr(pl_module, "steps_per_batch", 1)  # how often a batch is seen in an epoch
+        examples = repeats * num_examples(trainer, trainer.num_training_batches)  # seen in an epoch
+        curves = {name: [(repeats * seen, loss) for seen, loss in points] for name, points in history.curves.items()}
         if any("train/loss" in row for row in history.rows):
-            curve = history.curves.get("loss", [])
             with self._drawing("loss.png"):
-                figures["loss"] = loss_curve(history.rows, curve, examples, checked_on)
+                figures["loss"] = loss_curve(history.rows, curves.get("loss", []), examples, checked_on)
         elif any("train/g_loss" in row for row in history.rows):
             undecided = pl_module.undecided_loss if isinstance(pl_module, HasUndecidedLoss) else None
             with self._drawing("losses.png"):
-                figures["losses"] = adversarial_losses(history.rows, history.curves, examples, undecided)
+                figures["losses"] = adversarial_losses(history.rows, curves, examples, undecided)
         if any("train/acc" in row or "val/acc" in row for row in history.rows):
             with self._drawing("accuracy.png"):
                 figures["accuracy"] = accuracy_curve(history.rows, checked_on)

@@ -1,4 +1,4 @@
-"""A live progress line on a terminal; a description of the run and an estimate of its duration elsewhere."""
+"""A live progress line on a terminal and in a notebook; elsewhere what the run is and how long it will take."""
 
 import contextlib
 import logging
@@ -28,8 +28,8 @@ REFRESH_SECONDS = 0.2  # faster is unreadable, and a write takes longer than a s
 class ProgressBar(LightningProgressBar):
     """Shows ``epoch 2/5 ━━━━━━──── 54 %  loss 0.0712  acc 97.91 %  312 batches/s  0:12 left`` for the whole training.
 
-    Before training it logs which net is trained on which data. Where the output is not a terminal, it logs once how
-    long the training will take.
+    Before training it logs which net is trained on which data. Where the output is neither a terminal nor a notebook,
+    it logs once how long the training will take.
     """
 
     measures = ()
@@ -42,8 +42,9 @@ class ProgressBar(LightningProgressBar):
         self._next_refresh = 0.0
 
     def enable(self) -> None:
+        self._cell = _notebook_output()
         # Jobs of a sweep that run side by side would overwrite each other's line.
-        self._live = sys.stderr.isatty() and multiprocessing.current_process().name == "MainProcess"
+        self._live = (sys.stderr.isatty() or self._cell) and multiprocessing.current_process().name == "MainProcess"
 
     def disable(self) -> None:
         self._live = False
@@ -55,7 +56,7 @@ class ProgressBar(LightningProgressBar):
         self._is_first_batch = trainer.global_step == 0
         log.info(describe_run(trainer, pl_module))
         steps_per_epoch = math.ceil(_batches_before(trainer, 1) / trainer.accumulate_grad_batches)
-        steps = steps_per_epoch * (trainer.max_epochs or 0)
+        steps = steps_per_epoch * (trainer.max_epochs or 0) * getattr(pl_module, "steps_per_batch", 1)
         limit = trainer.limit_train_batches
         is_whole_run = isinstance(limit, float) and limit == 1  # the integer 1 is one batch
         one_step = len(trainer.optimizers) == 1  # for each batch
@@ -99,11 +100,23 @@ class ProgressBar(LightningProgressBar):
     on_train_end = on_exception = on_train_epoch_end
 
     def _write(self, text: str) -> None:
-        if self._live:
+        if self._live and self._cell:
+            self._cell.update({"text/plain": text}, raw=True)
+        elif self._live:
             with contextlib.suppress(OSError):  # the terminal was closed
                 # A longer line would go on in the next row, which \r does not leave.
                 sys.stderr.write(f"\r{printable(text)[: _columns() - 1]}\x1b[K")
                 sys.stderr.flush()
+
+
+def _notebook_output() -> Any:
+    """Return the place of the live line among the outputs of a notebook's cell, or None outside of a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    return display({"text/plain": ""}, raw=True, display_id=True)
 
 
 def _columns() -> int:

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: finish the running step, save a checkpoint, and end with the exit code of the signal."""
+"""Ctrl-C, SIGTERM and SIGUSR1: finish the running step, save, and end with the exit code of the signal.
+
+SIGUSR1 is what a batch system sends ahead of a time limit (``sbatch --signal=USR1@120``). submitit sends a signal of
+its own to the jobs of a sweep, and has installed a handler that requeues them. That handler is called after the save.
+"""
 
 import contextlib
 import os
@@ -16,12 +20,15 @@ from torch import Tensor
 
 from callbacks import at_optimizer_step
 from runs.internals import disable_lightning_signal_handlers, take_child_processes
-from runs.interrupts import was_interrupted
+from runs.interrupts import ENDING_SIGNALS, REQUEUE_SIGNALS, was_interrupted
 from runs.overrides import quote_value, train_command
 
 
 class Interrupted(Exception):
-    """The run was interrupted. Its exit code is the shell's for the signal: 130 for SIGINT, 143 for SIGTERM."""
+    """The run was interrupted. Its exit code is the shell's for the signal.
+
+    130 for SIGINT, 143 for SIGTERM, and on Linux 138 for SIGUSR1.
+    """
 
     status = "interrupted"
 
@@ -33,7 +40,7 @@ class Interrupted(Exception):
 
 
 class SignalHandler(Checkpoint):
-    """Ends a run on SIGINT or SIGTERM, with a checkpoint.
+    """Ends a run on SIGINT, SIGTERM or SIGUSR1, with a checkpoint.
 
     During training the first signal ends the run after the running step, and ``last.ckpt`` is saved there. In the
     validation that ends an epoch it ends the run after the epoch. A second signal, or one outside of training, ends the
@@ -56,6 +63,7 @@ class SignalHandler(Checkpoint):
     def __init__(self, checkpoint_path: Path | None = None) -> None:
         self.checkpoint_path = checkpoint_path
         self._signal: int | None = None  # received by this process
+        self._old_handlers: dict[int, Any] = {}
         self._training = False
         self._child_procs: list[Popen[bytes]] = []
         self._ended, self._peer_died = threading.Event(), False
@@ -63,7 +71,12 @@ class SignalHandler(Checkpoint):
 
     def __enter__(self) -> "SignalHandler":
         self._raise_if(signal.SIGINT if was_interrupted() else None)  # before, and dropped
-        self._old_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Python lets the main thread alone have handlers, and calls them there.
+        is_main = threading.current_thread() is threading.main_thread()
+        self._old_handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS if is_main}
+        for number in REQUEUE_SIGNALS if is_main else ():
+            if callable(requeue := signal.getsignal(number)):
+                self._old_handlers[number] = requeue
         for number in self._old_handlers:
             signal.signal(number, self._handle)
         return self
@@ -91,7 +104,13 @@ class SignalHandler(Checkpoint):
     def _raise_if(self, number: int | None) -> None:
         if number:
             path = self.checkpoint_path
-            raise Interrupted(number, path if path and path.exists() else None)
+            interrupted = Interrupted(number, path if path and path.exists() else None)
+            if number in REQUEUE_SIGNALS and callable(requeue := self._old_handlers.get(number)):
+                try:
+                    requeue(number, None)
+                except SystemExit:  # submitit has requeued the job
+                    raise interrupted from None
+            raise interrupted
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         disable_lightning_signal_handlers(trainer)

@@ -107,6 +107,22 @@ def _choose_teacher(cfg: DictConfig, datamodule: Any) -> dict[str, Any] | None:
     return net.state_dict()
 
 
+def build_callbacks(settings: DictConfig) -> list[Any]:
+    """Return the callbacks of ``callbacks:`` without those that null takes out.
+
+    Raises:
+        ValueError: one has no class.
+    """
+    from hydra.utils import instantiate
+
+    for name, callback in settings.items():
+        if callback is not None and not (OmegaConf.is_dict(callback) and "_target_" in callback):
+            raise ValueError(
+                f"callbacks.{name!s} must have a _target_, such as lightning.pytorch.callbacks.DeviceStatsMonitor"
+            )
+    return [callback for callback in instantiate(settings).values() if callback]
+
+
 def build_metrics(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
     """Return the metrics of a config by name. One that takes the number of classes gets that of the data.
 

@@ -160,6 +160,8 @@ def _known_error(error: BaseException) -> str | None:
         download = meaning == PEER_DIED and "[Errno" in text
         if (part in text or part == type(error).__name__) and not download:
             return f"{meaning} ({text[:160]})"
+    if early := re.search(r"(\w+)\.__init__\(\) missing \d required positional arguments?: 'optimizer'", text):
+        return f"{early[1]} takes the optimizer, which is made after it: ++scheduler._partial_=true"
     if unknown := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
         return f"{unknown[1]} takes no argument {unknown[2]}"
     return None
@@ -174,6 +176,11 @@ def _message(error: BaseException) -> str:
     is_clear = is_clear and bool(str(error))  # a name alone says nothing
     name = type(error).__name__
     return f"{text if is_clear or text == name else f'{name}: {text}'}{_location(error, is_clear)}"
+
+
+def is_of_submitit(error: BaseException) -> bool:
+    """Return whether a job that submitit has submitted gave no result, such as a cancelled one."""
+    return type(error).__module__.startswith("submitit.")
 
 
 def _text(error: BaseException) -> str:
@@ -214,6 +221,8 @@ KNOWN_ERRORS = {
     "Expected more than 1 value per channel": "batch norm cannot normalize one example; data.batch_size=2 is the least",
     "worker process managed by the executor": "a process that ran jobs was killed, perhaps because memory ran out; "
     "hydra.launcher.n_jobs=1 needs less",
+    "has not produced any output": "a job has ended without a result, perhaps because it was cancelled; its output is "
+    "in .submitit/ in the sweep directory, and jobs that were submitted with it may still run",
     "DataLoader worker": "a worker process has died, perhaps because memory ran out; try data.num_workers=0",
 }
 # What Hydra reads as a value, and not as the name of an option.

@@ -3,6 +3,7 @@
 An exception may carry its code as ``exit_code``, and a ``resume_command`` to print.
 """
 
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -32,8 +33,12 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
         command = resume_command()
     if command := command or getattr(error, "resume_command", None):
         print(f"resume with: {printable(command)}", file=sys.stderr)
-    codes = {FloatingPointError: 4, KeyboardInterrupt: 130}
-    sys.exit(codes.get(type(error), getattr(error, "exit_code", 1)))
+    sys.exit(exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code of the README's table for an error."""
+    return {FloatingPointError: 4, KeyboardInterrupt: 130}.get(type(error), getattr(error, "exit_code", 1))
 
 
 def _stdout_closed() -> bool:
@@ -47,7 +52,7 @@ def _stdout_closed() -> bool:
 
 def resume_command() -> str | None:
     """Return the command that resumes this sweep, or None where no job of one has begun."""
-    if not SweepSummary.has_begun():
+    if not SweepSummary.has_begun() or "SUBMITIT_FOLDER" in os.environ:  # the arguments there are those of submitit
         return None
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_resume=")]
     return train_command([*arguments, f"sweep_resume={quote_value(str(SweepSummary.sweep_dir))}"])

@@ -11,7 +11,7 @@ def task_overrides() -> list[str]:
     """Return the overrides of this run, or of this job of a sweep, without those of the sweep as a whole."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = [override for override in overrides if override not in resumed_choices]
-    return [override for override in typed if not override.startswith(("sweep=", "sweep_resume="))]
+    return [override for override in typed if not override.startswith(("sweep=", "sweep_resume=", "sweep_fail_fast="))]
 
 
 def is_debug_run() -> bool:
@@ -33,7 +33,11 @@ class JobDirError(ValueError):
     """A job of a sweep cannot have this directory, so nothing can be recorded there."""
 
 
+class SweepStopped(Exception):
+    """Another job of the sweep has failed, and the sweep ends at the first failure. This job leaves nothing behind."""
+
+
 def is_recorded(error: BaseException) -> bool:
     """Return whether an error ends one job of a sweep, not the sweep. The job's result.json then has the reason."""
-    ends_job = isinstance(error, Exception) and not isinstance(error, JobDirError)
+    ends_job = isinstance(error, Exception) and not isinstance(error, JobDirError | SweepStopped)
     return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128

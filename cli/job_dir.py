@@ -29,7 +29,7 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
 
     That is the number of the job and a hash of its config, by which a resumed sweep finds the directory.
     """
-    keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume")]
+    keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume", "sweep_fail_fast")]
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
     made = [path.name for path in Path(sweep_dir).glob(f"*-{digest}") if JOB_DIR.fullmatch(path.name)]

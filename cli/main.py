@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -22,23 +22,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, job_dir, overwrite, run_dir
 from cli.compose import data_root, register_resolvers
-from cli.errors import format_error, print_error
+from cli.errors import format_error, is_of_submitit, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
-from cli.job import JobDirError, is_multirun, is_recorded, resumed_choices
+from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
 from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
-from cli.process import ImportElsewhere, single_job_argv
+from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
-from runs.format import printable
-from runs.interrupts import remember_interrupts
+from runs.format import pluralize, printable
+from runs.interrupts import ENDING_SIGNALS, remember_interrupts
 from runs.migrate import upgrade_overrides
 from runs.overrides import override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
+from sweeps.jobs import LEFT, has_failed, record_first_failure
 
 log = logging.getLogger(__name__)
 ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
@@ -68,7 +69,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     atexit.register(end)
     command = "train" if config_name == "config" else config_name
     _prepare_process(alone=command != "train")
-    _rewrite_arguments(command)
+    sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
     try:
         _refuse_hydra_settings()
         if command == "train":
@@ -79,6 +80,9 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
             resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
+        if number := SweepSummary.left:
+            print(f"stopped at the first failure: {pluralize(number, 'job')} left", file=sys.stderr)
+            print(f"resume with: {printable(resume_command() or '')}", file=sys.stderr)
     except SystemExit as error:
         code = error.code or 0
     sys.exit(code)
@@ -91,10 +95,7 @@ def _prepare_process(alone: bool) -> None:
         alone: whether the command runs in one process.
     """
     try:
-        check_rank_variables(alone)
-        for directory in (_working_directory(), PROJECT, Path(data_root())):
-            check_path(directory)
-        keep_last_run()
+        check_surroundings(alone)
         if not is_rank_zero():
             _prepare_other_rank()
     except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
@@ -102,13 +103,25 @@ def _prepare_process(alone: bool) -> None:
         sys.exit(1)
 
 
-def _rewrite_arguments(command: str) -> None:
-    """Give the settings on the command line their present names, and quote its paths for Hydra."""
-    current, notes = upgrade_overrides(sys.argv[1:], command)
-    sys.argv[1:] = quote_paths(current)
+def check_surroundings(alone: bool) -> None:
+    """Check the environment variables and the directories of a command, and what ``last`` is for all of it.
+
+    Args:
+        alone: whether the command runs in one process.
+    """
+    check_rank_variables(alone)
+    for directory in (_working_directory(), PROJECT, Path(data_root())):
+        check_path(directory)
+    keep_last_run()
+
+
+def rewrite_arguments(arguments: Sequence[str], command: str) -> list[str]:
+    """Return arguments with the present names of settings, and with paths quoted for Hydra."""
+    current, notes = upgrade_overrides(arguments, command)
     if is_rank_zero():
         for note in notes:
             print(f"note: {printable(note)}", file=sys.stderr)
+    return quote_paths(current)
 
 
 def _working_directory() -> Path:
@@ -137,13 +150,22 @@ def _prepare_other_rank() -> None:
     """Discard the output of a rank other than zero: the run directory and its log belong to rank zero."""
     if any("_ddp_process_" in argument for argument in sys.argv):  # Lightning's job name for a process it started
         # This process ignores signals: rank zero waits for it and then stops it (callbacks/signal_handler.py).
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else torch prints its stack where another process ends
     check_path(Path(tempfile.gettempdir()))
     own_dir = tempfile.mkdtemp(prefix="lit-classics-")
     atexit.register(shutil.rmtree, own_dir, ignore_errors=True)
     sys.argv += [f"hydra.run.dir={quote_value(own_dir)}", "hydra/job_logging=none"]
+
+
+def set_import_path() -> None:
+    """Let the processes that this one starts find the project, and no module in the working directory.
+
+    That directory may be the one of an untrusted sweep.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: str) -> None:
@@ -159,10 +181,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     _refuse_nested_launch(show_traceback)
-    # Processes that a launcher starts for jobs must find the project too, and no module in the working directory, which
-    # may be that of an untrusted sweep.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-    os.environ["PYTHONSAFEPATH"] = "1"
+    set_import_path()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
         if prints_config(config_name):
@@ -171,7 +190,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        ended_elsewhere = isinstance(error, OSError | BrokenExecutor)  # a process of jobs was killed
+        ended_elsewhere = isinstance(error, OSError | BrokenExecutor) or is_of_submitit(error)  # its process was killed
         exit_with_error(error, show_traceback, resume_command() if ended_elsewhere else None)
     finally:
         run_dir.remove_empty_dirs()
@@ -186,17 +205,10 @@ def _run_job(
     if is_multirun():
         prefix_log_lines(HydraConfig.get().job.num)
     try:
-        if is_multirun():
-            job_dir.check_job_dir(output_dir)
-        else:
-            overwrite.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
-        # A resumed run has them in its checkpoint.
-        if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
-            raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
-        if not is_training:
-            check_values(cfg, str(HydraConfig.get().job.config_name))
-            return task(cfg, output_dir)
-        return _train_job(task, cfg, output_dir)
+        return check_and_run(task, cfg, output_dir, is_training)
+    except SweepStopped:
+        run_dir.remove_empty_dirs()
+        return {"status": LEFT, "metrics": {}}
     except BaseException as error:
         if is_recorded(error):
             result = job_dir.record_failure(output_dir, format_error(error))
@@ -204,16 +216,40 @@ def _run_job(
                 log.info(error)
             else:
                 print_error(error, show_traceback)
+                if cfg.get("sweep_fail_fast"):
+                    record_first_failure(Path(HydraConfig.get().sweep.dir))
             return result
         run_dir.remove_empty_dirs()
         resumable = is_multirun() and not isinstance(error, JobDirError)
         exit_with_error(error, show_traceback, resume_command() if resumable else None)
 
 
+def check_and_run(
+    task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path, is_training: bool
+) -> object:
+    """Check a composed config and the directory, and call the task."""
+    if is_multirun():
+        job_dir.check_job_dir(output_dir)
+    else:
+        overwrite.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
+    # A resumed run has them in its checkpoint.
+    if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
+        raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
+    if not is_training:
+        check_values(cfg, str(HydraConfig.get().job.config_name))
+        return task(cfg, output_dir)
+    return _train_job(task, cfg, output_dir)
+
+
 def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, output_dir: Path) -> object:
     """Check the config, lock the run directory and train; a job of a sweep resumes or returns its earlier result."""
     if cfg.sweep_resume and not is_multirun():
         raise ValueError("sweep_resume resumes a sweep: add -m and the overrides that the sweep was started with")
+    if cfg.sweep_fail_fast and not is_multirun():
+        raise ValueError("sweep_fail_fast=true ends a sweep at its first failure: add -m and the values of the sweep")
+    if cfg.sweep_fail_fast and has_failed(Path(HydraConfig.get().sweep.dir)):
+        with run_dir.lock_run_dir(output_dir, wait=True):  # which removes what this job has made
+            raise SweepStopped
     check_overrides(cfg)
     with run_dir.lock_run_dir(output_dir, wait=is_multirun()):
         if not is_multirun():
@@ -221,29 +257,38 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
         if result := job_dir.load_result_or_resume(output_dir, cfg):
             return result
+        take_job_cards(cfg.trainer)
         with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
 
 
 def _refuse_hydra_settings() -> None:
-    """Refuse settings with which Hydra would write a file, or change the directory, before anything is checked.
+    """End the process for settings that :func:`check_hydra_settings` refuses."""
+    try:
+        check_hydra_settings(sys.argv[1:])
+    except ValueError as error:
+        exit_with_error(error, show_traceback=False)
+
+
+def check_hydra_settings(arguments: Sequence[str]) -> None:
+    """Raise ValueError for settings with which Hydra would write a file, or change the directory, before any check.
 
     For a directory whose value is missing it would use one named None.
     """
-    is_sweep = bool({"-m", "--multirun"} & set(sys.argv))
-    for override in sys.argv[1:]:
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    for override in arguments:
         value = override.partition("=")[2]
         if is_sweep and override == "debug=lr":
-            exit_with_error(ValueError("debug=lr proposes a rate for one run: leave out -m"), False)
+            raise ValueError("debug=lr proposes a rate for one run: leave out -m")
         if override_key(override) == "hydra.output_subdir" and value != "null":
-            exit_with_error(ValueError(f"{override} is refused: a run writes its config.yaml itself"), False)
+            raise ValueError(f"{override} is refused: a run writes its config.yaml itself")
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
             message = "paths, outputs/ among them, are relative to the directory of the command"
-            exit_with_error(ValueError(f"{override} is refused: {message}"), False)
+            raise ValueError(f"{override} is refused: {message}")
         if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
-            exit_with_error(ValueError(f"{override} is refused: ??? is no value, and ./??? a directory"), False)
+            raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
         if override_key(override) in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir") and "://" in value:
-            exit_with_error(ValueError(f"{override} is refused: it is not a directory on this machine"), False)
+            raise ValueError(f"{override} is refused: it is not a directory on this machine")
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

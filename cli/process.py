@@ -15,9 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
 from cli import CONF, PROJECT
+from runs.cards import take_cards, visible_cards
 from runs.format import check_positive_int
 from runs.overrides import quote_value
 from runs.threads import start_thread_pool
+
+log = logging.getLogger(__name__)
 
 MAX_THREADS = 1024  # torch ends the process with a segmentation fault where the system has no more
 # Multiplications in a layer for which one thread is faster than two: the second takes longer to wake than it saves.
@@ -49,6 +52,27 @@ class ImportElsewhere(MetaPathFinder):
 
             spec.loader.exec_module = execute_elsewhere  # type: ignore[method-assign]
         return spec
+
+
+def take_job_cards(trainer: Any) -> None:
+    """Give a job, which a launcher runs beside others on this machine, GPUs of its own.
+
+    Args:
+        trainer: the settings of its Trainer.
+    """
+    launcher = HydraConfig.get().runtime.choices.get("hydra/launcher")
+    if launcher not in ("joblib", "submitit_local") or trainer.get("accelerator") not in ("auto", "gpu", "cuda"):
+        return
+    import torch
+
+    if not (cards := visible_cards(torch.cuda.device_count())):  # it does not start CUDA
+        return
+    devices = trainer.get("devices")
+    if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= len(cards):
+        raise ValueError(
+            f"trainer.devices={devices}: a job beside others takes a number of cards, here 1 to {len(cards)}"
+        )
+    log.info("cards %s of %s", ",".join(take_cards(devices, cards)), ",".join(cards))
 
 
 def seed_and_set_threads(seed: int, threads: int | None) -> None:
@@ -127,6 +151,11 @@ def single_job_argv(resume: str | None) -> Iterator[None]:
         for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
             if name not in environment:
                 os.environ.pop(name, None)
-        distributed = sys.modules.get("torch.distributed")
-        if distributed and distributed.is_initialized():
-            distributed.destroy_process_group()
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Destroy the process group of a run that has ended, so that the next one may have another."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        distributed.destroy_process_group()

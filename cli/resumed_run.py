@@ -1,7 +1,6 @@
 """What a resumed run is made of: its options precede the overrides that are typed."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,14 @@ from runs.result import ENDED, read_result
 from runs.table import summary_line
 
 
+class RunEnded(SystemExit):
+    """The run that ``resume=auto`` names has ended, and its result is printed."""
+
+    def __init__(self, code: int, run_dir: Path) -> None:
+        super().__init__(code)
+        self.run_dir = run_dir
+
+
 def resolve_auto(arguments: Sequence[str]) -> list[str]:
     """Return arguments in which ``resume=auto`` names the run in ``hydra.run.dir``, or is left out where there is none.
 
@@ -29,6 +36,7 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
     overrides are still those that it was made with, the process ends with its result.
 
     Raises:
+        RunEnded: the run has ended.
         ValueError: no directory is given, the command is a sweep, or the ``result.json`` of the run is damaged.
     """
     if "resume=auto" not in arguments:
@@ -50,7 +58,7 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
             raise ValueError(f"{run_dir / 'result.json'} is not the result of a run: {error!r}") from error
         if is_rank_zero():
             print(printable(line))
-        sys.exit(_exit_code(result, read_yaml(run_dir / "config.yaml")))
+        raise RunEnded(_exit_code(result, read_yaml(run_dir / "config.yaml")), run_dir)
     return [*others, f"resume={given}"]
 
 

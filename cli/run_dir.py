@@ -152,3 +152,9 @@ def remove_empty_dirs() -> None:
     for path in _made_dirs:
         with contextlib.suppress(OSError):  # it is not empty, or another process has removed it
             path.rmdir()
+
+
+def forget_dirs() -> None:
+    """Forget which directories this process has made, after a command of several: a user may use them since."""
+    _made_dirs.clear()
+    _names_before.clear()

@@ -25,6 +25,11 @@ def _default_config(groups: tuple[str, ...], config_name: str = "config") -> Dic
     return hydra.compose(config_name, list(groups))
 
 
+def forget_defaults() -> None:
+    """Forget the composed configs, for a process that runs several commands: conf/ may change between them."""
+    _default_config.cache_clear()
+
+
 # Checked here before torch is loaded, and again by the classes that take these settings.
 MAY_BE_NEGATIVE = ("model.net.weight", "model.net.bias", "data.scale")
 POSITIVE_INTS: tuple[str, ...] = ("data.batch_size", "data.eval_batch_size", "model.steps_per_batch", "threads")

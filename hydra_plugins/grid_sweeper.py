@@ -21,7 +21,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from runs.files import atomic_write
-from sweeps.jobs import check_kind, check_sweep_dir
+from sweeps.callback import SweepSummary
+from sweeps.jobs import LEFT, check_cards, check_kind, check_sweep_dir, ends_at_failure
 from sweeps.overrides import parse_overrides
 
 
@@ -50,10 +51,13 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         overrides = parse_overrides(self.loader, self.params, arguments)
         jobs = [list(job) for job in itertools.product(*map(_expand, overrides.values()))]
+        if len(jobs) > 1:
+            check_cards(self.loader.load_sweep_config(self.config, jobs[0]), len(jobs))
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=False)
+        ends_at_failure(self.config, sweep_dir)
         size, returns = self.max_batch_size or len(jobs), []
         with contextlib.ExitStack() as begun:
             for start in range(0, len(jobs), size):
@@ -64,7 +68,8 @@ class GridSweeper(Sweeper):
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))
                 for job_return in returns[-1]:
-                    _ = job_return.return_value  # raises the exception of the job
+                    result = job_return.return_value  # raises the exception of the job
+                    SweepSummary.left += isinstance(result, dict) and result.get("status") == LEFT
         return returns
 
 

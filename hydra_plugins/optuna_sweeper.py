@@ -20,7 +20,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from runs.format import check_positive_int, printable
-from sweeps.jobs import check_kind, check_sweep_dir
+from sweeps.callback import SweepSummary
+from sweeps.jobs import LEFT, check_cards, check_kind, check_sweep_dir, ends_at_failure, has_failed
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
 
@@ -99,6 +100,7 @@ class OptunaSweeper(Sweeper):
                 "a search that looks at the test set makes it worthless: "
                 "data.validate_on=val data.val_size=5000 holds out others"
             )
+        check_cards(base, self.n_trials)
         self.objective = search_objective(base)
         (name, mode), *_ = self.objective.candidates.items()
         if not base.monitor and name == "val/loss":  # the runs would rank an accuracy first
@@ -108,6 +110,7 @@ class OptunaSweeper(Sweeper):
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=True)
+        fails_fast = ends_at_failure(self.config, sweep_dir)
         with storage_errors(sweep_dir), _worker_lock(sweep_dir) as worker:
             with _locked(sweep_dir / ".study.lock"):
                 study = open_study(sweep_dir, direction=direction)
@@ -120,7 +123,12 @@ class OptunaSweeper(Sweeper):
                     study.enqueue_trial(start)
             while trials := self._next_trials(study, sweep_dir, worker):
                 for trial, job in zip(trials, self._launch(trials), strict=True):
-                    self._report(study, trial, job.return_value)
+                    if job.return_value["status"] != LEFT:  # such a trial is continued as an interrupted one is
+                        self._report(study, trial, job.return_value)
+                if fails_fast and has_failed(sweep_dir):
+                    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+                    SweepSummary.left = max(self.n_trials - len(study.get_trials(deepcopy=False)) + len(running), 0)
+                    break
                 ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
                 failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
                 if not ended and len(failed) >= 3:

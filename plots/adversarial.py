@@ -33,7 +33,7 @@ def adversarial_examples(
     figure.set_layout_engine("none")
 
     axes = figure.add_axes((0.9 / width, 1 - 2.6 / height, min(6, width - 1.2) / width, 2.4 / height))
-    style_axes(axes, "epsilon, of pixels from 0 to 1", "accuracy, %")
+    style_axes(axes, "epsilon, of pixels from 0 to 1", "accuracy (%)")
     epsilons, percent = list(accuracies), [100 * accuracy for accuracy in accuracies.values()]
     axes.plot(epsilons, percent, "-o", color=TRAIN, markersize=5)
     axes.set_ylim(-3, 108)

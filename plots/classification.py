@@ -46,16 +46,18 @@ def per_class_accuracy(counts: np.ndarray, class_names: Sequence[str]) -> "Figur
     totals = counts.sum(1)
     accuracies = 100 * counts.diagonal() / np.maximum(totals, 1)
     figure = new_figure(6.4, 1.2 + 0.3 * len(class_names))
-    axes = style_axes(figure.subplots(), "accuracy, %", "")
+    axes = style_axes(figure.subplots(), "accuracy (%)", "")
     axes.barh(range(len(class_names)), np.where(totals, accuracies, 0), color=TRAIN, height=0.7)
     axes.set_yticks(range(len(class_names)), [literal(name) for name in class_names])
     axes.invert_yaxis()
-    axes.set_xlim(max(0, np.floor(accuracies[totals > 0].min() / 10) * 10 - 10), 102)
+    axes.set_xlim(0, 100)  # a bar that began elsewhere would show other proportions
     for index, (accuracy, total) in enumerate(zip(accuracies, totals, strict=True)):
-        if total:
-            axes.text(accuracy, index, f"{accuracy:.1f} ", va="center", ha="right", fontsize=8, color="white")
+        if not total:
+            axes.text(0, index, " no example", va="center", ha="left", fontsize=8)
+        elif accuracy < 10:  # beside a bar that is too short for it
+            axes.text(accuracy, index, f" {accuracy:.1f}", va="center", ha="left", fontsize=8)
         else:
-            axes.text(axes.get_xlim()[0], index, "no example", va="center", ha="left", fontsize=8)
+            axes.text(accuracy, index, f"{accuracy:.1f} ", va="center", ha="right", fontsize=8, color="white")
     axes.grid(axis="y", visible=False)
     return figure
 

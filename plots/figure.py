@@ -1,5 +1,6 @@
 """What all figures share: colors, the style of axes, literal text, and rendering to pixels."""
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
 TRAIN, VAL, WRONG = "#3b6ea5", "#d9822b", "#c23b3b"
 CLASSES = ("#3b6ea5", "#d9822b", "#4f9d69", "#8d6bb1", "#8c6d5a", "#c77aa8", "#7f7f7f", "#b0a63b", "#41a5b8", "#c23b3b")
@@ -23,9 +25,25 @@ def style_axes(axes: "Axes", x: str, y: str) -> "Axes":
     """Label the axes, and give them the style that all plots share."""
     axes.set_xlabel(literal(x))
     axes.set_ylabel(literal(y))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(plain_formatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return axes
+
+
+def plain_formatter() -> "ScalarFormatter":
+    """Return a formatter of whole numbers and decimals at the ticks. Matplotlib's own puts a factor beside the axis."""
+    from matplotlib.ticker import ScalarFormatter
+
+    class PlainFormatter(ScalarFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            whole, point, decimals = super().__call__(x, pos).partition(".")
+            return re.sub(r"(?<=\d)(?=(\d{3})+$)", ",", whole) + point + decimals
+
+    formatter = PlainFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    return formatter
 
 
 def literal(text: str) -> str:

@@ -130,7 +130,7 @@ def adversarial_losses(
         rows: rows of metrics.csv.
         curves: ``g_loss`` and ``d_loss`` -> pairs of training examples seen and the mean loss since the previous pair.
             Without them the means of the epochs are drawn.
-        epoch_size: number of training examples in an epoch.
+        epoch_size: number of training examples seen in an epoch.
         undecided: both losses where the discriminator cannot tell real images from fakes, if they are known.
     """
     figure = new_figure(6.4, 4)
@@ -145,7 +145,8 @@ def adversarial_losses(
     if undecided is not None:
         label = f"{undecided:.3g}: a coin would do as well"
         axes.axhline(undecided, color="gray", linewidth=1, linestyle="--", label=label)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlim(left=0)
+    axes.locator_params("x", nbins=5)
     if all(value >= 0 for value in values):  # those of a Wasserstein GAN may be negative
         axes.set_ylim(bottom=0)
     axes.legend(frameon=False)

@@ -29,6 +29,10 @@ def _formula(weight: float, bias: float) -> str:
     return f"{weight:,.4g} x {'-' if bias < 0 else '+'} {abs(bias):,.4g}"
 
 
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,.10g}" if 1e-4 < value < 1e6 else f"{value:.1e}"
+
+
 def loss_surface(x: np.ndarray, y: np.ndarray, path: np.ndarray) -> "Figure":
     """Draw the mean squared error over weight and bias, with the path ``(steps + 1, 2)`` of the training on it."""
     from matplotlib.colors import LogNorm
@@ -45,7 +49,8 @@ def loss_surface(x: np.ndarray, y: np.ndarray, path: np.ndarray) -> "Figure":
     levels = np.geomspace(max(errors.min(), 1e-9 * errors.max(), 1e-12), errors.max(), 16)
     errors = np.maximum(errors, levels[0])
     surface = axes.contourf(weights, biases, errors, levels=levels, norm=LogNorm(), cmap="Blues_r")
-    figure.colorbar(surface, label="mean squared error", format="%.2g")
+    figure.colorbar(surface, label="mean squared error", format=lambda value, _: _two_digits(value))
+    axes.locator_params("x", nbins=5)
     label = "path of the training, a dot after each epoch" if len(path) < 50 else "path of the training"
     axes.plot(*path.T, "-o", color=VAL, markersize=3.5, linewidth=1.2, label=label)
     axes.plot(*path[0], "s", color="black", markersize=6, label="start")

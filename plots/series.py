@@ -31,6 +31,5 @@ def continuations(series: np.ndarray, continued: np.ndarray, labels: Sequence[st
         axes.plot(known, series[index], color=color, linewidth=1.3, label="given")
         axes.plot(after, joined, color=color, linewidth=1.3, linestyle=(0, (2, 1)), label="continued")
         axes.axvline(series.shape[1], color="gray", linewidth=0.8)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panels[0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     return figure

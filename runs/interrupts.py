@@ -1,7 +1,12 @@
-"""Ctrl-C while a command starts, before the training has signal handlers of its own."""
+"""The signals that end a run, and Ctrl-C while a command starts: before the training has signal handlers of its own."""
 
 import signal
 from types import FrameType
+
+# Windows has no SIGUSR1, which SLURM sends ahead of a time limit where asked for.
+ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# submitit requeues a job on the second of these, or on the one that SUBMITIT_PREEMPT_SIGNAL names.
+REQUEUE_SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 _interrupted = False
 

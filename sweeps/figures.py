@@ -45,7 +45,8 @@ def _metric_curve(summary: Summary, numbers: list[float], scores: Scores) -> "Fi
     x, means = [x for x, _ in points], [statistics.mean(found) for _, found in points]
     if summary.replicates:
         spreads = [statistics.stdev(found) if len(found) > 1 else 0.0 for _, found in points]
-        axes.errorbar(x, means, spreads, color=TRAIN, marker="o", markersize=4, linewidth=1.2, capsize=3)
+        label = f"mean ± standard deviation over {', '.join(summary.replicates)}"
+        axes.errorbar(x, means, spreads, color=TRAIN, marker="o", markersize=4, linewidth=1.2, capsize=3, label=label)
     else:
         axes.plot(x, means, color=TRAIN, marker="o", markersize=4, linewidth=1.2)
     (best,), found = next(iter(scores.items()))

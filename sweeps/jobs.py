@@ -1,5 +1,6 @@
 """The jobs of a sweep, read from their directories."""
 
+import contextlib
 import math
 import os
 import re
@@ -7,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from runs.cards import visible_cards
 from runs.files import check_folder, read_yaml
 from runs.format import printable
 from runs.monitor import MODES
@@ -17,6 +21,8 @@ from sweeps.study import exists as study_exists
 
 # The name of a job's directory: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
+LEFT = "left"  # the status of a job that did not begin, because another has failed and sweep_fail_fast=true
+FIRST_FAILURE = ".first_failure"  # made in the sweep directory by the job that fails; each command removes it
 SUMMARY_FILES = ("summary.csv", "summary.md", "summary.png")
 
 
@@ -88,6 +94,53 @@ def check_kind(sweep_dir: Path, is_search: bool) -> None:
         raise ValueError(f"{sweep_dir} is that of a search, which hydra/sweeper=optuna or its sweep= continues")
     if is_search and not study_exists(sweep_dir) and os.path.lexists(sweep_dir / "multirun.yaml"):
         raise ValueError(f"{sweep_dir} is that of a grid, which a search cannot continue")
+
+
+def ends_at_failure(config: DictConfig, sweep_dir: Path) -> bool:
+    """Return whether a sweep that begins ends at its first failure, and forget that of an earlier command.
+
+    Raises:
+        ValueError: ``sweep_fail_fast`` is neither true nor false.
+    """
+    if not isinstance(asked := config.sweep_fail_fast, bool):
+        raise ValueError(f"sweep_fail_fast={asked} must be true or false")
+    if asked:
+        (sweep_dir / FIRST_FAILURE).unlink(missing_ok=True)
+    return asked
+
+
+def check_cards(config: DictConfig, jobs: int) -> None:
+    """Raise ValueError for more processes of joblib than there are GPUs: each keeps its own, also between two jobs.
+
+    Args:
+        config: that of a job.
+        jobs: how many there are.
+    """
+    devices, launcher = config.trainer.devices, config.hydra.runtime.choices.get("hydra/launcher")
+    is_number = isinstance(devices, int) and devices > 0
+    if launcher != "joblib" or not is_number or config.trainer.accelerator not in ("auto", "gpu", "cuda"):
+        return
+    import torch
+
+    cards = visible_cards(torch.cuda.device_count())
+    n_jobs = config.hydra.launcher.n_jobs
+    side_by_side = min(jobs, n_jobs if n_jobs > 0 else (os.cpu_count() or 1) + 1 + n_jobs)  # as joblib counts
+    if cards and side_by_side * devices > len(cards):
+        raise ValueError(
+            f"{side_by_side} jobs beside each other with trainer.devices={devices} need {side_by_side * devices} GPUs, "
+            f"and there are {len(cards)}: hydra.launcher.n_jobs={len(cards) // devices or 1}"
+        )
+
+
+def record_first_failure(sweep_dir: Path) -> None:
+    """Let no other job of a sweep begin, in any process."""
+    with contextlib.suppress(OSError):  # a full disk: the other jobs report it too
+        os.close(os.open(sweep_dir / FIRST_FAILURE, os.O_CREAT | os.O_EXCL))
+
+
+def has_failed(sweep_dir: Path) -> bool:
+    """Return whether a job of this command has failed."""
+    return os.path.lexists(sweep_dir / FIRST_FAILURE)
 
 
 def _is_job_dir(path: Path) -> bool:

@@ -140,7 +140,7 @@ def run(folder: str, *overrides: str) -> dict[str, Any]:
 
     path = Path(folder)
     path.mkdir(exist_ok=True)
-    return train.train(compose(*overrides), path)
+    return train.train_config(compose(*overrides), path)
 
 
 def count_parameters(net: torch.nn.Module) -> int:

@@ -66,7 +66,7 @@ def job(folder: Path, *overrides: str) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     folder.mkdir(exist_ok=True)
-    train.train(compose(*overrides, *COMMAND, *own), folder)
+    train.train_config(compose(*overrides, *COMMAND, *own), folder)
 
 
 def run(folder: Path, *overrides: str, saves: float = math.inf, seconds: float = 0) -> list[float]:

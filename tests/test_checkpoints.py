@@ -165,7 +165,7 @@ def test_weights_of_classes_are_a_list() -> None:
     assert weighted["metrics"]["test/loss"] != plain["metrics"]["test/loss"]
     loss = load_run("run", "last")[2].loss
     assert loss.weight.tolist() == [1, 5]
-    found = evaluate.evaluate(OmegaConf.create(EVALUATE), Path("run"))["metrics"]
+    found = evaluate.evaluate_config(OmegaConf.create(EVALUATE), Path("run"))["metrics"]
     assert found["test/loss"] == weighted["metrics"]["test/loss"]
     assert run("run", "resume=run", "trainer.max_epochs=4")["epochs"] == 4
 
@@ -187,7 +187,7 @@ def test_wrong_weights_of_classes_give_one_line(weight: str, line: str) -> None:
 def test_evaluation_that_is_not_finite_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
     run("run", *RUN, "trainer.max_epochs=1")
     monkeypatch.setattr("callbacks.logged_metrics", lambda *_: {"test/loss": math.inf, "test/acc": math.nan})
-    evaluate.evaluate(OmegaConf.create(EVALUATE), Path("run"))
+    evaluate.evaluate_config(OmegaConf.create(EVALUATE), Path("run"))
     content = Path("run/evaluations/test_last.json").read_text()
     assert json.loads(content, parse_constant=pytest.fail)["metrics"] == {"test/loss": None, "test/acc": None}
 

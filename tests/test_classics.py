@@ -296,7 +296,7 @@ def test_a_students_run_needs_no_file_of_its_teacher(teacher: None) -> None:
     metrics = run("student", *STUDENT, *QUICK, "trainer.max_epochs=1", "data.validate_on=test")["metrics"]
     shutil.rmtree("teacher")
     asked = {"run": "student", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
-    evaluated = evaluate.evaluate(OmegaConf.create(asked), Path("student"))["metrics"]
+    evaluated = evaluate.evaluate_config(OmegaConf.create(asked), Path("student"))["metrics"]
     assert evaluated["test/loss"] == metrics["test/loss"]
     result = run("student", "resume=student", "trainer.max_epochs=2", "logger=none")
     assert result["epochs"] == 2
@@ -310,7 +310,7 @@ def test_a_stored_config_that_names_a_run_as_its_teacher_reads_none(teacher: Non
     torch.save(checkpoint, file)
     asked = {"run": "student", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
     with pytest.raises(ValueError, match="learns from a teacher"):
-        evaluate.evaluate(OmegaConf.create(asked), Path("student"))
+        evaluate.evaluate_config(OmegaConf.create(asked), Path("student"))
 
 
 # --- exact ----------------------------------------------------------------------------------------------------------
@@ -409,13 +409,13 @@ def test_pictures_of_pairs_and_of_goodness(tiny: None, small_trunk: None) -> Non
 def test_predictions_of_pairs(tiny: None, small_trunk: None) -> None:
     run("siamese", *SIAMESE, *QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
     asked = {"run": "siamese", "checkpoint": "last", "output": "predictions", "limit": 10, "csv": None, "samples": None}
-    table = predict.predict(OmegaConf.create(asked | {"split": "test", "images": None}), Path("siamese"))
+    table = predict.predict_config(OmegaConf.create(asked | {"split": "test", "images": None}), Path("siamese"))
     with open(table, newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [row["truth"] for row in rows] == ["equal", "different"] * 5
     assert table.with_suffix(".png").stat().st_size > 5000
     with pytest.raises(ValueError, match="samples= is for a model that generates"):
-        predict.predict(OmegaConf.create(asked | {"split": None, "images": None, "samples": 2}), Path("siamese"))
+        predict.predict_config(OmegaConf.create(asked | {"split": None, "images": None, "samples": 2}), Path("siamese"))
 
 
 def test_two_image_files_are_compared(tiny: None, small_trunk: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -432,7 +432,7 @@ def test_two_image_files_are_compared(tiny: None, small_trunk: None, caplog: pyt
     asked["split"] = None
     for files, order in ((["pair/b.png", "pair/a.png"], [1, 0]), ("pair", [0, 1]), (["pair/a.png"] * 2, [0, 0])):
         caplog.clear()
-        table = predict.predict(OmegaConf.create(asked | {"images": files}), Path("siamese"))
+        table = predict.predict_config(OmegaConf.create(asked | {"images": files}), Path("siamese"))
         first, second = data.normalize(images[order][None]).chunk(2, 1)
         with torch.inference_mode():
             equal = model.compare(first, second).item()
@@ -451,5 +451,5 @@ def test_two_image_files_are_compared(tiny: None, small_trunk: None, caplog: pyt
         (["pair/a.png", "pair/c.txt"], r"there are not two images to compare: pair/c\.txt is none"),
     ):
         with pytest.raises(ValueError, match=line):
-            predict.predict(OmegaConf.create(asked | {"images": files}), Path("siamese"))
+            predict.predict_config(OmegaConf.create(asked | {"images": files}), Path("siamese"))
     assert Path("siamese/predictions/predictions.csv").read_bytes() == written

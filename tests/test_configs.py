@@ -44,7 +44,7 @@ def two_steps(*overrides: str) -> dict:
     cfg = compose(*overrides, "trainer.max_epochs=2", "trainer.accelerator=cpu", "logger=none")
     folder = Path("run")
     folder.mkdir()
-    return train.train(cfg, folder)
+    return train.train_config(cfg, folder)
 
 
 IMAGES = ("cifar10", "fashion_mnist", "image_folder", "mnist")
@@ -176,7 +176,7 @@ def test_options_compose_and_resolve(choice: str) -> None:
 @pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])
 def test_trainer_callback_and_logger_options_instantiate(group: str, tiny_images: None) -> None:
     Path("judge").mkdir()
-    train.train(compose("data=mnist", "data.val_size=8", "trainer.max_epochs=1", "logger=none"), Path("judge"))
+    train.train_config(compose("data=mnist", "data.val_size=8", "trainer.max_epochs=1", "logger=none"), Path("judge"))
     for option in options(group):
         choice = f"{group}={option}"
         cfg = compose(choice, *REQUIRED.get(choice, []), "trainer.accelerator=cpu")

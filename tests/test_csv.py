@@ -48,7 +48,7 @@ PRICE = (*RUN, "data.target=price", "model=mlp_regression")
 
 def run(folder: str, *overrides: str) -> dict[str, Any]:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(compose(*overrides), Path(folder))
+    return train.train_config(compose(*overrides), Path(folder))
 
 
 def error_line(*overrides: str) -> str:

@@ -27,7 +27,7 @@ BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "trainer.ma
 
 
 def run(*overrides: str) -> dict:
-    return train.train(compose(*overrides), Path("run"))
+    return train.train_config(compose(*overrides), Path("run"))
 
 
 def plot_names() -> set[str]:
@@ -160,7 +160,7 @@ class Bars(datamodules.InMemoryDataModule):
 def test_custom_image_data_set_is_plotted(tmp_path: Path) -> None:
     cfg = compose("model=mlp", "data=blobs", "trainer.max_epochs=1", "logger=none")
     cfg.data = {"_target_": f"{__name__}.Bars", "batch_size": 8, "val_size": 8}
-    assert train.train(cfg, tmp_path)["status"] == "finished"
+    assert train.train_config(cfg, tmp_path)["status"] == "finished"
     assert (tmp_path / "pictures/predictions.png").exists()
     pictures = Bars().to_uint8(Bars().load()[0][0][:2])
     assert (pictures.dtype, pictures.shape) == (torch.uint8, (2, 1, 12, 12))

@@ -24,7 +24,7 @@ def random_dataset(random_images: Callable[[int, int], None]) -> None:
 
 
 def run(*overrides: str) -> dict:
-    return train.train(compose("data.val_size=100", *IMAGES, *overrides), Path("run"))
+    return train.train_config(compose("data.val_size=100", *IMAGES, *overrides), Path("run"))
 
 
 def test_debug_fast_runs_one_batch_of_each_stage(random_dataset: None) -> None:
@@ -43,7 +43,7 @@ def test_short_debug_runs_do_not_become_outputs_last(random_dataset: None) -> No
         ("fourth", ("debug=traceback",), "fourth"),  # this one trains to the end
         ("fifth", (), "fifth"),
     ):
-        train.train(compose(*short, *more), Path(folder))
+        train.train_config(compose(*short, *more), Path(folder))
         assert Path("outputs/last").resolve().name == last
 
 
@@ -53,6 +53,7 @@ def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytes
     for settings, is_warned in (
         (["trainer.max_epochs=2"], True),
         (["trainer.max_epochs=20"], False),
+        (["trainer.max_epochs=2", "model.steps_per_batch=10"], False),
         (["trainer.max_epochs=8", "trainer.accumulate_grad_batches=9"], True),
         (["debug=fast"], False),
         (["trainer.limit_train_batches=0.5"], False),  # as debug=limit does: few by intention

@@ -156,6 +156,7 @@ SLOW = {
     "trainer.strategy=ddpp": "You selected an invalid strategy name: `strategy='ddpp'`",
     "trainer.limit_train_batches=2.5": "limit_train_batches",
     "trainer.gradient_clip_val=abc": "gradient_clip_val",
+    "scheduler=none ++scheduler._target_=torch.optim.lr_scheduler.StepLR": "StepLR takes the optimizer, which is made",
     "+trainer.foo=1": "Trainer takes no argument foo",
     "model.net._target_=lit_models.nets.Foo": "lit_models.nets.Foo",
     "resume=foreign.ckpt": "foreign.ckpt is not a checkpoint of this project: it holds no config",
@@ -176,7 +177,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         short = ("model.steps_per_batch=10", "trainer.max_epochs=2", "logger=none", "callbacks.pictures=null")
-        train.train(compose("model=blobs_mlp", "data=blobs", *short), folder / "run")
+        train.train_config(compose("model=blobs_mlp", "data=blobs", *short), folder / "run")
     shutil.rmtree(folder / "outputs")
     (folder / "run/.lock").touch()
     (folder / "unfinished/config.yaml").touch()
@@ -234,7 +235,7 @@ def test_error_after_loading_torch_gives_one_line(command: str, workspace: Path,
 )
 def test_refusals_of_nets_and_datamodules_give_one_line(arguments: str, hint: str, tmp_path) -> None:
     with pytest.raises(Exception) as error:
-        train.train(compose(*arguments.split(), "logger=none"), tmp_path)
+        train.train_config(compose(*arguments.split(), "logger=none"), tmp_path)
     assert hint in format_error(error.value)
     assert os.listdir(tmp_path) == []
 
@@ -263,7 +264,7 @@ def test_negative_values_are_accepted_where_they_make_sense(shell) -> None:
 
 def test_error_in_a_net_names_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
-        train.train(compose("model=mlp", "model.net.hidden_sizes=[[5]]", "logger=none"), tmp_path)
+        train.train_config(compose("model=mlp", "model.net.hidden_sizes=[[5]]", "logger=none"), tmp_path)
     line = format_error(error.value)
     assert re.search(
         r"^TypeError: .* \(lit_models/nets/mlp.py, line \d+; HYDRA_FULL_ERROR=1 shows the traceback\)$", line
@@ -272,7 +273,7 @@ def test_error_in_a_net_names_file_and_line(tmp_path: Path) -> None:
 
 def test_deliberate_error_names_no_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(Exception) as error:
-        train.train(compose("model=lenet", "data=blobs", "logger=none"), tmp_path)
+        train.train_config(compose("model=lenet", "data=blobs", "logger=none"), tmp_path)
     assert "LeNet takes images" in (line := format_error(error.value))
     assert ".py, line" not in line
 

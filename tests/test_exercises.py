@@ -29,7 +29,7 @@ def run(folder: str, *overrides: str) -> tuple[dict, list[dict[str, str]], dict[
     """Train in this process. Return the result, the rows of metrics.csv and the final weights."""
     path = Path(folder)
     path.mkdir()
-    result = train.train(compose(*overrides, "trainer.accelerator=cpu", "logger=none"), path)
+    result = train.train_config(compose(*overrides, "trainer.accelerator=cpu", "logger=none"), path)
     with open(path / "metrics.csv", newline="") as lines:
         rows = list(csv.DictReader(lines))
     return result, rows, torch.load(path / "checkpoints/last.ckpt")["state_dict"]

@@ -47,7 +47,7 @@ def images(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def attack(run: Path, epsilons: Any = EPSILONS, **settings: Any) -> dict[str, Any]:
     given = {"run": str(run), "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
     cfg = OmegaConf.create({**given, "attack": "fgsm", "epsilons": epsilons, **settings})
-    return evaluate.evaluate(cfg, run)
+    return evaluate.evaluate_config(cfg, run)
 
 
 def attacked_one_by_one(run: Path, epsilon: float) -> float:

@@ -46,7 +46,7 @@ def test_training_ends_and_fails_if_result_or_plots_cannot_be_written(
     cfg = compose(*BLOBS, "logger=none")
     cfg.callbacks.block = {"_target_": f"{__name__}.BlockPath", "path": f"run/{name}"}
     with pytest.raises(OSError, match=rf"^the training has ended, but not everything could be written: .*{name}"):
-        train.train(cfg, Path("run"))
+        train.train_config(cfg, Path("run"))
     assert "test accuracy" in caplog.text  # the table
     if name != "result.json":
         result = json.loads(Path("run/result.json").read_text())
@@ -64,7 +64,7 @@ def test_training_ends_and_fails_if_event_files_cannot_be_written(
     monkeypatch.setattr(threading, "excepthook", uncaught.append)
     _ignore_failed_writer_threads.cache_clear()  # the error arises in a thread of TensorBoard
     with pytest.raises(OSError, match=r"not everything could be written: .*No space left"):
-        train.train(compose(*BLOBS), Path("run"))
+        train.train_config(compose(*BLOBS), Path("run"))
     assert not uncaught
     assert json.loads(Path("run/result.json").read_text())["epochs"] == 2
     assert caplog.text.count("no more event files") == 1
@@ -75,7 +75,7 @@ def test_training_stops_if_metrics_or_checkpoints_cannot_be_written(name: str) -
     cfg = compose(*BLOBS, "logger=none")
     cfg.callbacks.block = {"_target_": f"{__name__}.BlockPath", "path": f"run/{name}"}
     with pytest.raises(OSError, match=name):
-        train.train(cfg, Path("run"))
+        train.train_config(cfg, Path("run"))
     assert json.loads(Path("run/result.json").read_text())["status"] == "failed"
 
 
@@ -83,18 +83,18 @@ def test_training_stops_if_metrics_or_checkpoints_cannot_be_written(name: str) -
 def test_run_does_not_start_if_its_first_files_cannot_be_written(name: str) -> None:
     Path("run", name).mkdir(parents=True)
     with pytest.raises(OSError, match=name):
-        train.train(compose(*BLOBS), Path("run"))
+        train.train_config(compose(*BLOBS), Path("run"))
     assert not Path("run/metrics.csv").exists()
 
 
 def test_evaluation_prints_metrics_that_cannot_be_written(caplog: pytest.LogCaptureFixture) -> None:
-    train.train(compose(*BLOBS, "logger=none"), Path("run"))
+    train.train_config(compose(*BLOBS, "logger=none"), Path("run"))
     Path("run/evaluations").write_text("in the way")
     caplog.clear()
     caplog.set_level("INFO")
     asked = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu"}}
     with pytest.raises(OSError, match="evaluations"):
-        evaluate.evaluate(OmegaConf.create(asked), Path("run"))
+        evaluate.evaluate_config(OmegaConf.create(asked), Path("run"))
     assert "test/acc" in caplog.text
 
 

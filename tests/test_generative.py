@@ -237,7 +237,7 @@ def test_test_equals_the_last_validation_on_the_same_images(model: str, tiny: No
     assert names
     assert [metrics[f"val/{name}"] for name in names] == [metrics[f"test/{name}"] for name in names]
     asked = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
-    evaluated = evaluate.evaluate(OmegaConf.create(asked), Path("run"))["metrics"]
+    evaluated = evaluate.evaluate_config(OmegaConf.create(asked), Path("run"))["metrics"]
     assert evaluated == {f"test/{name}": metrics[f"test/{name}"] for name in names}
 
 

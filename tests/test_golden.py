@@ -40,7 +40,7 @@ def losses(experiment: str, folder: Path) -> dict[str, float]:
         teacher = folder.with_name("teacher")
         losses(TEACHERS[experiment], teacher)
         overrides.append(f"model.teacher={teacher}")
-    result = train.train(compose(f"experiment={experiment}", *overrides), folder)
+    result = train.train_config(compose(f"experiment={experiment}", *overrides), folder)
     return {name: value for name, value in result["metrics"].items() if name in NAMES}
 
 

@@ -18,7 +18,7 @@ IMAGES = ("data=cifar10", "data.augment=flip_crop", "data.val_size=50", "data.ba
 
 def run(folder: str, *overrides: str) -> dict[str, Any]:
     Path(folder).mkdir()
-    return train.train(compose(*overrides), Path(folder))
+    return train.train_config(compose(*overrides), Path(folder))
 
 
 class ForbidSync(pl.Callback):
@@ -53,7 +53,7 @@ def test_resume_on_the_gpu_is_exact(random_images: Callable[[int, int], None]) -
     settings = ("model=dropout_cnn", *IMAGES, "trainer.accelerator=gpu", "trainer.deterministic=true", "scheduler=none")
     run("whole", *settings, "trainer.max_epochs=3")
     run("parts", *settings, "trainer.max_epochs=2")
-    train.train(compose("resume=parts", "trainer.max_epochs=3"), Path("parts"))
+    train.train_config(compose("resume=parts", "trainer.max_epochs=3"), Path("parts"))
     ends = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "parts")]
     for name, weight in ends[0].items():
         assert torch.equal(weight, ends[1][name])

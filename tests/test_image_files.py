@@ -77,14 +77,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         settings = ("data.val_size=0", "data.batch_size=20", "trainer.max_epochs=6", "optimizer.lr=0.01")
         cfg = compose(*settings, "trainer.accelerator=cpu", "logger=none", "threads=1")
-        assert train.train(cfg, folder)["metrics"]["test/acc"] >= 0.99
+        assert train.train_config(cfg, folder)["metrics"]["test/acc"] >= 0.99
     return folder
 
 
 def predict_images(run: Path, images: Any, output: str | Path = "predictions") -> list[dict[str, Any]]:
     settings = {"run": str(run), "checkpoint": "last", "images": str(images), "csv": None, "split": None}
     settings |= {"samples": None, "limit": 6}
-    return read_predictions(predict.predict(OmegaConf.create({**settings, "output": str(output)}), run))
+    return read_predictions(predict.predict_config(OmegaConf.create({**settings, "output": str(output)}), run))
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -391,7 +391,7 @@ def test_csv_is_refused_by_an_image_model(run: Path) -> None:
         "output": "to",
     }
     with pytest.raises(ValueError, match=r"trained on inputs of shape \(1, 28, 28\), not on rows"):
-        predict.predict(OmegaConf.create(settings), run)
+        predict.predict_config(OmegaConf.create(settings), run)
 
 
 def test_predictions_plot_shows_the_digits(run: Path) -> None:
@@ -448,7 +448,7 @@ def test_lenet_predicts_mnist_digits_from_files(real_root: Path) -> None:
     Path("as_stored").mkdir()
     Path("enlarged").mkdir()
     settings = ("model=lenet", f"data.root={real_root}", "trainer.max_epochs=1", "trainer.limit_train_batches=200")
-    train.train(compose(*settings, "trainer.accelerator=cpu", "logger=none"), Path("run"))
+    train.train_config(compose(*settings, "trainer.accelerator=cpu", "logger=none"), Path("run"))
     _, (images, labels) = datamodules.sources.load("mnist", real_root)
     for number in range(10):
         stored = Image.fromarray(images[number, 0].numpy())

@@ -45,7 +45,7 @@ RUN += ("trainer.accelerator=cpu", "threads=1", "logger=none", "trainer.max_epoc
 
 def run(folder: str, *overrides: str) -> dict:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(compose(*overrides), Path(folder))
+    return train.train_config(compose(*overrides), Path(folder))
 
 
 def split_files(folder: ImageFolder) -> dict[str, set[str]]:

@@ -26,7 +26,7 @@ COMMON = ("trainer.accelerator=cpu", "callbacks.pictures=null", "logger=none", "
 
 def run(*overrides: str, folder: str = "run") -> dict:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(compose(*COMMON, *overrides), Path(folder))
+    return train.train_config(compose(*COMMON, *overrides), Path(folder))
 
 
 def outputs_of(folder: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +73,7 @@ def test_class_without_examples_has_no_metric_and_counts_in_no_mean(
         assert [metrics[f"test/recall/{name}"] for name in ("ant", "bee", "cat")] == [1, 0.5, None]
     assert re.search(r"of each class +ant 100.0 %  bee 50.0 %  cat no example\n", caplog.text)
     caplog.clear()
-    evaluated = evaluate.evaluate(EVALUATE, Path("run"))
+    evaluated = evaluate.evaluate_config(EVALUATE, Path("run"))
     written = json.loads(Path("run/evaluations/test_last.json").read_text(), parse_constant=pytest.fail)
     assert written["metrics"] == evaluated["metrics"]
     assert written["metrics"]["test/acc/cat"] is None
@@ -107,9 +107,9 @@ def test_classification_metrics_cover_all_examples_of_an_epoch(caplog: pytest.Lo
     ]
     for name in ("f1", "auroc", "ece"):
         assert f"test {name}" in caplog.text
-    written = evaluate.evaluate(EVALUATE, Path("run"))
+    written = evaluate.evaluate_config(EVALUATE, Path("run"))
     assert written["metrics"] == {name: value for name, value in result["metrics"].items() if name.startswith("test/")}
-    written = evaluate.evaluate(OmegaConf.merge(EVALUATE, {"split": "val"}), Path("run"))
+    written = evaluate.evaluate_config(OmegaConf.merge(EVALUATE, {"split": "val"}), Path("run"))
     assert written["metrics"]["val/f1"] == result["metrics"]["val/f1"]
 
 

@@ -141,7 +141,9 @@ def test_renamed_key_is_upgraded_in_every_kind_of_override(old: str, new: str, e
 
 def test_run_with_an_old_key_resumes_with_either_name(extra_renames: None, tmp_path: Path) -> None:
     Path("run").mkdir()
-    train.train(compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", CPU, "logger=none"), Path("run"))
+    train.train_config(
+        compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", CPU, "logger=none"), Path("run")
+    )
     file = Path("run/checkpoints/last.ckpt")
     checkpoint = torch.load(file, weights_only=True)
     config = checkpoint["config"]

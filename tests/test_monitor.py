@@ -30,7 +30,7 @@ F1 = "+metrics.f1._target_=torchmetrics.classification.MulticlassF1Score"
 
 def run(*overrides: str, folder: str = "run") -> dict:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(compose(*POINTS, *overrides), Path(folder))
+    return train.train_config(compose(*POINTS, *overrides), Path(folder))
 
 
 def column(name: str, folder: str = "run") -> list[float]:

@@ -107,9 +107,9 @@ def test_damaged_config_of_a_stored_run_chooses_nothing(content: str, stored_run
 def test_commands_find_data_that_has_moved(table_run: Path) -> None:
     settings = {"run": "old", "checkpoint": "last", "data": {"root": None, "path": "there.csv", "test_path": None}}
     cfg = OmegaConf.create({**settings, "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}})
-    assert "test/acc" in evaluate.evaluate(cfg, table_run)["metrics"]
+    assert "test/acc" in evaluate.evaluate_config(cfg, table_run)["metrics"]
     asked = {"images": None, "csv": None, "samples": None, "split": "test", "limit": 3, "output": "predictions"}
-    table = predict.predict(OmegaConf.create({**settings, **asked}), table_run)
+    table = predict.predict_config(OmegaConf.create({**settings, **asked}), table_run)
     assert len(read_predictions(table)) == 3
     assert export.export(OmegaConf.create({**settings, "output": "net.pt"}), table_run).is_file()
 
@@ -120,7 +120,7 @@ def test_commands_refuse_a_place_that_the_data_does_not_have(table_run: Path) ->
         cfg = OmegaConf.create({"run": "old", "checkpoint": "last", "data": data, "split": "test"})
         cfg.trainer = {"accelerator": "cpu", "devices": 1}
         with pytest.raises((ValueError, OSError), match=hint):
-            evaluate.evaluate(cfg, table_run)
+            evaluate.evaluate_config(cfg, table_run)
     assert not (table_run / "evaluations").exists()
 
 

@@ -1,13 +1,16 @@
 """Plots are drawn from numbers alone, and names are drawn as they are, not as formulas."""
 
+import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from callbacks.plots import Plots
 from lit_models import GAN
 from plots.classification import confusion_matrix, decision_boundaries, decision_boundary, per_class_accuracy
 from plots.figure import new_figure, style_axes, to_pixels
@@ -16,6 +19,9 @@ from plots.images import image_grid, predictions
 from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs.files import write_png
+from tests.conftest import run
+
+TRAINING_FIGURES = Plots._training_figures
 
 # matplotlib reads text between two dollar signs as a formula, and fails on this one.
 NAMES = (r"$\frac{$", r"5$ \$ 6$")
@@ -71,11 +77,58 @@ def test_image_grid_has_up_to_six_images_per_row(size: int) -> None:
     assert height == pytest.approx(1.9 * -(-size // 6))
 
 
-def test_loss_after_one_example_has_no_repeated_tick_labels() -> None:
-    figure = loss_curve([], [(1, 0.5)], 1, "validation")
+def tick_labels(figure: Figure, axis: str) -> list[str]:
+    """Return the labels of the ticks that are drawn."""
     figure.draw_without_rendering()
-    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert len(set(labels)) == len(labels)
+    of_axis = getattr(figure.axes[0], f"{axis}axis")
+    low, high = sorted(of_axis.get_view_interval())
+    return [tick.label1.get_text() for tick in of_axis.get_major_ticks() if low <= tick.get_loc() <= high]
+
+
+def test_loss_after_one_example_has_whole_numbers_of_examples() -> None:
+    assert tick_labels(loss_curve([], [(1, 0.5)], 1, "validation"), "x") == ["0", "1"]
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_small_losses_have_whole_numbers_at_their_ticks(offset: float) -> None:
+    figure = loss_curve([], [(100, offset + 1e-5), (200, offset + 3e-5)], 100, "validation")
+    numbers = [float(label.replace(",", "")) for label in tick_labels(figure, "y")]
+    assert figure.axes[0].yaxis.get_offset_text().get_text() == ""
+    assert all(offset + 0.9e-5 < number < offset + 3.1e-5 for number in numbers) and len(set(numbers)) == len(numbers)
+
+
+def test_ticks_have_plain_numbers_that_do_not_overlap() -> None:
+    figure = loss_curve([], [(1e6, 1.2), (2e6, 1.1)], 100, "validation")
+    assert "1,500,000" in tick_labels(figure, "x") and {len(label) for label in tick_labels(figure, "y")} == {4}
+    ticks = [tick.label1.get_window_extent() for tick in figure.axes[0].xaxis.get_major_ticks()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ticks))
+
+
+def test_bars_of_accuracies_begin_at_zero() -> None:
+    figure = per_class_accuracy(np.array([[97, 3, 0], [1, 1, 98], [0, 0, 0]]), ["a", "b", "c"])
+    assert figure.axes[0].get_xlim() == (0, 100)
+    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["97.0", "1.0", "no example"]
+    assert [text.get_color() for text in figure.axes[0].texts] == [
+        "white",
+        "black",
+        "black",
+    ]  # white beside a bar is lost
+
+
+def test_accuracy_of_the_training_is_named_a_mean_over_the_epoch() -> None:
+    axes = accuracy_curve(ROWS, "validation").axes[0]
+    assert [line.get_label() for line in axes.lines] == ["training, mean over the running epoch", "validation"]
+    assert axes.get_ylabel() == "accuracy (%)"
+
+
+def test_several_steps_for_each_batch_count_its_examples_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The net learns from 200 examples 3 times in each epoch. conftest replaces the method that draws them."""
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(Plots, "_training_figures", TRAINING_FIGURES)
+    monkeypatch.setattr(Plots, "_draw", lambda self, trainer, figures: drawn.update(figures))
+    more = ("model.steps_per_batch=3", "data.batch_size=50", "trainer.max_epochs=2", "trainer.log_every_n_steps=2")
+    run("run", "model=blobs_mlp", "data=blobs", "logger=none", *more)
+    assert list(drawn["loss"].axes[0].lines[0].get_xdata()) == [300, 600, 900, 1200]
 
 
 def test_walk_has_room_for_the_axis_name() -> None:

@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         patch.chdir(folder)
         for name in ("autoencoder", "vae", "gan"):
             (folder / name).mkdir()
-            train.train(compose(f"experiment=mnist_{name}", *BRIEF), folder / name)
+            train.train_config(compose(f"experiment=mnist_{name}", *BRIEF), folder / name)
     return {name: folder / name for name in ("autoencoder", "vae", "gan")}
 
 
@@ -43,7 +43,7 @@ def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
     shutil.rmtree("answers", ignore_errors=True)
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "samples": None}
     cfg = OmegaConf.create({**given, "limit": 6, "output": str(Path("answers").resolve()), **settings})
-    return read_predictions(predict.predict(cfg, run))
+    return read_predictions(predict.predict_config(cfg, run))
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "vae"])

@@ -51,7 +51,7 @@ def run(model: type, *overrides: str, folder: str = "run", logger: str = "none",
     if not cfg.resume:
         cfg.model = {"_target_": f"{model.__module__}.{model.__qualname__}", **arguments}
     Path(folder).mkdir(exist_ok=True)
-    return train.train(cfg, Path(folder))
+    return train.train_config(cfg, Path(folder))
 
 
 def rows(folder: str = "run") -> list[dict[str, str]]:
@@ -192,7 +192,7 @@ def test_module_of_lightnings_documentation_trains_resumes_and_evaluates(caplog:
     events = EventAccumulator(Path("run/dashboard.txt").read_text().strip()).Reload()
     assert [event.step for event in events.Scalars("val/loss")] == [10, 20, 30]
     assert [event.step for event in events.Scalars("val_loss")] == [10, 20, 30]  # as the module calls it
-    written = evaluate.evaluate(OmegaConf.merge(EVALUATE, {"run": "run"}), Path("run"))
+    written = evaluate.evaluate_config(OmegaConf.merge(EVALUATE, {"run": "run"}), Path("run"))
     assert written["metrics"]["test/loss"] == pytest.approx(result["metrics"]["test/loss"])
 
 
@@ -242,7 +242,7 @@ class ExactLate(ExactModule):
 @pytest.mark.parametrize("model", [Late, ExactLate])
 def test_layers_that_are_built_in_configure_model_are_loaded(model: type) -> None:
     result = run(model)
-    assert evaluate.evaluate(EVALUATE, Path("run"))["metrics"]["test/loss"] == result["metrics"]["test/loss"]
+    assert evaluate.evaluate_config(EVALUATE, Path("run"))["metrics"]["test/loss"] == result["metrics"]["test/loss"]
 
 
 def test_loss_of_an_epoch_is_the_mean_over_its_batches() -> None:
@@ -264,7 +264,7 @@ def test_every_way_to_log_gives_the_same_metric_name() -> None:
     assert list(rows()[0]) == ["epoch", "step", "train/loss", "train/both", "val/loss", "val/acc", "seconds"]
     assert rows()[0]["train/both"] == rows()[0]["train/loss"]
     assert (result["monitor"], result["mode"]) == ("val/acc", "max")
-    written = evaluate.evaluate(EVALUATE, Path("run"))  # without a test step, by the validation step
+    written = evaluate.evaluate_config(EVALUATE, Path("run"))  # without a test step, by the validation step
     assert set(written["metrics"]) == {"test/loss", "test/acc"}
     assert "test/loss" not in result["metrics"]
 
@@ -373,7 +373,7 @@ def test_class_that_checkpoints_may_not_name_is_warned_of_at_the_start(
     reason = "config.model._target_=tests.test_procedures.LitAutoEncoder is not of this project"
     assert f"this run cannot be resumed, evaluated or exported: its checkpoints are refused: {reason}" in caplog.text
     with pytest.raises(ValueError, match="is not of this project"):
-        evaluate.evaluate(EVALUATE, Path("run"))
+        evaluate.evaluate_config(EVALUATE, Path("run"))
 
 
 def test_steps_of_both_optimizers_of_a_gan_are_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -397,9 +397,9 @@ def test_run_without_a_monitored_metric_keeps_last_ckpt(caplog: pytest.LogCaptur
         r"^the run in run has no best\.ckpt: none of its epochs has measured, at its end, what tells which one is best"
     )
     with pytest.raises(FileNotFoundError, match=line):
-        evaluate.evaluate(OmegaConf.merge(EVALUATE, {"checkpoint": "best"}), Path("run"))
+        evaluate.evaluate_config(OmegaConf.merge(EVALUATE, {"checkpoint": "best"}), Path("run"))
     with pytest.raises(ValueError, match="PlainGAN has no test_step and no validation_step to evaluate it with"):
-        evaluate.evaluate(EVALUATE, Path("run"))
+        evaluate.evaluate_config(EVALUATE, Path("run"))
 
 
 def test_module_that_logs_nothing_trains(caplog: pytest.LogCaptureFixture) -> None:

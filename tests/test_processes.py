@@ -168,6 +168,21 @@ def test_sweep_jobs_with_two_processes_train_like_one(single_process: tuple, tmp
     assert len(list(tmp_path.glob("outputs/*"))) == 3  # sweep, last, last_sweep
 
 
+def test_search_trains_and_prunes_with_two_processes(single_process: tuple, tmp_path: Path) -> None:
+    """The first trial has the settings of the other tests, and the second one a hopeless weight decay."""
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.weight_decay=choice(0.0,6.0,7.0,8.0,9.0)")
+    pruned_early = ("_target_=callbacks.pruning.OptunaPruning", "trial=${hydra:job.num}", "startup_trials=1")
+    pruned_early = [f"+callbacks.pruning.{setting}" for setting in (*pruned_early, "warmup_epochs=0")]
+    program = str(PROJECT / "train.py")
+    ((_, errors),) = wait_all(start(tmp_path, program, "-m", *RUN, *TWO, "trainer.devices=2", *search, *pruned_early))
+    assert errors == ""
+    first, second = sorted(path.parent for path in tmp_path.glob("outputs/sweep/*/*/result.json"))
+    assert_same_figures(read_figures(first), single_process)
+    pruned = json.loads((second / "result.json").read_text())
+    assert pruned["status"] == "pruned"
+    assert pruned["epochs"] < 3
+
+
 def test_one_process_resumes_a_run_of_two(single_process: tuple, tmp_path: Path) -> None:
     program = str(PROJECT / "train.py")
     wait_all(start(tmp_path, program, *RUN, *TWO, "trainer.devices=2", "trainer.max_epochs=2"))

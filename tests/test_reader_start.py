@@ -47,6 +47,28 @@ def test_reader_outlives_a_signal_to_the_group(
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_handler_that_requeues_a_job_is_called_at_the_end(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As submitit's, which ends the process. Without one, SIGUSR2 keeps its meaning."""
+    called = []
+
+    def requeue(number: int, frame: object) -> None:
+        called.append(number)
+        sys.exit(-1)
+
+    before = signal.signal(number, requeue)
+    try:
+        with pytest.raises(Interrupted) as caught, SignalHandler() as handler:
+            signal.raise_signal(number)
+            handler._raise_if(number)
+        assert signal.getsignal(number) is requeue
+    finally:
+        signal.signal(number, before)
+    assert (called, caught.value.exit_code) == ([number], 128 + number)
+    with SignalHandler():
+        assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+
+
 def test_signal_that_ends_the_readers_of_another_loader_is_what_ended_the_run() -> None:
     """The loader may be one of the user's own data module."""
     with pytest.raises(Interrupted, match="interrupted by SIGTERM"), SignalHandler() as handler:

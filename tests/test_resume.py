@@ -50,7 +50,7 @@ RUN = ("model=dropout_cnn", "data.batch_size=16", "data.val_size=40", "trainer.a
 def run(folder: str, *overrides: str) -> dict:
     path = Path(folder)
     path.mkdir(exist_ok=True)
-    return train.train(compose(*overrides), path)
+    return train.train_config(compose(*overrides), path)
 
 
 def call_at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
@@ -304,7 +304,9 @@ LONG = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+)
 def test_signal_saves_a_checkpoint_and_has_its_exit_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = start_training(tmp_path, *LONG, "hydra.run.dir=run", "logger=none")
     for line in process.stdout:  # wait for the third epoch
@@ -371,7 +373,7 @@ def test_signal_dropped_in_a_finalizer_still_ends_the_run(tiny_images: None, mon
         "trainer": {"accelerator": "cpu", "devices": 1},
     }
     with pytest.raises(Interrupted, match="SIGTERM; there was nothing to save"):
-        evaluate.evaluate(OmegaConf.create(eval_settings), Path("run"))
+        evaluate.evaluate_config(OmegaConf.create(eval_settings), Path("run"))
     assert len(batches) == 2
 
 

@@ -706,7 +706,7 @@ def test_mistyped_sweep_leaves_the_config_of_a_running_one(tmp_path: Path, monke
 
     monkeypatch.setattr("hydra_plugins.grid_sweeper.parse_overrides", lambda *_: {})
     sweeper = GridSweeper(None, None)
-    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "s")}}})
+    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "s")}}, "sweep_fail_fast": False})
     sweeper.loader = FakeLoader(begin_another)
     with pytest.raises(LookupError):
         sweeper.sweep([])

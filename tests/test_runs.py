@@ -126,7 +126,7 @@ def test_cnn_learns_and_best_ckpt_holds_the_best_epoch(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(datamodules.MNIST, "load", load)
     cfg = compose("data.val_size=100", "data.batch_size=20", "trainer.accelerator=cpu", "logger=none")
-    result = train.train(cfg, tmp_path)
+    result = train.train_config(cfg, tmp_path)
     assert result["metrics"]["test/acc"] >= 0.95
     table = read_rows(tmp_path)
     best = max(range(5), key=lambda epoch: float(table[epoch]["val/acc"]))
@@ -141,7 +141,7 @@ def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
     from cli.compose import compose
 
     cfg = compose(*BLOBS, "data.size=500", "data.eval_batch_size=300", "logger=none")
-    result = train.train(cfg, tmp_path)
+    result = train.train_config(cfg, tmp_path)
     net = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(2, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 5), torch.nn.Sigmoid(),
         torch.nn.Linear(5, 2),

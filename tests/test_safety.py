@@ -95,7 +95,7 @@ def trained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cfg = compose(*overrides)
         patch.setattr(train, "task_overrides", lambda: list(overrides))
         (folder / "run").mkdir()
-        train.train(cfg, folder / "run")
+        train.train_config(cfg, folder / "run")
     return folder
 
 
@@ -140,7 +140,7 @@ def resume_and_load(run: str, *overrides: str) -> str:
     """Resume and load a run. Return the error lines of what was refused."""
     lines = []
     for task in (
-        lambda: train.train(compose(f"resume={run}", "trainer.max_epochs=2", *overrides), Path(run)),
+        lambda: train.train_config(compose(f"resume={run}", "trainer.max_epochs=2", *overrides), Path(run)),
         lambda: load_run(run, "last"),
     ):
         try:
@@ -312,13 +312,13 @@ def test_damaged_state_of_a_training_is_refused(
 
 def test_what_lightning_misses_in_a_checkpoint_is_one_line() -> None:
     (run_dir := Path("damaged")).mkdir()
-    train.train(compose(*TINY, "callbacks=early_stopping", "trainer.max_epochs=1", "logger=none"), run_dir)
+    train.train_config(compose(*TINY, "callbacks=early_stopping", "trainer.max_epochs=1", "logger=none"), run_dir)
     callbacks = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
     stopping = next(name for name in callbacks if "EarlyStopping" in name)
     edit_checkpoint(run_dir / "checkpoints/last.ckpt", "callbacks", stopping, value={"stopped_epoch": 0})
     result = (run_dir / "result.json").read_bytes()
     with pytest.raises(KeyError) as caught:
-        train.train(compose("resume=damaged", "trainer.max_epochs=2"), run_dir)
+        train.train_config(compose("resume=damaged", "trainer.max_epochs=2"), run_dir)
     assert format_error(caught.value).startswith(
         "the checkpoint cannot be resumed: the state of its training is damaged ("
     )

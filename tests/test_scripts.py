@@ -45,7 +45,7 @@ def load_band_images(self: datamodules.MNIST) -> Any:
 
 def train_run(folder: Path, *overrides: str) -> Path:
     folder.mkdir()
-    train.train(compose(*overrides, "trainer.accelerator=cpu", "logger=none", "threads=1"), folder)
+    train.train_config(compose(*overrides, "trainer.accelerator=cpu", "logger=none", "threads=1"), folder)
     return folder
 
 
@@ -75,7 +75,7 @@ def image_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def evaluate_run(run: str | Path, folder: Path | None = None, **settings: Any) -> dict[str, Any]:
     given = {"run": str(run), "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
-    return evaluate.evaluate(OmegaConf.create({**given, **settings}), folder or find_checkpoint(str(run))[0])
+    return evaluate.evaluate_config(OmegaConf.create({**given, **settings}), folder or find_checkpoint(str(run))[0])
 
 
 def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def predict_rows(run: Path, **settings: Any) -> list[dict[str, Any]]:
         shutil.rmtree("answers", ignore_errors=True)
     given = {"run": str(run), "checkpoint": "last", "images": None, "csv": None, "split": None, "samples": None}
     cfg = OmegaConf.create({**given, "limit": 6, "output": str(Path("answers").resolve()), **settings})
-    return read_predictions(predict.predict(cfg, run))
+    return read_predictions(predict.predict_config(cfg, run))
 
 
 def export_run(run: Path, output: str, checkpoint: str = "last") -> Path:
@@ -507,7 +507,7 @@ def test_pt2_program_takes_batches_of_any_size(tmp_path: Path) -> None:
     """model.pt2 maps any batch of stored inputs to logits, and needs no class of this project."""
     folder = tmp_path / "whole"
     folder.mkdir()
-    train.train(compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "logger=none"), folder)
+    train.train_config(compose("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "logger=none"), folder)
     settings = {"run": str(folder), "checkpoint": "last", "output": str(tmp_path / "model.pt2")}
     export.export(OmegaConf.create(settings), folder)
     program = torch.export.load(tmp_path / "model.pt2").module()

@@ -33,7 +33,7 @@ FEW = ("optimizer.max_iter=5", "callbacks.pictures=null")
 def run(folder: str, *overrides: str) -> dict[str, Any]:
     path = Path(folder)
     path.mkdir(exist_ok=True)
-    return train.train(compose(*overrides), path)
+    return train.train_config(compose(*overrides), path)
 
 
 def rows(folder: str) -> list[dict[str, str]]:
@@ -141,7 +141,7 @@ def test_resume_after_an_epoch_is_exact_with_the_history_of_the_optimizer() -> N
 def test_evaluation_of_a_run_in_double_precision_gives_the_same_bits() -> None:
     result = run("run", *SINES, *FEW)
     given = {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
-    found = evaluate.evaluate(OmegaConf.create(given), Path("run"))["metrics"]
+    found = evaluate.evaluate_config(OmegaConf.create(given), Path("run"))["metrics"]
     assert found["test/loss"] == result["metrics"]["test/loss"] == float(rows("run")[-1]["val/loss"])
 
 
@@ -271,7 +271,7 @@ def trained() -> Path:
 def predicted(folder: Path, **settings: Any) -> list[dict[str, Any]]:
     given = {"run": str(folder), "checkpoint": "last", "images": None, "csv": None, "split": None, "samples": None}
     cfg = OmegaConf.create({**given, "limit": 2, "output": str(Path("answers").resolve()), **settings})
-    return read_predictions(predict.predict(cfg, folder))
+    return read_predictions(predict.predict_config(cfg, folder))
 
 
 @pytest.mark.parametrize("header", ["", "a,b,c,d,e\n"])
@@ -323,5 +323,5 @@ def test_lbfgs_trains_a_convolutional_net(random_images: Any, tmp_path: Path) ->
         "logger=none",
         "callbacks.pictures=null",
     )
-    result = train.train(compose(*settings, *brief), tmp_path)
+    result = train.train_config(compose(*settings, *brief), tmp_path)
     assert result["metrics"]["train/loss"] < 2.2  # ln(10) is 2.3

@@ -47,7 +47,7 @@ def striped_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: str, *overrides: str) -> dict:
     Path(folder).mkdir(exist_ok=True)
-    return train.train(compose(*overrides), Path(folder))
+    return train.train_config(compose(*overrides), Path(folder))
 
 
 def state_dict(folder: str) -> dict[str, Tensor]:
@@ -269,7 +269,7 @@ def test_speedrun_learns_keeps_frozen_weights_and_is_evaluated(
     cfg = OmegaConf.create(
         {"run": "run", "checkpoint": "last", "split": "test", "trainer": {"accelerator": "cpu", "devices": 1}}
     )
-    again = evaluate.evaluate(cfg, Path("run"))
+    again = evaluate.evaluate_config(cfg, Path("run"))
     assert again["metrics"] == {name: value for name, value in result["metrics"].items() if name.startswith("test/")}
     with torch.inference_mode():  # as in predict.py
         tested, labels = striped_images(100, 1)

@@ -24,7 +24,7 @@ LIGHTNING_STEP = "trainer.gradient_clip_val=1e9"  # clips nothing, but needs Lig
 
 
 def run(folder: str, *overrides: str) -> tuple[dict, dict]:
-    result = train.train(compose(*overrides, "trainer.accelerator=cpu"), Path(folder))
+    result = train.train_config(compose(*overrides, "trainer.accelerator=cpu"), Path(folder))
     return result, torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)
 
 

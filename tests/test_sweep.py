@@ -246,7 +246,7 @@ def sweep_config(monkeypatch: pytest.MonkeyPatch) -> DictConfig:
     monkeypatch.setattr(SweepSummary, "failed", 0)
     monkeypatch.setattr(SweepSummary, "complete", True)
     _print_once.cache_clear()
-    return OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}, "mode": RunMode.MULTIRUN}})
+    return OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}, "mode": RunMode.MULTIRUN, "job": {"num": 0}}})
 
 
 @pytest.mark.parametrize("broken", ["write", "job_rows", "__init__", "__str__"])
@@ -262,6 +262,25 @@ def test_exception_in_the_summary_gives_one_line(broken: str, sweep_config, monk
     SweepSummary().on_multirun_end(sweep_config)
     assert SweepSummary.exit_code() == 1
     assert capsys.readouterr().err == "error: the summary of the sweep: two lines\n"
+
+
+def test_summaries_after_jobs_take_a_twentieth_of_the_time_of_a_long_sweep(sweep_config, monkeypatch) -> None:
+    clock, spent, jobs = [0.0], [0.0], 2000
+    write_job(0, ["optimizer.lr=0.1"], 0.9)
+
+    def write(_: Summary) -> None:  # takes as long as there are results to read
+        seconds = 0.01 * (sweep_config.hydra.job.num + 1)
+        clock[0], spent[0] = clock[0] + seconds, spent[0] + seconds
+
+    monkeypatch.setattr("sweeps.callback.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(SweepSummary, "_next_write", 0.0)
+    monkeypatch.setattr(Summary, "write", write)
+    for number in range(jobs):
+        sweep_config.hydra.job.num = number
+        clock[0] += 1
+        SweepSummary().on_job_end(sweep_config, None)
+    of_the_first_jobs, last = 0.01 * 50 * 51 / 2, 0.01 * jobs
+    assert of_the_first_jobs < spent[0] < of_the_first_jobs + clock[0] / 20 + last
 
 
 def test_figure_that_cannot_be_written_gives_one_line(sweep_config, monkeypatch, capsys) -> None:

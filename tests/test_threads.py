@@ -103,7 +103,7 @@ def test_threads_of_a_training(
     target = "+callbacks.recorder._target_=tests.test_threads.AffinityRecorder"
     brief = ("trainer.limit_train_batches=1", "callbacks.pictures=null", "data.batch_size=64")
     before = torch.get_num_threads()
-    train.train(compose(*BLOBS, *brief, *overrides, target), tmp_path)
+    train.train_config(compose(*BLOBS, *brief, *overrides, target), tmp_path)
     torch.set_num_threads(before)
     (cpus, number) = AffinityRecorder.seen[0]
     assert number == expected

@@ -53,6 +53,8 @@ REFUSED = {
     "trainer.deterministic=maybe": "trainer.deterministic=maybe must be one of null, true, false, warn",
     "trainer.devices=null": "trainer.devices=null must be a number of devices, or auto",
     "callbacks=early_stopping callbacks.early_stopping.patience=null": "patience=null must be a whole number",
+    "+callbacks.stop.patience=3": "callbacks.stop must have a _target_, such as lightning.pytorch.callbacks.",
+    "+callbacks.stop=3": "callbacks.stop must have a _target_, such as lightning.pytorch.callbacks.",
     "callbacks.per_class._target_=null": "callbacks.per_class._target_=null must be a string",
     "scheduler.pct_start=2": "OneCycleLR: Expected float between 0 and 1 pct_start, but got 2 (scheduler=)",
     "scheduler=step scheduler.step_size=0": "scheduler.step_size=0 must be a whole number of at least 1",
@@ -68,7 +70,7 @@ def check_and_train(*overrides: str) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         check_overrides(cfg)
     os.mkdir("run")
-    train.train(cfg, Path("run"))
+    train.train_config(cfg, Path("run"))
 
 
 @pytest.mark.parametrize("words", REFUSED)
@@ -198,6 +200,6 @@ def test_overfitting_sees_the_same_batches_in_every_epoch(random_images: Callabl
     monkeypatch.setattr(Classifier, "training_step", watched)
     cfg = compose("model=mlp", "data.val_size=40", "trainer.max_epochs=3", "+trainer.overfit_batches=2", *QUIET)
     os.mkdir("run")
-    train.train(cfg, Path("run"))
+    train.train_config(cfg, Path("run"))
     assert len(seen) == 6
     assert seen[:2] == seen[2:4] == seen[4:]
