@@ -5,7 +5,9 @@
 conf/ names the parts. Training procedures are in lit_models/, data in datamodules/.
 """
 
+import contextlib
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli.build import build, build_callbacks, build_metrics, load_weights
 from cli.compose import relevant_overrides
-from cli.job import is_debug_run, is_multirun, task_overrides
+from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
 from cli.process import limit_threads
 from cli.resume import merge_resume_config
@@ -64,6 +66,8 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if ckpt_path:
         cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
+    if is_range_test():
+        return scan_learning_rates(cfg, run_dir, datamodule, model)
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
     set_up_data(trainer, datamodule, model, ckpt_path)
@@ -72,6 +76,9 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         limit_threads(model, datamodule)
     if reason := refusal(config):  # the run is trained as asked
         log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
+    for logger in trainer.loggers:
+        if callable(begin := getattr(logger, "begin", None)):
+            begin()
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
     if is_multirun():
         link_last_sweep(Path(HydraConfig.get().sweep.dir))
@@ -94,6 +101,7 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         raise
     finally:
         result = summary.write_result(status)
+        summary.end_loggers(trainer)
     if is_rank_zero():
         result = report(cfg, config, result, summary, history)
     if errors := write_errors(trainer):
@@ -140,17 +148,56 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     has_bar = cfg.trainer.get("enable_progress_bar", bool(bars))
     for bar in bars[:-1] if has_bar else bars:  # one that was added takes the place of the one in conf/
         chosen.remove(bar)
+    chosen_loggers = [cfg.logger] if "_target_" in cfg.logger else [one for one in cfg.logger.values() if one]
+    loggers = [instantiate(one, save_dir=str(run_dir)) if is_rank_zero() else Silent() for one in chosen_loggers]
     trainer = instantiate(
         cfg.trainer,
         default_root_dir=str(run_dir),
         callbacks=[history, EpochMetrics(metrics), *chosen, summary, checkpoints, signals],
-        logger=bool(cfg.logger) and (instantiate(cfg.logger, save_dir=str(run_dir)) if is_rank_zero() else Silent()),
+        logger=loggers or bool(is_debug_run() and Silent()),
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
         enable_progress_bar=has_bar,
     )
     check_group(trainer.global_rank, trainer.world_size)
     return Training(trainer, summary, history, signals)
+
+
+def scan_learning_rates(cfg: DictConfig, run_dir: Path, datamodule: Any, model: Any) -> dict[str, Any]:
+    """Draw the loss over a rising learning rate, and propose a rate. Nothing else is written."""
+    from hydra.utils import instantiate
+
+    from callbacks.lr_range_test import LRRangeTest
+    from plots.figure import to_pixels
+    from plots.range_test import range_test
+    from runs.files import write_png
+
+    if not cfg.choices.optimizer or "lr" not in (cfg.optimizer or {}):
+        raise ValueError(f"debug=lr: {type(model).__name__} makes its own optimizers, or has none with optimizer.lr")
+    if getattr(model, "steps_per_batch", 1) > 1:  # each step has a rate of its own
+        model.steps_per_batch = 1
+    rates = LRRangeTest()
+    settings = {"max_epochs": 100, "max_steps": -1, "max_time": None, "limit_val_batches": 0, "profiler": None}
+    trainer = instantiate(
+        cfg.trainer, **settings, default_root_dir=str(run_dir), callbacks=[rates], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    set_up_data(trainer, datamodule, model, None)
+    if callable(check := getattr(model, "check_trainer", None)):
+        check(trainer)
+    with contextlib.suppress(FloatingPointError):  # of the last rate
+        trainer.fit(model, datamodule=datamodule)
+    suggested = rates.suggestion()
+    if is_rank_zero():
+        if rates.losses:
+            picture = run_dir / "pictures" / "learning_rate.png"
+            write_png(picture, to_pixels(range_test(rates.rates, rates.losses, suggested)))
+            log.info("the loss over the learning rate: %s", os.path.relpath(picture))
+        if suggested is None:
+            log.warning("debug=lr: the loss falls at no rate, so none is proposed")
+        else:
+            log.info("a rate to begin with, where the loss falls most steeply: optimizer.lr=%g", suggested)
+    return {"status": "finished", "metrics": {}, "suggested": suggested}
 
 
 def set_up_data(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:

@@ -85,7 +85,7 @@ class MetricsHistory(Checkpoint):
         """Raise ValueError for a metric that this run cannot measure, or a logger that writes a ``metrics.csv`` too."""
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == self.path.parent.resolve():
-                raise ValueError("CSVLogger would write over metrics.csv of the run: leave out logger.name and version")
+                raise ValueError("CSVLogger would write over metrics.csv of the run: leave out its name and version")
         self.monitors.check_validation(is_validated(trainer, pl_module))
         self.monitors.check_possible(possible_of(trainer, pl_module))
 

@@ -46,6 +46,7 @@ class RunSummary(pl.Callback):
         # Those of a resumed run are stored in its checkpoint, which may come from anyone.
         command = (stored_command if config["resume"] else train_command)(choices["overrides"])
         facts |= {"seed": config["seed"], "command": command, "overrides": choices["overrides"], "data_md5": data_md5}
+        facts["tags"] = config.get("tags") or []
         facts["resumed"] = bool(config["resume"])  # the seconds are then those since the resume
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
         self.result |= {"monitor": None, "mode": None}
@@ -76,9 +77,10 @@ class RunSummary(pl.Callback):
         self._fit_start = time.monotonic()
         text = yaml.safe_dump(self.config, sort_keys=False)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_text"):
-                # Markdown shows indented lines as code.
-                logger.log_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+            if callable(log_config := getattr(logger, "log_config", None)):
+                log_config(self.config, text)
+            else:  # one of Lightning's own
+                logger.log_hyperparams(self.config)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = True
@@ -122,10 +124,12 @@ class RunSummary(pl.Callback):
         for name, value in logged_metrics(trainer, "test").items():
             of_no_example = math.isnan(value) and name.count("/") > 1  # that of a class
             self.result["metrics"][name] = None if of_no_example else value
-        metrics = {name: value for name, value in self.result["metrics"].items() if name.count("/") < 2}
+
+    def end_loggers(self, trainer: pl.Trainer) -> None:
+        """Let the loggers record the result, and end the run at their services."""
         for logger in trainer.loggers:
-            if hasattr(logger, "log_result"):
-                logger.log_result(self._hyperparameters(), dict(sorted(metrics.items())))  # acc before loss
+            if callable(log_end := getattr(logger, "log_end", None)):
+                log_end(self.result, self._hyperparameters())
 
     def _hyperparameters(self) -> dict[str, Any]:
         """Return what distinguishes runs: the chosen options, the usual settings, and the overrides."""
@@ -141,6 +145,8 @@ class RunSummary(pl.Callback):
                 value = value.get(name) if isinstance(value, dict) else None
             if isinstance(value, (bool, int, float, str)):
                 hyperparameters[key] = value
+            elif isinstance(value, list):
+                hyperparameters[key] = str(value)
         return hyperparameters
 
     def write_result(self, status: str, **more: Any) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, help, job_dir, run_dir
 from cli.job import resumed_choices
-from cli.resumed_run import stored_choices
+from cli.resumed_run import is_option, option_names, stored_choices
 from runs.checkpoint import find_checkpoint
 from runs.migrate import upgrade_overrides
+from runs.overrides import override_values
 
 # Settings that do not change what an experiment measures.
 COSMETIC_KEYS = (
-    *("experiment", "seed", "check", "expect", "resume", "threads", "compile", "name", "logger", "record"),
+    *("experiment", "seed", "check", "expect", "resume", "threads", "compile", "name", "logger", "record", "tags"),
     *("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures", "checkpoint"),
     *("monitor", "mode", "metrics"),  # they choose best.ckpt, and the figures are those of the last epoch
     *("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps"),
@@ -30,6 +31,8 @@ def register_resolvers() -> None:
     resolvers: dict[str, Callable[..., object]] = {
         "run_name": lambda experiment, data, model: experiment or f"{model}_on_{data}",
         "run_title": run_title,
+        "chosen_loggers": chosen_loggers,
+        "chosen_callbacks": chosen_callbacks,
         "job_dir": job_dir.job_dir,
         "run_dir_of": lambda run: str(find_checkpoint(run)[0]),
         "data_root": data_root,
@@ -60,6 +63,21 @@ def data_root() -> str:
     return run_dir.not_missing(os.environ.get("DATA_ROOT") or str(PROJECT / "data"))
 
 
+def chosen_loggers(*, _root_: DictConfig) -> str | list[str]:
+    """Return the options of ``logger=``: one, ``none``, or a list of several, of which Hydra keeps no record."""
+    settings = _root_.get("logger") or {}
+    names = [str(name) for name in settings if settings[name] is not None and is_option("logger", str(name))]
+    return names if len(names) > 1 else next(iter(names), "none")
+
+
+def chosen_callbacks() -> str | list[str] | None:
+    """Return the option of ``callbacks=``, or the list of several, of which Hydra keeps no record."""
+    hydra_cfg = HydraConfig.get()
+    if name := hydra_cfg.runtime.choices.get("callbacks"):
+        return str(name)
+    return option_names(override_values(hydra_cfg.overrides.task).get("callbacks", ""))
+
+
 def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:
     """Return the overrides that change what a run measures, without those of ``ignore`` and COSMETIC_KEYS."""
     cosmetic = rf"[+~]*({'|'.join(map(re.escape, (*COSMETIC_KEYS, *ignore)))})[.=]|callbacks[.=]({OBSERVERS})\b"
@@ -75,5 +93,7 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
     shown = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if key not in in_name]
     # The name and the overrides may come from a checkpoint, and must not lead out of outputs/.
     parts = [part for part in str(name).split("/") if part.strip(" .")]
-    title = [re.sub(r"[^-\w .,=+]", "_", part)[:120] for part in (*parts[:3], " ".join([*shown, f"seed={seed}"]))]
+    title = [
+        re.sub(r"[^-\w .,=+()\[\]{}]", "_", part)[:120] for part in (*parts[:3], " ".join([*shown, f"seed={seed}"]))
+    ]
     return "/".join(part.encode()[:240].decode(errors="ignore") for part in title)  # a file name has 255 bytes

@@ -80,12 +80,16 @@ def _missing_target(error: BaseException) -> str | None:
 
 
 def _unknown_option(error: BaseException) -> str | None:
-    if not (isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options):
+    if not (isinstance(error, MissingConfigException) and error.missing_cfg_file):
         return None
     group, _, name = error.missing_cfg_file.rpartition("/")
+    # Of a list of options Hydra does not say which there are.
+    options = error.options or [file.stem for file in sorted((CONF / group).glob("*.yaml"))]
+    if not (group and options):
+        return None
     if name.partition("_")[0] in LAUNCHERS:
         return f"{group}={name} needs a package: pip install hydra-{name.partition('_')[0]}-launcher"
-    return f"there is no {group}={name}{suggest_nearest(name, error.options)}; there are {', '.join(error.options)}"
+    return f"there is no {group}={name}{suggest_nearest(name, options)}; there are {', '.join(options)}"
 
 
 def _unknown_setting(error: BaseException) -> str | None:
@@ -100,6 +104,8 @@ def _unknown_setting(error: BaseException) -> str | None:
     if parent == "callbacks" and not close:
         is_option = (CONF / "callbacks" / f"{key}.yaml").is_file()
         more = f"; callbacks={key} adds it" if is_option else f"; +{error.full_key}._target_=… adds a callback"
+    elif parent == "logger" and not close and (CONF / "logger" / f"{key}.yaml").is_file():
+        more = f"; logger={key} adds it"
     elif "_target_" in error.parent_node and not close:
         more = f"; +{error.full_key}=… passes it anyway"
     return f"there is no {error.full_key}{close}; {parent or 'the config'} has {', '.join(keys) or 'no settings'}{more}"
@@ -139,7 +145,10 @@ def _known_error(error: BaseException) -> str | None:
         target = os.readlink(error.filename)
         return f"{error.filename} is a link to {target}, which is not there: remove it, or name another directory"
     if several := re.match("Ambiguous value for argument '(.*?)'|Sweep parameters '(.*?)' requires", text):
-        return f"{several[1] or several[2]} is more than one value: -m makes a run with each of them"
+        typed = several[1] or several[2]
+        key, _, value = typed.partition("=")
+        both = f", logger=[{value}] takes them all in one run" if key == "logger" else ""
+        return f"{typed} is more than one value: -m makes a run with each of them{both}"
     if missing := re.match(r"Missing mandatory value: ([\w.]+)", text):
         return f"{missing[1]} needs a value: {missing[1]}=… (--help describes the options that have such a setting)"
     if again := re.match(r"Multiple values for ([\w/]+)\. To override a value use 'override [^:]+: (.*)'", text):

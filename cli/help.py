@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from cli import CONF
 from cli.job import resumed_choices
 
+LISTS = ("callbacks", "logger")  # the groups of which several options may be chosen
 GROUPS = (
     "experiment",
     "model",
@@ -80,7 +81,10 @@ def annotate_config(text: str, config_name: str, choices: dict[str, str | None])
         choices: option of each group.
     """
     comments = _comments(CONF / f"{config_name}.yaml", "")
-    chosen = ((group, CONF / group / f"{choices.get(group)}.yaml") for group in GROUPS)
+    chosen = [(group, CONF / group / f"{choices.get(group)}.yaml") for group in GROUPS]
+    for group in LISTS:
+        if group not in choices:  # there are several
+            chosen += [(group, file) for file in (CONF / group).glob("*.yaml")]
     for group, file in chosen:
         if file.is_file():
             is_global = file.read_text(encoding="utf-8").startswith("# @package _global_")

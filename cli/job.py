@@ -16,7 +16,12 @@ def task_overrides() -> list[str]:
 
 def is_debug_run() -> bool:
     """Return whether this run uses part of the data only. ``outputs/last`` must not point at it."""
-    return bool({f"debug={name}" for name in ("fast", "limit", "overfit", "profile")} & set(task_overrides()))
+    return bool({f"debug={name}" for name in ("fast", "limit", "lr", "overfit", "profile")} & set(task_overrides()))
+
+
+def is_range_test() -> bool:
+    """Return whether this command tests learning rates, and keeps no run."""
+    return "debug=lr" in task_overrides()
 
 
 def is_multirun() -> bool:

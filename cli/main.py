@@ -277,8 +277,11 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     its run has: elsewhere it would replace what is of another run.
     """
     directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
     for override in arguments:
         value = override.partition("=")[2]
+        if is_sweep and override == "debug=lr":
+            raise ValueError("debug=lr proposes a rate for one run: leave out -m")
         if override_key(override) == "hydra.output_subdir" and value != "null":
             raise ValueError(f"{override} is refused: a run writes its config.yaml itself")
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):

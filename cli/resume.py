@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF
 from cli.build import stored_config
-from cli.resumed_run import is_option
+from cli.resumed_run import is_option, name_option
 from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, load_checkpoint
 from runs.format import pluralize
 from runs.monitor import MODES
@@ -30,6 +30,10 @@ RESUMABLE_CALLBACKS = [
     for name in ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging")
 ]
 RESUMABLE_CALLBACKS += ["lightning.pytorch.callbacks.LearningRateMonitor", "callbacks.early_stopping.EarlyStopping"]
+
+
+# Settings of loggers that come back on resume: names at a service.
+LOGGER_WORDS = ("title", "name", "run_name", "experiment_name", "project", "group", "entity", "mode")
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
@@ -49,15 +53,15 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     stored, merged = checkpoint["config"], stored_config(checkpoint)
     before = last_of_each(stored["choices"]["overrides"])
     typed = last_of_each(cfg.choices.overrides)
-    own = _values(merged, [key for key in map(override_key, before) if key.startswith("callbacks.")])
+    own = _values(merged, [key for key in map(override_key, before) if key.startswith(("callbacks.", "logger."))])
     _take_groups(merged, cfg, stored["choices"], typed)
     for key, value in own.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]) and _is_kept(merged, key, value):
             OmegaConf.update(merged, key, value, force_add=True)
     _drop_compile(merged, typed)
     _add_callbacks(merged, stored["callbacks"], before)
-    if "purge_step" in merged.logger:
-        merged.logger.purge_step = checkpoint["global_step"] + 1
+    if OmegaConf.select(merged, "logger.tensorboard") is not None:
+        merged.logger.tensorboard.purge_step = checkpoint["global_step"] + 1
     overrides = [
         text for key, text in typed.items() if key != "resume" and (text != before.get(key) or _is_only_typed(text))
     ]
@@ -76,7 +80,7 @@ def _take_groups(merged: DictConfig, cfg: DictConfig, stored_choices: dict[str, 
     """Put the callbacks, the logger and a newly chosen trainer of ``conf/`` into the config of the resumed run."""
     for group in ("callbacks", "logger"):  # their classes are those that conf/ has now, not the stored ones
         name = cfg.choices[group] if group in typed else stored_choices[group]
-        merged[group] = cfg[group] if cfg.choices[group] == name else compose_group(group, name)
+        merged[group] = cfg.get(group) or {} if cfg.choices[group] == name else compose_group(group, name)
     if "trainer" in typed:
         merged.trainer = _switch_trainer(merged.trainer, stored_choices.get("trainer", "default"), cfg.choices.trainer)
 
@@ -157,7 +161,7 @@ def _apply_override(override: str, cfg: DictConfig, merged: DictConfig, choices:
         if value != (was := str(choices.get(key) or "null")):
             raise ValueError(f"resume: this run was made with {key}={was} and cannot resume with {key}={value}")
     elif key in ("trainer", "callbacks", "logger"):
-        merged.choices[key] = value
+        merged.choices[key] = cfg.choices[key]
     else:
         OmegaConf.update(merged, key, OmegaConf.select(cfg, key), force_add=True)
 
@@ -221,10 +225,13 @@ def _is_kept(cfg: DictConfig, key: str, value: Any) -> bool:
     """Return whether a setting of a callback takes its value in the checkpoint.
 
     That is a number, or a metric and its mode: a word or a path could be the name of a run or a file. Even a number
-    could, where the present config has none. A callback as a whole can only be switched off.
+    could, where the present config has none. A callback as a whole can only be switched off. Of a logger it is a name
+    at a service, but no address and no directory.
     """
     parent, _, name = key.rpartition(".")
     settings = OmegaConf.select(cfg, parent)
+    if key.startswith("logger."):
+        return name in LOGGER_WORDS and bool(re.fullmatch(r"(\w[\w .,=+-]*(/(?!$)|$))+", str(value)))
     if OmegaConf.is_missing(settings, name) or OmegaConf.is_interpolation(settings, name):
         return False
     if value is None or parent == "callbacks":
@@ -237,10 +244,10 @@ def _is_kept(cfg: DictConfig, key: str, value: Any) -> bool:
 def _is_only_typed(override: str) -> bool:
     """Return whether the value of an override is used although the checkpoint has the same override."""
     key = override_key(override)
-    return key in ("compile", "data.root", "data.path", "data.test_path") or key.startswith("callbacks.")
+    return key in ("compile", "data.root", "data.path", "data.test_path") or key.startswith(("callbacks.", "logger."))
 
 
-def compose_group(group: str, name: str | None) -> DictConfig:
+def compose_group(group: str, name: Any) -> DictConfig:
     """Return the present config of one option of a group.
 
     Raises:
@@ -254,4 +261,4 @@ def compose_group(group: str, name: str | None) -> DictConfig:
     # On the command line Hydra is initialized already.
     running = GlobalHydra.instance().is_initialized()
     with contextlib.nullcontext() if running else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", [f"{group}={name}"])[group]
+        return hydra.compose("config", [f"{group}={name_option(name)}"]).get(group) or OmegaConf.create({})

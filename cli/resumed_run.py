@@ -1,14 +1,16 @@
 """What a resumed run is made of: its options precede the overrides that are typed."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import ListConfig
 
 from cli import CONF
-from cli.help import GROUPS
+from cli.help import GROUPS, LISTS
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.files import read_yaml
 from runs.format import printable
@@ -105,7 +107,11 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     typed = {override_key(text) for text in arguments}
     chosen = {group: choices.get(group) for group in GROUPS} | {"metrics": override_values(before).get("metrics")}
     # The run may come from anyone: only options that conf/ has are taken.
-    options = [f"{group}={name}" for group, name in chosen.items() if group not in typed and is_option(group, name)]
+    options = [
+        f"{group}={name_option(name)}"
+        for group, name in chosen.items()
+        if group not in typed and is_option(group, name)
+    ]
     # An experiment may be a sweep, of which the run was one job.
     if any(option.startswith("experiment=") for option in options) and "hydra.mode" not in typed:
         options.append("hydra.mode=RUN")
@@ -114,5 +120,19 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_option(group: str, name: Any) -> bool:
-    """Return whether conf/ has this option of a group."""
-    return name in [file.stem for file in (CONF / group).glob("*.yaml")]
+    """Return whether conf/ has this option of a group, or each of several."""
+    options = [file.stem for file in (CONF / group).glob("*.yaml")]
+    if group in LISTS and isinstance(name, list | ListConfig):
+        return bool(name) and all(one in options for one in name)
+    return name in options
+
+
+def option_names(value: str) -> list[str] | None:
+    """Return the names in a list of options as it is typed, ``[csv,mlflow]``, or None for one option."""
+    found = re.fullmatch(r"\[(.*)\]", value.strip())
+    return [name.strip(" '\"") for name in found[1].split(",") if name.strip()] if found else None
+
+
+def name_option(name: Any) -> str:
+    """Return one or several options of a group as they are typed: ``csv``, or ``[csv,mlflow]``."""
+    return f"[{','.join(map(str, name))}]" if isinstance(name, list | ListConfig) else str(name)

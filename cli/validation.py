@@ -1,6 +1,7 @@
 """Check overrides before torch is loaded."""
 
 import functools
+import importlib.util
 import math
 import re
 from typing import Any
@@ -10,8 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.errors import suggest_nearest
+from cli.help import LISTS
+from cli.resumed_run import option_names
 from runs.expectations import check_expectations
-from runs.format import check_positive_int
+from runs.format import check_positive_int, printable
 from runs.monitor import check_setting
 from runs.overrides import override_key
 
@@ -38,6 +41,7 @@ BATCH_LIMITS = tuple(f"trainer.limit_{stage}_batches" for stage in ("train", "va
 BATCH_LIMITS += ("trainer.overfit_batches",)
 CHOICES = {
     "data.validate_on": ("val", "test", "train"),
+    "logger.wandb.mode": ("None", "online", "offline", "disabled"),
     "checkpoint.tested": ("last", "best"),
     "trainer.deterministic": ("None", "True", "False", "warn"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
@@ -54,8 +58,10 @@ CHOICES = {
         "bf16",
     ),
 }
+LOGGER_PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
+SECRET = re.compile("api_?key|token|password|secret", re.IGNORECASE)
 # null takes a part out of these groups.
-PART_GROUPS = ("callbacks", "metrics")
+PART_GROUPS = ("callbacks", "metrics", "logger")
 # null is Lightning's own value of the Trainer's other arguments.
 NEVER_NULL = ("max_steps", "devices", "num_nodes", "strategy", "accumulate_grad_batches")
 # All at once; torch's own choice; no normalization to undo.
@@ -81,6 +87,7 @@ def check_overrides(cfg: DictConfig) -> None:
             raise ValueError(f"{group} cannot be left out")
     check_setting(cfg.monitor, cfg.mode)
     check_expect(cfg)
+    check_loggers(cfg)
     if not all(isinstance(name, str) for name in cfg.ignore_groups or ()):
         raise ValueError(f"ignore_groups={cfg.ignore_groups} must be a list of settings, such as [optimizer.lr]")
     check_values(cfg)
@@ -89,6 +96,40 @@ def check_overrides(cfg: DictConfig) -> None:
             raise ValueError(f"{key}=0 leaves nothing to train")
     if cfg.trainer.get("enable_checkpointing", True) is False:
         raise ValueError("trainer.enable_checkpointing=false must be left out: a run always keeps its last weights")
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    """Raise ValueError for loggers that need a package, and for secrets, which would be stored with the run."""
+    for text in HydraConfig.get().overrides.task:
+        key, _, value = text.partition("=")
+        key = override_key(key)
+        if key in LISTS:
+            _check_list(key, value)
+        elif key.startswith("logger.") and SECRET.search(key):
+            raise ValueError(f"{key}=… would be stored with the run: secrets are read from the environment")
+        elif key.startswith("logger.") and re.search("//[^/]*@", value):
+            raise ValueError(
+                f"{key}=… has a user or a password in it, which would be stored with the run: give them as "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+    if not all(isinstance(tag, str | int) and str(tag) == printable(str(tag)) for tag in cfg.tags):
+        raise ValueError(f"tags={cfg.tags} must be a list of words, such as [baseline]")
+    for name, package in LOGGER_PACKAGES.items():
+        if (cfg.get("logger") or {}).get(name) and not importlib.util.find_spec(package):
+            raise ValueError(f"logger={name} needs a package: pip install {package}")
+
+
+def _check_list(group: str, value: str) -> None:
+    """Raise ValueError for a list of options that is empty, or names one twice, or no logger among others."""
+    if (names := option_names(value)) is None:
+        return
+    if not names:
+        raise ValueError(f"{group}={value} names none; there is {group}={'none' if group == 'logger' else 'default'}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{group}={value} has {twice[0]} twice")
+    if group == "logger" and "none" in names and len(names) > 1:
+        others = ",".join(name for name in names if name != "none")
+        raise ValueError(f"logger={value}: none is no logger; did you mean logger=[{others}]?")
 
 
 def check_values(cfg: DictConfig, config_name: str = "config") -> None:
@@ -100,9 +141,10 @@ def check_values(cfg: DictConfig, config_name: str = "config") -> None:
     """
     hydra_cfg = HydraConfig.get()
     settings = {override_key(text): text for text in hydra_cfg.overrides.task if text[0] != "~"}
-    parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in hydra_cfg.runtime.choices)
+    groups = {*hydra_cfg.runtime.choices, *LISTS}  # Hydra leaves out a group with a list of options
+    parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in groups)
     for key in settings:
-        if key.partition("@")[0] in hydra_cfg.runtime.choices:
+        if key.partition("@")[0] in groups:
             continue
         defaults = _default_config(parts, config_name)
         value, default = OmegaConf.select(cfg, key), OmegaConf.select(defaults, key)
@@ -112,7 +154,7 @@ def check_values(cfg: DictConfig, config_name: str = "config") -> None:
         if key == "trainer.max_epochs" and value == -1:  # no end
             continue
         if key in CHOICES and str(value) not in CHOICES[key]:
-            choices = ", ".join(CHOICES[key]).replace("None, True, False", "null, true, false")
+            choices = ", ".join(CHOICES[key]).replace("None", "null").replace("True, False", "true, false")
             raise ValueError(f"{key}={typed} must be one of {choices}{suggest_nearest(str(value), list(CHOICES[key]))}")
         if key == "trainer.max_time" and not re.fullmatch(r"None|(?=.*[1-9])\d+(:\d+){3}", str(value)):
             raise ValueError(f"{key}={value} must be a time, DD:HH:MM:SS, such as 00:01:30:00")

@@ -5,6 +5,7 @@ import functools
 import io
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -15,8 +16,11 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from runs.files import atomic_write, is_within, make_unique_dir, unlink_other_names
+from runs.result import ENDED
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +32,20 @@ CHARTS = {
 }
 
 
+# Of the event file with the row of the tab HPARAMS.
+ROW_SUFFIX = ".hparams"
+
+
 class TensorBoard(TensorBoardLogger):
     """Writes event files, to a directory whose name describes the run, such as ``outputs/mnist_cnn/lr=0.1 seed=2``.
 
     TensorBoard shows that name. The file ``dashboard.txt`` in the run directory holds the path, and ``run.txt`` there
-    the way back. When the disk is full, no more events are written, and the training continues.
+    the way back. A run that is resumed with other settings gets their name. When the disk is full, no more events are
+    written, and the training continues.
 
     Args:
         save_dir: run directory.
-        title: name of the run, such as ``mnist_cnn/lr=0.1 seed=2``; ignored where there is a ``dashboard.txt``.
+        title: name of the run, such as ``mnist_cnn/lr=0.1 seed=2``.
         purge_step: TensorBoard drops the points from this step on, because a resumed run writes them again.
     """
 
@@ -46,7 +55,7 @@ class TensorBoard(TensorBoardLogger):
         super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
         self.title, self.is_resumed = title, bool(purge_step)
         _ignore_failed_writer_threads()
-        self._in_hyperparams = False
+        self._logged: set[str] = set()  # names of metrics
         self._trainer: Any = None  # from the start of the training
         self.write_error: OSError | None = None  # after which nothing more is written
 
@@ -56,21 +65,30 @@ class TensorBoard(TensorBoardLogger):
         recorded = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         # The run may come from anyone and name any directory here, or a URL, which would lie in it if it were a path.
         is_url = "://" in recorded
-        if is_url or not (is_within(Path(recorded), run_dir) or _has_events_of(run_dir, Path(recorded))):
-            title = self.title
-            if Path("outputs", title).resolve() != Path("outputs").resolve() / title:  # through a link: outputs/last
-                title = title.replace("/", " ")
+        if not is_url and is_within(Path(recorded), run_dir):
+            return recorded
+        title = self.title
+        if Path("outputs", title).resolve() != Path("outputs").resolve() / title:  # through a link: outputs/last
+            title = title.replace("/", " ")
+        if not is_url and _has_events_of(run_dir, Path(recorded)):
+            if re.fullmatch(rf"{re.escape(f'outputs/{title}')}( \(\d+\))?", Path(recorded).as_posix()):
+                return recorded
+            before, recorded = recorded, str(make_unique_dir(f"outputs/{title}", " ({})")[0])
+            os.replace(before, recorded)  # a resumed run has other settings
+        else:
             recorded = str(make_unique_dir(f"outputs/{title}", " ({})")[0])
-            for path, text in ((Path(recorded, "run.txt"), _way_back(run_dir, Path(recorded))), (file, recorded)):
-                with atomic_write(path) as temporary:
-                    temporary.write_text(f"{text}\n", encoding="utf-8")
+        for path, text in ((Path(recorded, "run.txt"), _way_back(run_dir, Path(recorded))), (file, recorded)):
+            with atomic_write(path) as temporary:
+                temporary.write_text(f"{text}\n", encoding="utf-8")
         return recorded
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if self._trainer is not None and self._trainer.state.fn == "fit":
             step = self._trainer.global_step  # Lightning counts the batches of what a module logs
-        if not self._in_hyperparams:
-            self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
+        else:
+            metrics = {name: value for name, value in metrics.items() if name.count("/") < 2}
+        self._logged |= set(metrics)
+        self._guard(lambda: super(TensorBoard, self).log_metrics(metrics, step))
 
     @rank_zero_only
     def log_graph(self, model: Any, input_array: Any = None) -> None:
@@ -94,8 +112,10 @@ class TensorBoard(TensorBoardLogger):
                 self._guard(lambda: self.experiment.add_graph(part, inputs))
 
     @rank_zero_only
-    def log_text(self, name: str, text: str) -> None:
-        self._guard(lambda: self.experiment.add_text(name, text))
+    def log_config(self, config: dict[str, Any], text: str) -> None:
+        # Markdown shows indented lines as code.
+        indented = "".join(f"    {line}\n" for line in text.splitlines())
+        self._guard(lambda: self.experiment.add_text("config", indented))
 
     @rank_zero_only
     def log_plot(self, name: str, pixels: np.ndarray, step: int) -> None:
@@ -129,11 +149,28 @@ class TensorBoard(TensorBoardLogger):
         self._guard(write)
 
     @rank_zero_only
-    def log_result(self, settings: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Add a row to the tab HPARAMS, where each metric is the last point of its curve."""
-        self._in_hyperparams = True  # Lightning would add a point to each curve here
-        self._guard(lambda: self.log_hyperparams(settings, metrics))
-        self._in_hyperparams = False
+    def log_end(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Add the row of a run that has ended to the tab HPARAMS, where each metric is the last point of its curve."""
+        if result["status"] in ENDED:
+            self._guard(lambda: self._write_row(result, settings))
+
+    def _write_row(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
+        # No list of metrics, as Lightning adds one: TensorBoard takes the list of any one run for all rows. Without one
+        # each scalar is a column, of which TensorBoard shows the first five: none for a class, or a weight of a line.
+        _, start, end = hparams(settings, {})
+        # A file of its own: of several rows in a directory the first would be shown, and not that of a resumed run.
+        for earlier in Path(self.log_dir).glob(f"*{ROW_SUFFIX}"):
+            earlier.unlink()
+        writer = SummaryWriter(self.log_dir, filename_suffix=ROW_SUFFIX)
+        try:
+            for name, value in result["metrics"].items():
+                if value is not None and name not in self._logged and name.count("/") == 1:
+                    writer.add_scalar(name, value, result["steps"])
+            file_writer: Any = writer.file_writer  # None once it is closed
+            for row in (start, end):
+                file_writer.add_summary(row)
+        finally:
+            writer.close()
 
     def save(self) -> None:
         self._guard(lambda: self.experiment.flush())  # without hparams.yaml: config.yaml holds more

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 # What a training writes in its directory, besides logs.
-RUN_FILES = ("config.yaml", "result.json", "metrics.csv", "dashboard.txt")
+RUN_FILES = ("config.yaml", "result.json", "metrics.csv", "dashboard.txt", "mlflow.txt", "wandb.txt")
 RUN_DIRS = ("checkpoints", "pictures")
 # What the commands write into, without replacing it, in any directory that they are given, besides logs and locks:
-WRITTEN_INTO = (*RUN_DIRS, "evaluations", "predictions", "study.db", ".submitit")
+WRITTEN_INTO = (*RUN_DIRS, "csv", "evaluations", "predictions", "study.db", ".submitit")
 LOG_SUFFIXES = (".log", ".lock")
 # A directory with one of these is that of a run or of a sweep.
 MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")

@@ -16,13 +16,15 @@ RENAMED_KEYS = {
     "data.standardise": "data.standardize",
     "data.known": "data.fitted_state",
     "chosen": "choices",
+    "logger.title": "logger.tensorboard.title",
+    "logger.purge_step": "logger.tensorboard.purge_step",
     "predict:data": "split",
     "predict:n": "limit",
     "predict:to": "output",
     "export:to": "output",
 }
 # Keys that older configs lack, with the value that reproduces the older behavior.
-ADDED_KEYS: dict[str, Any] = {"compile": False, "monitor": None, "mode": None, "metrics": {}}
+ADDED_KEYS: dict[str, Any] = {"compile": False, "monitor": None, "mode": None, "metrics": {}, "tags": []}
 # Keys that conf/ has now, and that were added with a plus before.
 NEW_KEYS = ("callbacks.early_stopping.mode",)
 # Options of a group, (group, old) -> new.

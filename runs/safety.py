@@ -210,5 +210,8 @@ def _check_choices(choices: Any, message: str) -> None:
         if key == "overrides":
             if not all(isinstance(override, str) for override in value):
                 raise ValueError(f"{message}.overrides does not hold overrides")
-        elif value is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(value)):
+            continue
+        for one in value if key in ("callbacks", "logger") and isinstance(value, list) else [value]:
+            if one is None or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(one)):
+                continue
             raise ValueError(f"{message}.{key}={str(value)[:80]!r} is not the name of an option")

@@ -181,5 +181,8 @@ def test_trainer_callback_and_logger_options_instantiate(group: str, tiny_images
         choice = f"{group}={option}"
         cfg = compose(choice, *REQUIRED.get(choice, []), "trainer.accelerator=cpu")
         assert cfg[group] is not None or option == "none"
-        built = instantiate(cfg[group], save_dir=".") if group == "logger" and cfg[group] else instantiate(cfg[group])
+        if group == "logger":
+            built = [instantiate(one, save_dir=".") for one in cfg.logger.values()]
+        else:
+            built = instantiate(cfg[group])
         assert built is not None

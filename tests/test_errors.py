@@ -62,7 +62,7 @@ QUICK = {
     "model=": "there is no model=; there are autoencoder, blobs_mlp, ",
     "model=null": "there is no model=null; there are autoencoder, ",
     "scheduler=null callbacks.pictures=null": "there is no scheduler=null (did you mean scheduler=none?)",
-    "callbacks.pictures=null logger=false": "there is no logger=false (did you mean logger=none?); there are none",
+    "callbacks.pictures=null logger=false": "there is no logger=false (did you mean logger=none?); there are csv,",
     "callbacks=5": "there is no callbacks=5; there are default, early_stopping",
     "callbacks.pictures=null scheduler=null": "there is no scheduler=null (did you mean scheduler=none?)",
     "~model": "model cannot be left out",

@@ -521,7 +521,7 @@ def test_dashboard_txt_names_a_directory_of_the_runs_event_files_only(there: str
     (events / "run.txt").write_text("../../untrusted\n")
     (events / "00002" / "layer").mkdir(parents=True)
     Path("outputs/untrusted/dashboard.txt").write_text(f"{events}\n")
-    assert TensorBoard("outputs/untrusted", title="a/b").log_dir == str(events)
+    assert TensorBoard("outputs/untrusted", title="important/run").log_dir == str(events)
     if there == "nothing":
         shutil.rmtree(events)
         events.mkdir()
@@ -533,7 +533,7 @@ def test_dashboard_txt_names_a_directory_of_the_runs_event_files_only(there: str
         os.mkfifo(events / "00002/layer/tensors.tsv")
     else:
         (events / "thesis.txt").touch()
-    assert TensorBoard("outputs/untrusted", title="a/b").log_dir == "outputs/a/b"
+    assert TensorBoard("outputs/untrusted", title="important/run").log_dir == "outputs/important/run (2)"
 
 
 def test_stored_name_does_not_lead_event_files_through_a_link(untrusted: Path) -> None:

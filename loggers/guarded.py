@@ -1,0 +1,80 @@
+"""What the loggers of services share: a failure costs their records, and not the training."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from runs.files import atomic_write
+
+log = logging.getLogger(__name__)
+
+
+class Guarded(Logger):
+    """Writes until something fails. A line then says so, nothing more is written, and the training continues.
+
+    Precedes a logger of Lightning's among the base classes. Its steps are gradient steps; those that Lightning passes
+    are batches.
+    """
+
+    title: str  # in messages
+    write_error: OSError | None = None  # after which nothing more is written
+    _trainer: Any = None  # from the start of the training
+
+    @rank_zero_only
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        self._trainer = model.trainer  # Lightning calls this at the start
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            step = self._trainer.global_step
+        if metrics:
+            self._guard(lambda: super(Guarded, self).log_metrics(dict(metrics), step))  # type: ignore[safe-super]
+
+    def log_config(self, config: dict[str, Any], text: str) -> None:
+        """Record the settings of the run: as values, and as the text of config.yaml."""
+        self._guard(lambda: self.log_hyperparams(config))
+
+    def save(self) -> None:
+        self._guard(lambda: super(Guarded, self).save())
+
+    def finalize(self, status: str) -> None:
+        self._guard(lambda: super(Guarded, self).finalize(status))
+
+    def _guard(self, write: Callable[[], Any]) -> None:
+        if self.write_error:
+            return
+        try:
+            write()
+        except Exception as error:
+            reason = first_line(error)
+            self.write_error = error if isinstance(error, OSError) else OSError(f"{self.title}: {reason}")
+            log.warning("no more is written to %s: %s; the training continues", self.title, reason)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something. Those of services go on with a request or a stack."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])[:300]  # SQLAlchemy
+
+
+def read_run_id(file: Path) -> list[str]:
+    """Return the lines of the file that names the run at a service; none where there is no such file."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return file.read_text(encoding="utf-8").splitlines()
+    return []
+
+
+def write_run_id(file: Path, *lines: str) -> None:
+    """Write the file by which a resumed run finds its run at a service."""
+    with atomic_write(file) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def is_resumed(run_dir: str) -> bool:
+    """Return whether the run in this directory began before. Asked before the loggers begin."""
+    return Path(run_dir, "config.yaml").is_file()

@@ -1,0 +1,254 @@
+"""Runs in MLflow."""
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+import numpy as np
+from filelock import FileLock
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
+
+from loggers.guarded import Guarded, first_line, is_resumed, read_run_id, write_run_id
+from runs.format import printable
+
+log = logging.getLogger(__name__)
+
+MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # the name of the environment variable
+DEFAULT_URI = "sqlite:///outputs/mlflow.db"
+OMITTED = ("logger", "resume")  # of the settings: they say nothing about the run
+STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
+
+
+class MLflow(Guarded, MLFlowLogger):
+    """Records parameters, metrics, tags, pictures, ``config.yaml`` and ``result.json`` of a run in MLflow.
+
+    ``mlflow.txt`` in the run directory holds the id of the run and where it is, so that a resumed run continues it. A
+    stored address is not contacted, because a run may come from anyone: it must be given again. An SQLite file is
+    used if it has the run already.
+
+    Args:
+        save_dir: run directory.
+        experiment_name: MLflow's experiment.
+        run_name: name of the run in MLflow.
+        tracking_uri: an SQLite file, a server, or a directory. None takes the environment variable
+            ``MLFLOW_TRACKING_URI``, or ``sqlite:///outputs/mlflow.db``.
+
+    Raises:
+        ValueError: the run to resume is at an address that was not given again.
+    """
+
+    title = "MLflow"
+
+    def __init__(
+        self, save_dir: str, experiment_name: str, run_name: str | None = None, tracking_uri: str | None = None
+    ) -> None:
+        for name in ("mlflow", "alembic"):  # they report each table that they make
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._file, self.is_resumed = Path(save_dir, "mlflow.txt"), is_resumed(save_dir)
+        stored = read_run_id(self._file)
+        uri = tracking_uri or os.environ.get(MLFLOW_TRACKING_URI) or _stored_uri(stored) or DEFAULT_URI
+        if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
+            uri = f"sqlite:///{os.path.abspath(file)}"
+        self._stored_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
+        self._uri, self._names = uri, (experiment_name, run_name)
+        self._known: set[str] = set()  # the metrics that were logged
+        # The constructor of MLFlowLogger would make the database. begin() calls it.
+
+    save_dir = None  # Lightning writes no files for this logger
+
+    def begin(self) -> None:
+        """Begin the run in MLflow, or find the one to continue.
+
+        Raises:
+            ValueError: MLflow cannot be used at this address.
+        """
+        shown = printable(_without_password(self._uri))
+        for name in ("urllib3", "mlflow.store.db.utils"):  # they report each attempt
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            with _few_retries(), _one_at_a_time(self._uri):
+                client = MlflowClient(self._uri)
+                run_id = self._find_run(client, shown) or self._create_run(client)
+                super().__init__(*self._names, self._uri, save_dir=str(self._file.parent), run_id=run_id)
+                with _kept_environment():
+                    _ = self.experiment
+        except Exception as error:
+            raise ValueError(f"logger.mlflow.tracking_uri={shown} cannot be used: {first_line(error)}") from error
+        write_run_id(self._file, run_id, _without_password(self._uri))
+
+    def _find_run(self, client: MlflowClient, shown: str) -> str | None:
+        """Return the id of the run to continue, or None where there is none."""
+        if not self._stored_id:
+            if self.is_resumed:
+                log.info("%s does not name an MLflow run to continue: one begins in %s", self._file, shown)
+            return None
+        try:
+            if client.get_run(self._stored_id).info.lifecycle_stage == "active":
+                client.update_run(self._stored_id, status="RUNNING", name=self._names[1])
+                return self._stored_id
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        log.warning("%s has no MLflow run %s: another one begins", shown, self._stored_id)
+        return None
+
+    def _create_run(self, client: MlflowClient) -> str:
+        experiment, run_name = self._names
+        found = client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise ValueError(f"its experiment {experiment} was deleted; logger.mlflow.experiment_name=… names another")
+        if found is None:  # beside the database; MLflow would take the working directory
+            file = _sqlite_file(self._uri)
+            artifacts = str((file.parent / "mlruns").absolute()) if file else None
+            experiment_id = client.create_experiment(experiment, artifacts)
+        else:
+            experiment_id = found.experiment_id
+        tags = resolve_tags({"run_dir": str(self._file.parent), "mlflow.runName": str(run_name)})
+        tags = {name: _without_password(value) for name, value in tags.items()}  # of git's remote
+        run_id: str = client.create_run(experiment_id, tags=tags).info.run_id
+        return run_id
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        named = {_metric_name(name): value for name, value in metrics.items()}
+        self._known |= set(named)
+        super().log_metrics(named, step)
+
+    def log_config(self, config: dict[str, Any], text: str) -> None:
+        self._guard(lambda: self._log_config(config, text))
+
+    def _log_config(self, config: dict[str, Any], text: str) -> None:
+        choices = config["choices"]
+        tags = {name: choices[name] for name in ("experiment", "model", "data") if choices[name]}
+        for name, value in (tags | {"tags": ", ".join(config.get("tags") or [])}).items():
+            if value:
+                self.experiment.set_tag(self.run_id, name, value)
+        # A parameter of MLflow never changes. What was changed on resume is a tag.
+        known = self.experiment.get_run(str(self.run_id)).data.params
+        params = {
+            name: str(value)[:250] for name, value in _flatten(config).items() if name.partition(".")[0] not in OMITTED
+        }
+        super().log_hyperparams({name: value for name, value in params.items() if name not in known})
+        for name in params.keys() & known.keys():
+            if known[name] != params[name]:
+                self.experiment.set_tag(self.run_id, name, params[name])
+        self.experiment.log_text(self.run_id, text, "config.yaml")
+
+    @rank_zero_only
+    def log_plot(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Add a plot, uint8 ``(H, W, 3)``, to the artifacts."""
+        self._guard(lambda: self.experiment.log_image(self.run_id, pixels, f"{name}.png"))
+
+    @rank_zero_only
+    def log_end(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Record the result, and end the run in MLflow."""
+        self._guard(lambda: self._log_end(result))
+
+    def _log_end(self, result: dict[str, Any]) -> None:
+        left = {name: value for name, value in result["metrics"].items() if value is not None}
+        self.log_metrics(
+            {name: value for name, value in left.items() if _metric_name(name) not in self._known}, result["steps"]
+        )
+        self.experiment.set_tag(self.run_id, "status", result["status"])
+        self.experiment.log_dict(self.run_id, result, "result.json")
+        self.experiment.set_terminated(self.run_id, STATUSES.get(result["status"], "FAILED"))
+
+    def finalize(self, status: str = "success") -> None:
+        pass  # after the training, before the test; log_end() ends the run
+
+
+def _metric_name(name: str) -> str:
+    """Return a name that MLflow takes: letters, digits, ``_-./`` and spaces. The names of classes may hold anything."""
+    return re.sub(r"[^A-Za-z0-9_./ -]", "_", name)
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by names such as ``optimizer.lr``, those that MLflow can name."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{name}.")
+        elif re.fullmatch(r"[\w./ -]{1,250}", name):
+            flat[name] = value
+    return flat
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def _without_password(uri: str) -> str:
+    """Return an address without the user and the password in it."""
+    return re.sub(r"//[^/]*@", "//", uri)
+
+
+def _stored_uri(stored: list[str]) -> str | None:
+    """Return where the run to resume is, if that is an SQLite file which has it.
+
+    Raises:
+        ValueError: it is elsewhere, and the command does not say where.
+    """
+    if len(stored) < 2:
+        return None
+    run_id, uri = stored[:2]
+    file = _sqlite_file(uri)
+    if file is None:
+        raise ValueError(
+            f"resume: this run is in MLflow at {printable(uri)[:200]}, an address that is not taken from a run: "
+            "logger.mlflow.tracking_uri=… continues it there, logger=none continues without MLflow"
+        )
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database,
+    ):
+        if database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
+            return uri
+    return None
+
+
+@contextlib.contextmanager
+def _kept_environment() -> Iterator[None]:
+    """Undo that Lightning makes the address that of all later runs of this process: MLflow stores it there."""
+    before = os.environ.get(MLFLOW_TRACKING_URI)
+    try:
+        yield
+    finally:
+        os.environ.pop(MLFLOW_TRACKING_URI, None)
+        if before is not None:
+            os.environ[MLFLOW_TRACKING_URI] = before
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let MLflow report within seconds that a server does not answer. Its own retries take minutes."""
+    few = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    added = {name: value for name, value in few.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Let one process make the tables of an SQLite file. Jobs of a sweep may begin at the same time."""
+    file = _sqlite_file(uri)
+    if file is None or file.is_file():
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        yield

@@ -1,0 +1,109 @@
+"""Runs in Weights & Biases."""
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from loggers.guarded import Guarded, first_line, is_resumed, read_run_id, write_run_id
+from runs.result import ENDED
+
+log = logging.getLogger(__name__)
+
+
+class WandB(Guarded, WandbLogger):
+    """Records settings, metrics, tags, pictures and the result of a run in Weights & Biases.
+
+    ``wandb.txt`` in the run directory holds the id of the run, so that a resumed run continues it.
+
+    Args:
+        save_dir: run directory. The files of wandb are in ``outputs/wandb``: among them are links, which in a run
+            directory are refused.
+        mode: online, offline or disabled. None takes the environment variable ``WANDB_MODE``, or online.
+        **options: further arguments of ``wandb.init``, such as ``project``, ``name``, ``group`` and ``entity``.
+    """
+
+    title = "Weights & Biases"
+
+    def __init__(self, save_dir: str, mode: str | None = None, **options: Any) -> None:
+        self._file = Path(save_dir, "wandb.txt")
+        stored = read_run_id(self._file)
+        self.is_continued = bool(stored and re.fullmatch(r"[\w-]{1,64}", stored[0]))
+        if is_resumed(save_dir) and not self.is_continued:
+            log.info("%s does not name a W&B run to continue: one begins", self._file)
+        self._run_id = stored[0] if self.is_continued else secrets.token_hex(4)
+        mode = mode or os.environ.get("WANDB_MODE")
+        # What is printed belongs to train.log, and wandb would wrap the streams.
+        settings = wandb.Settings(console="off", quiet=True)
+        self._options = {"dir": "outputs", "id": self._run_id, "mode": mode, "settings": settings, **options}
+        self._options["reinit"] = (
+            "finish_previous"  # a job of a sweep that failed at the start may not have ended its run
+        )
+        self._is_online = mode in (None, "online")
+        super().__init__(save_dir="outputs", id=self._run_id)
+
+    def begin(self) -> None:
+        """Begin the run in W&B, or find the one to continue.
+
+        Raises:
+            ValueError: there is no key, or W&B cannot be used.
+        """
+        Path("outputs").mkdir(exist_ok=True)  # else wandb takes the directory for temporary files
+        try:
+            run = self._find_run() if self.is_continued and self._is_online else None
+            run = run or wandb.init(resume="allow", **self._options)
+        except (wandb.Error, OSError, ValueError) as error:
+            hint = "wandb login or WANDB_API_KEY gives a key, logger.wandb.mode=offline needs none"
+            raise ValueError(f"logger=wandb: {first_line(error)}; {hint}") from error
+        # As Lightning does for a run that it begins itself, of which wandb warns.
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        super().__init__(save_dir="outputs", id=self._run_id, experiment=run)
+        write_run_id(self._file, self._run_id)
+
+    def _find_run(self) -> Any:
+        """Return the run to continue, or None where W&B does not have it."""
+        try:
+            return wandb.init(resume="must", **self._options)
+        except wandb.errors.UsageError as error:
+            if "resume" not in str(error):
+                raise
+            log.warning("W&B has no run %s: another one begins", self._run_id)
+            return None
+
+    def log_config(self, config: dict[str, Any], text: str) -> None:
+        self._guard(lambda: self._log_config(config))
+
+    def _log_config(self, config: dict[str, Any]) -> None:
+        choices = config["choices"]
+        own = [choices[name] for name in ("experiment", "model", "data") if choices[name]]
+        self.experiment.tags = tuple(dict.fromkeys([*own, *(config.get("tags") or [])]))
+        self.log_hyperparams(config)
+
+    @rank_zero_only
+    def log_plot(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Add a plot, uint8 ``(H, W, 3)``."""
+        self._guard(lambda: self.experiment.log({name: wandb.Image(pixels), "trainer/global_step": step}))
+
+    @rank_zero_only
+    def log_end(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Record the result, and end the run in W&B."""
+        self._guard(lambda: self._log_end(result))
+        with contextlib.suppress(Exception):  # what cannot be sent is in outputs/wandb
+            self.experiment.finish(exit_code=int(result["status"] not in ENDED))
+
+    def _log_end(self, result: dict[str, Any]) -> None:
+        metrics = {name: value for name, value in result["metrics"].items() if value is not None}
+        facts = ("status", "epochs", "steps", "params", "seconds", "command", "git")
+        self.experiment.summary.update(metrics | {name: result[name] for name in facts if name in result})
+
+    def finalize(self, status: str) -> None:
+        pass  # after the training, before the test; log_end() ends the run

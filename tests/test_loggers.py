@@ -1,0 +1,112 @@
+"""logger=csv, mlflow, wandb, and several at once; debug=lr."""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import yaml
+
+from callbacks.lr_range_test import LRRangeTest
+from cli.compose import compose, run_title
+from cli.main import check_hydra_settings
+from cli.validation import check_loggers
+from tests.conftest import run
+
+POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
+
+
+def counted(hook: Callable[..., None], steps: list[int]) -> Callable[..., None]:
+    def count(self: LRRangeTest, trainer: pl.Trainer, *arguments: object) -> None:
+        steps.append(trainer.global_step)
+        hook(self, trainer, *arguments)
+
+    return count
+
+
+def query(statement: str) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect("outputs/mlflow.db")) as database:
+        return database.execute(statement).fetchall()
+
+
+def test_resumed_run_continues_its_mlflow_run_and_its_title() -> None:
+    pytest.importorskip("mlflow")
+    run("run", *POINTS, "logger=[tensorboard,csv,mlflow]", "tags=[a,b]", "trainer.max_epochs=1")
+    before = Path("run/mlflow.txt").read_text()
+    # MLflow has one connection per address in a process, and would make this one that of all later runs.
+    assert before.splitlines()[1] == f"sqlite:///{Path.cwd()}/outputs/mlflow.db"
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    assert run("run", "resume=run", "trainer.max_epochs=2")["tags"] == ["a", "b"]
+    assert Path("run/mlflow.txt").read_text() == before
+    assert query("SELECT status FROM runs") == [("FINISHED",)]
+    assert query("SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step") == [(1,), (2,)]
+    tags = dict(query("SELECT key, value FROM tags"))
+    assert (tags["tags"], tags["trainer.max_epochs"]) == ("a, b", "2")
+    assert "max_epochs=2" in Path("run/dashboard.txt").read_text()
+    assert Path("run/csv/version_1/metrics.csv").is_file()
+    assert Path("run/metrics.csv").read_text().startswith("epoch,step,")
+
+
+def test_resumed_run_continues_its_wandb_run() -> None:
+    pytest.importorskip("wandb")
+    run("run", *POINTS, "logger=wandb", "logger.wandb.mode=offline", "trainer.max_epochs=1")
+    run_id = Path("run/wandb.txt").read_text().strip()
+    run("run", "resume=run", "trainer.max_epochs=2")
+    assert Path("run/wandb.txt").read_text().strip() == run_id
+    assert len(list(Path("outputs/wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))) == 2
+    assert [path for path in Path("run").rglob("*") if path.is_symlink()] == []
+
+
+def test_mlflow_run_elsewhere_is_not_contacted() -> None:
+    pytest.importorskip("mlflow")
+    run("run", *POINTS, "logger=none", "trainer.max_epochs=1")
+    Path("run/mlflow.txt").write_text(f"{'0' * 32}\nhttp://host\n")
+    with pytest.raises(Exception, match="an address that is not taken from a run"):
+        run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow")
+
+
+def test_debug_run_has_no_logger_and_a_list_its_names() -> None:
+    assert compose("debug=fast").choices.logger == "none"
+    assert compose("logger=[csv,mlflow]").choices.logger == ["csv", "mlflow"]
+    assert run_title("a", ["model.net.hidden_sizes=[]"], 1) == "a/hidden_sizes=[] seed=1"
+
+
+@pytest.mark.parametrize("parts", [POINTS, ("experiment=line_slow",), ("model=blobs_mlp", "data=blobs", "threads=1")])
+def test_range_test_proposes_a_rate_and_keeps_no_run(parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of it is one gradient step, also where a model makes many of them."""
+    steps = []
+    monkeypatch.setattr(LRRangeTest, "on_train_batch_end", counted(LRRangeTest.on_train_batch_end, steps))
+    assert run("run", *parts, "debug=lr")["suggested"] > 0
+    assert 12 <= steps[-1] == len(steps) <= 100
+    assert [str(path) for path in Path("run").rglob("*.*")] == ["run/pictures/learning_rate.png"]
+
+
+def test_range_test_makes_no_sweep() -> None:
+    with pytest.raises(ValueError, match=r"^debug=lr proposes a rate for one run: leave out -m$"):
+        check_hydra_settings([*POINTS, "debug=lr", "-m", "seed=1,2"])
+
+
+def test_range_test_wants_one_optimizer(random_images) -> None:
+    random_images(40, 10)
+    with pytest.raises(ValueError, match="debug=lr tests the rate of one optimizer, and GAN has 2"):
+        run("run", "model=gan", "data=mnist", "data.val_size=10", "trainer.accelerator=cpu", "debug=lr")
+    assert list(Path("run").iterdir()) == []
+
+
+def test_run_with_a_list_of_callbacks_is_resumed_with_them() -> None:
+    run("run", *POINTS, "callbacks=[ema,early_stopping]", "callbacks.early_stopping.patience=2", "trainer.max_epochs=1")
+    run("run", "resume=run", "trainer.max_epochs=2")
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["choices"]["callbacks"] == ["ema", "early_stopping"]
+    assert config["callbacks"]["early_stopping"]["patience"] == 2
+    assert config["callbacks"].keys() > {"ema", "progress"}
+
+
+def test_missing_package_of_a_logger_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose("logger=[csv,wandb]")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^logger=wandb needs a package: pip install wandb$"):
+        check_loggers(cfg)
