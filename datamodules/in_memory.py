@@ -81,6 +81,8 @@ class InMemoryDataModule(pl.LightningDataModule):
                 raise ValueError(f"data.fold={fold} must be a whole number from 0 to {folds - 1}")
             if validate_on != "val":
                 raise ValueError(f"data.folds goes with data.validate_on=val, not with {validate_on}")
+        elif fold != 0:
+            raise ValueError(f"data.fold={fold} is one of data.folds=, which is missing")
         self.folds, self.fold = folds, fold
         self.batch_size, self.eval_batch_size, self.val_size = batch_size, eval_batch_size, val_size
         self.validate_on, self.seed, self.shuffle = validate_on, seed, shuffle

@@ -148,6 +148,7 @@ QUICK = {
 SLOW = {
     "data=blobs model=cnn": "a convolutional net takes images (channels, height, width), not inputs of shape (2,)",
     "data=readings model=mlp": "this model learns classes (its loss is CrossEntropyLoss), and the targets of the",
+    "model=blobs_mlp data=blobs data.fold=5": "data.fold=5 is one of data.folds=, which is missing",
     "data=mnist model=line": "a line goes from one number to one number, not from shape (1, 28, 28) to 10",
     "data=image_folder data.root=nowhere": "data.root=nowhere: there is no such directory",
     "data=image_folder data.root=notes": "data.root=notes holds no directories of images, one for each of two or more",

@@ -86,7 +86,7 @@ def test_range_test_proposes_a_rate_and_keeps_no_run(parts: tuple[str, ...], mon
 
 def test_range_test_makes_no_sweep() -> None:
     with pytest.raises(ValueError, match=r"^debug=lr proposes a rate for one run: leave out -m$"):
-        check_hydra_settings([*POINTS, "debug=lr", "-m", "seed=1,2"])
+        check_hydra_settings([*POINTS, "debug=lr", "-m", "seed=1,2"], "train")
 
 
 def test_range_test_wants_one_optimizer(random_images) -> None:
