@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs.files import atomic_write
 from sweeps.callback import SweepSummary
-from sweeps.jobs import LEFT, check_cards, check_kind, check_sweep_dir, ends_at_failure
+from sweeps.jobs import LEFT, check_cards, check_kind, check_repeated, check_sweep_dir, ends_at_failure
 from sweeps.overrides import parse_overrides
 
 
@@ -55,6 +55,8 @@ class GridSweeper(Sweeper):
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=False)
+        if overrides.keys() == {"sweep_resume"}:
+            check_repeated(sweep_dir)
         ends_at_failure(self.config, sweep_dir)
         size, returns = self.max_batch_size or len(jobs), []
         with contextlib.ExitStack() as begun:

@@ -16,6 +16,7 @@ from runs.format import printable
 from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
+from runs.safety import stored_command
 from sweeps.study import check_study
 from sweeps.study import exists as study_exists
 
@@ -94,6 +95,16 @@ def check_kind(sweep_dir: Path, is_search: bool) -> None:
         raise ValueError(f"{sweep_dir} is that of a search, which hydra/sweeper=optuna or its sweep= continues")
     if is_search and not study_exists(sweep_dir) and os.path.lexists(sweep_dir / "multirun.yaml"):
         raise ValueError(f"{sweep_dir} is that of a grid, which a search cannot continue")
+
+
+def check_repeated(sweep_dir: Path) -> None:
+    """Raise ValueError where a sweep that has overrides is resumed without any: one default run would join it."""
+    stored = read_yaml(sweep_dir / "multirun.yaml")
+    with contextlib.suppress(KeyError, TypeError):
+        texts = [str(text) for text in stored["hydra"]["overrides"]["task"]]
+        if before := [text for text in texts if not text.startswith("sweep_resume=")]:
+            command = stored_command(before).replace("train.py", "train.py -m", 1)
+            raise ValueError(f"sweep_resume= goes with the overrides of its sweep, which began as: {command}")
 
 
 def ends_at_failure(config: DictConfig, sweep_dir: Path) -> bool:

@@ -124,6 +124,7 @@ QUICK = {
     "model=mlp callbacks=judge": "callbacks.judge.run needs a value: callbacks.judge.run=…",
     "sweep_resume=last": "sweep_resume resumes a sweep: add -m",
     "-m sweep_resume=last seed=1,2": "there is no sweep yet in outputs/",
+    "-m sweep_resume=grid": "goes with the overrides of its sweep, which began as: python train.py -m seed=1,2",
     "-m sweep_resume=nowhere model=mlp,cnn": "nowhere is not a sweep directory",
     "-m optimizer.lr=interval(1,2)": "an interval is for a search: add hydra/sweeper=optuna",
     "-m model=mlp,lenett": "there is no model=lenett (did you mean lenet?)",
@@ -183,6 +184,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run/.lock").touch()
     (folder / "unfinished/config.yaml").touch()
     (folder / "notes/mine.txt").write_text("mine\n")
+    (folder / "grid").mkdir()
+    (folder / "grid/multirun.yaml").write_text("sweep_resume: null\nhydra:\n  overrides:\n    task: ['seed=1,2']\n")
     (folder / "empty.ckpt").touch()
     (folder / "nowhere_link").symlink_to("nowhere")
     (folder / "truncated.ckpt").write_bytes((folder / "run/checkpoints/last.ckpt").read_bytes()[:3000])
