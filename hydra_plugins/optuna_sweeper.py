@@ -48,6 +48,7 @@ class OptunaSweeper(Sweeper):
         n_trials: total number of trials, those of earlier commands included.
         startup_trials: number of random trials before the sampler learns from them.
         seed: seed of the search.
+        n_jobs: number of trials that the launcher gets at once; None is its own ``n_jobs``, or 1 where it has none.
     """
 
     config: DictConfig
@@ -62,6 +63,7 @@ class OptunaSweeper(Sweeper):
         n_trials: int,
         startup_trials: int,
         seed: int,
+        n_jobs: int | None = None,
     ) -> None:
         if direction not in ("maximize", "minimize", None):
             raise ValueError(f"hydra.sweeper.direction={direction} must be maximize or minimize")
@@ -71,8 +73,10 @@ class OptunaSweeper(Sweeper):
             raise ValueError(f"hydra.sweeper.direction={direction} goes with hydra.sweeper.metric=")
         for name, number in (("n_trials", n_trials), ("startup_trials", startup_trials)):
             check_positive_int(f"hydra.sweeper.{name}", number)
+        if n_jobs is not None:
+            check_positive_int("hydra.sweeper.n_jobs", n_jobs)
         self.params, self.metric, self.direction = params, metric, direction
-        self.n_trials, self.startup_trials, self.seed = n_trials, startup_trials, seed
+        self.n_trials, self.startup_trials, self.seed, self.n_jobs = n_trials, startup_trials, seed, n_jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         import optuna  # noqa: F401  where it is missing, fail before a directory is made
@@ -81,7 +85,7 @@ class OptunaSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        self.at_once = config.hydra.launcher.get("n_jobs", 1)
+        self.at_once = self.n_jobs or config.hydra.launcher.get("n_jobs", 1)
         if self.at_once < 1:  # joblib: all cores
             self.at_once = os.cpu_count() or 1
 

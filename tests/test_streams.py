@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cli.output import _keep_warnings_of_libraries
 from tests.conftest import PROJECT
 
 TINY = ("data=blobs", "model=blobs_mlp", "model.steps_per_batch=2", "trainer.max_epochs=1", "logger=none")
+Shell = Callable[..., subprocess.CompletedProcess[str]]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell")
 
 
@@ -40,6 +42,13 @@ def test_training_with_closed_streams(redirections: str) -> None:
     assert (answer.returncode, answer.stderr) == (0, "")
     assert ("train loss" in answer.stdout) == (" >&-" not in f" {redirections}")
     assert "epoch 1/1" in Path("run/train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_first_picture_prints_nothing_about_fonts(shell: Shell, tmp_path: Path) -> None:
+    answer = shell(*TINY, MPLCONFIGDIR=str(tmp_path / "fonts"))
+    assert list(tmp_path.glob("fonts/fontlist-*"))
+    assert "font" not in answer.stdout + answer.stderr
 
 
 @posix

@@ -456,6 +456,15 @@ def test_submitit_local_jobs_finish(shell: Shell, tmp_path: Path) -> None:
     assert "2 runs, in outputs/sweep/" in answer.stdout
 
 
+@pytest.mark.slow
+def test_submitit_local_gets_trials_at_once(shell: Shell, tmp_path: Path) -> None:
+    settings = ("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "trainer.max_epochs=1")
+    answer = shell(*SEARCH, *settings, "hydra/launcher=submitit_local")
+    assert answer.returncode == 0, answer.stderr
+    first, second, third = open_study(tmp_path / "outputs/last_sweep").trials
+    assert second.datetime_start < min(first.datetime_complete, second.datetime_complete) < third.datetime_start
+
+
 @pytest.mark.parametrize("folder", ['it\'s "x"', "a,b", 'a\\"b\\', "[x", "a b"])
 def test_other_ranks_of_a_job_can_parse_its_directory(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hydra_cfg = OmegaConf.create({"overrides": {"task": ["seed=1"]}, "run": {"dir": "unset"}})
@@ -625,6 +634,7 @@ def test_two_processes_share_a_search(tmp_path: Path) -> None:
         (("hydra.sweeper.metric=test/acc",), "a search that looks at the test set makes it worthless"),
         (("hydra.sweeper.direction=up",), "must be maximize or minimize"),
         (("hydra.sweeper.n_trials=0",), "hydra.sweeper.n_trials=0 must be a whole number of at least 1"),
+        (("hydra.sweeper.n_jobs=0",), "hydra.sweeper.n_jobs=0 must be a whole number of at least 1"),
         (("seed=1,2",), "a search must not choose the seed"),
         (("optimizer.lr=1e-3", "optimizer.weight_decay=0"), "there is nothing to search"),
         (("optimizer.lr=tag(log, interval(0, 1))",), "optimizer.lr"),
