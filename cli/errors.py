@@ -178,9 +178,9 @@ def _message(error: BaseException) -> str:
     return f"{text if is_clear or text == name else f'{name}: {text}'}{_location(error, is_clear)}"
 
 
-def is_of_submitit(error: BaseException) -> bool:
-    """Return whether a job that submitit has submitted gave no result, such as a cancelled one."""
-    return type(error).__module__.startswith("submitit.")
+def is_of_launcher(error: BaseException) -> bool:
+    """Return whether a job of submitit or Ray gave no result, because it was cancelled or its process was killed."""
+    return type(error).__module__.startswith(("submitit.", "ray."))
 
 
 def _text(error: BaseException) -> str:
@@ -221,6 +221,7 @@ KNOWN_ERRORS = {
     "Expected more than 1 value per channel": "batch norm cannot normalize one example; data.batch_size=2 is the least",
     "worker process managed by the executor": "a process that ran jobs was killed, perhaps because memory ran out; "
     "hydra.launcher.n_jobs=1 needs less",
+    "WorkerCrashedError": "a process that ran jobs was killed, perhaps because memory ran out",
     "has not produced any output": "a job has ended without a result, perhaps because it was cancelled; its output is "
     "in .submitit/ in the sweep directory, and jobs that were submitted with it may still run",
     "DataLoader worker": "a worker process has died, perhaps because memory ran out; try data.num_workers=0",

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, job_dir, overwrite, run_dir
 from cli.compose import data_root, register_resolvers
-from cli.errors import format_error, is_of_submitit, print_error
+from cli.errors import format_error, is_of_launcher, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import print_config, prints_config
 from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
@@ -190,7 +190,7 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        ended_elsewhere = isinstance(error, OSError | BrokenExecutor) or is_of_submitit(error)  # its process was killed
+        ended_elsewhere = isinstance(error, OSError | BrokenExecutor) or is_of_launcher(error)  # its process was killed
         exit_with_error(error, show_traceback, resume_command() if ended_elsewhere else None)
     finally:
         run_dir.remove_empty_dirs()

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import optuna
 import pytest
 
+from cli.errors import format_error, is_of_launcher
 from cli.run_dir import new_or_resumed_sweep_dir
 from sweeps.jobs import check_kind
 from sweeps.study import check_metric, open_study
@@ -113,3 +114,10 @@ def test_killed_process_of_jobs_says_how_to_go_on(shell: Callable) -> None:
     error, resume = (line for line in answer.stderr.splitlines() if line.startswith(("error: ", "resume with: ")))
     assert error.startswith("error: a process that ran jobs was killed, perhaps because memory ran out; ")
     assert re.search(r"^resume with: python train.py -m data=blobs .* sweep_resume=outputs/sweep/\S+$", resume)
+
+
+def test_killed_worker_of_ray_is_one_line_and_the_sweep_can_be_resumed() -> None:
+    error = type("WorkerCrashedError", (Exception,), {"__module__": "ray.exceptions"})("The worker died unexpectedly.")
+    line = "a process that ran jobs was killed, perhaps because memory ran out (The worker died unexpectedly.)"
+    assert format_error(error) == line
+    assert is_of_launcher(error)
