@@ -60,6 +60,9 @@ def train(*overrides: str) -> Run:
 
 def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train and test what ``cfg`` describes, write everything to ``run_dir`` and return its result.json."""
+    from callbacks import write_errors
+    from loggers.guarded import begin_loggers
+
     cfg.choices.overrides = task_overrides()
     cfg.name = str(cfg.name)  # it may look like a number
     ckpt_path = find_checkpoint(cfg.resume)[1] if cfg.resume else None
@@ -76,14 +79,10 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         limit_threads(model, datamodule)
     if reason := refusal(config):  # the run is trained as asked
         log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
-    for logger in trainer.loggers:
-        if callable(begin := getattr(logger, "begin", None)):
-            begin()
+    begin_loggers(trainer.loggers)
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
     if is_multirun():
         link_last_sweep(Path(HydraConfig.get().sweep.dir))
-
-    from callbacks import write_errors
 
     status = "failed"
     try:

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
-SHORT = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "callbacks.pictures=null", "threads=1")
+SHORT = (
+    *("model=blobs_mlp", "model.steps_per_batch=1", "data=blobs"),
+    *("trainer.accelerator=cpu", "threads=1", "callbacks.pictures=null"),
+)
 
 
 def watch(folder: Path, arguments: tuple[str, ...], count: Callable[[], int], marks: list[int]) -> list[str]:

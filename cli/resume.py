@@ -32,8 +32,8 @@ RESUMABLE_CALLBACKS = [
 RESUMABLE_CALLBACKS += ["lightning.pytorch.callbacks.LearningRateMonitor", "callbacks.early_stopping.EarlyStopping"]
 
 
-# Settings of loggers that come back on resume: names at a service.
-LOGGER_WORDS = ("title", "name", "run_name", "experiment_name", "project", "group", "entity", "mode")
+# Settings of loggers that come back on resume: names of the run. Where it is at a service must be typed again.
+LOGGER_WORDS = ("title", "name", "run_name")
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
@@ -225,12 +225,14 @@ def _is_kept(cfg: DictConfig, key: str, value: Any) -> bool:
     """Return whether a setting of a callback takes its value in the checkpoint.
 
     That is a number, or a metric and its mode: a word or a path could be the name of a run or a file. Even a number
-    could, where the present config has none. A callback as a whole can only be switched off. Of a logger it is a name
-    at a service, but no address and no directory.
+    could, where the present config has none. A callback as a whole can only be switched off. Of a logger it is the name
+    of the run, or a mode without a network.
     """
     parent, _, name = key.rpartition(".")
     settings = OmegaConf.select(cfg, parent)
     if key.startswith("logger."):
+        if name == "mode":
+            return value in ("offline", "disabled")
         return name in LOGGER_WORDS and bool(re.fullmatch(r"(\w[\w .,=+-]*(/(?!$)|$))+", str(value)))
     if OmegaConf.is_missing(settings, name) or OmegaConf.is_interpolation(settings, name):
         return False

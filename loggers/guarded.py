@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from runs.files import atomic_write
+from runs.format import printable
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,12 @@ class Guarded(Logger):
         if metrics:
             self._guard(lambda: super(Guarded, self).log_metrics(dict(metrics), step))  # type: ignore[safe-super]
 
+    def begin(self) -> None:
+        """Begin the run at the service, or find the one to continue. Nothing is written to the run directory."""
+
+    def abandon(self) -> None:
+        """Undo :meth:`begin`, because the training does not start."""
+
     def log_config(self, config: dict[str, Any], text: str) -> None:
         """Record the settings of the run: as values, and as the text of config.yaml."""
         self._guard(lambda: self.log_hyperparams(config))
@@ -54,6 +61,16 @@ class Guarded(Logger):
             reason = first_line(error)
             self.write_error = error if isinstance(error, OSError) else OSError(f"{self.title}: {reason}")
             log.warning("no more is written to %s: %s; the training continues", self.title, reason)
+
+
+def begin_loggers(loggers: Sequence[Logger]) -> None:
+    """Begin the run at each service; where one refuses, undo what has begun."""
+    with contextlib.ExitStack() as begun:
+        for logger in loggers:
+            if isinstance(logger, Guarded):
+                logger.begin()
+                begun.callback(logger.abandon)
+        begun.pop_all()
 
 
 def first_line(error: BaseException) -> str:
@@ -78,3 +95,15 @@ def write_run_id(file: Path, *lines: str) -> None:
 def is_resumed(run_dir: str) -> bool:
     """Return whether the run in this directory began before. Asked before the loggers begin."""
     return Path(run_dir, "config.yaml").is_file()
+
+
+def check_place(stored: str, given: str, is_default: bool, service: str, setting: str) -> None:
+    """Raise ValueError where the run to resume is elsewhere at a service, and the command does not say where.
+
+    A run may come from anyone: what its file names is compared and shown, and never used.
+    """
+    if is_default and stored != given:
+        raise ValueError(
+            f"resume: this run is in {service} at {printable(stored)[:200]}, an address that is not taken from a run: "
+            f"{setting}=… continues it there, logger=none continues without {service}"
+        )

@@ -4,11 +4,9 @@ import contextlib
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 import numpy as np
@@ -19,13 +17,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
-from loggers.guarded import Guarded, first_line, is_resumed, read_run_id, write_run_id
+from loggers.guarded import Guarded, check_place, first_line, is_resumed, read_run_id, write_run_id
+from runs.files import is_within
 from runs.format import printable
 
 log = logging.getLogger(__name__)
 
 MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # the name of the environment variable
 DEFAULT_URI = "sqlite:///outputs/mlflow.db"
+RUN_DIR = "run_dir"  # the tag with the run directory
 OMITTED = ("logger", "resume")  # of the settings: they say nothing about the run
 STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
 
@@ -33,9 +33,9 @@ STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILL
 class MLflow(Guarded, MLFlowLogger):
     """Records parameters, metrics, tags, pictures, ``config.yaml`` and ``result.json`` of a run in MLflow.
 
-    ``mlflow.txt`` in the run directory holds the id of the run and where it is, so that a resumed run continues it. A
-    stored address is not contacted, because a run may come from anyone: it must be given again. An SQLite file is
-    used if it has the run already.
+    ``mlflow.txt`` in the run directory holds the id of the run and where it is, so that a resumed run continues it. An
+    address in it is not used, because a run may come from anyone: it must be given again. Nor is the id of a run that
+    began in another directory.
 
     Args:
         save_dir: run directory.
@@ -45,7 +45,7 @@ class MLflow(Guarded, MLFlowLogger):
             ``MLFLOW_TRACKING_URI``, or ``sqlite:///outputs/mlflow.db``.
 
     Raises:
-        ValueError: the run to resume is at an address that was not given again.
+        ValueError: the run to resume is at an address that was not given again, or the address cannot be used.
     """
 
     title = "MLflow"
@@ -57,9 +57,13 @@ class MLflow(Guarded, MLFlowLogger):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._file, self.is_resumed = Path(save_dir, "mlflow.txt"), is_resumed(save_dir)
         stored = read_run_id(self._file)
-        uri = tracking_uri or os.environ.get(MLFLOW_TRACKING_URI) or _stored_uri(stored) or DEFAULT_URI
+        given = tracking_uri or os.environ.get(MLFLOW_TRACKING_URI)
+        uri, self._is_default = given or DEFAULT_URI, not given
         if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
+            check_sqlite_file(file, uri, is_made=self._is_default)
             uri = f"sqlite:///{os.path.abspath(file)}"
+        if len(stored) > 1:
+            check_place(stored[1], uri, self._is_default, "MLflow", "logger.mlflow.tracking_uri")
         self._stored_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
         self._uri, self._names = uri, (experiment_name, run_name)
         self._known: set[str] = set()  # the metrics that were logged
@@ -79,13 +83,19 @@ class MLflow(Guarded, MLFlowLogger):
         try:
             with _few_retries(), _one_at_a_time(self._uri):
                 client = MlflowClient(self._uri)
-                run_id = self._find_run(client, shown) or self._create_run(client)
+                found = self._find_run(client, shown)
+                self._is_new, run_id = found is None, found or self._create_run(client)
                 super().__init__(*self._names, self._uri, save_dir=str(self._file.parent), run_id=run_id)
                 with _kept_environment():
                     _ = self.experiment
         except Exception as error:
             raise ValueError(f"logger.mlflow.tracking_uri={shown} cannot be used: {first_line(error)}") from error
-        write_run_id(self._file, run_id, _without_password(self._uri))
+
+    def abandon(self) -> None:
+        if self._is_new:
+            self.experiment.delete_run(self.run_id)
+        else:
+            self.experiment.set_terminated(self.run_id, "KILLED")
 
     def _find_run(self, client: MlflowClient, shown: str) -> str | None:
         """Return the id of the run to continue, or None where there is none."""
@@ -94,14 +104,20 @@ class MLflow(Guarded, MLFlowLogger):
                 log.info("%s does not name an MLflow run to continue: one begins in %s", self._file, shown)
             return None
         try:
-            if client.get_run(self._stored_id).info.lifecycle_stage == "active":
+            run = client.get_run(self._stored_id)
+            is_here = run.data.tags.get(RUN_DIR) == os.path.abspath(self._file.parent)
+            if is_here and run.info.lifecycle_stage == "active" and self._is_own(run.info.artifact_uri):
                 client.update_run(self._stored_id, status="RUNNING", name=self._names[1])
                 return self._stored_id
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        log.warning("%s has no MLflow run %s: another one begins", shown, self._stored_id)
+        log.warning("%s has no MLflow run %s of this directory: another one begins", shown, self._stored_id)
         return None
+
+    def _is_own(self, artifact_uri: str) -> bool:
+        """Return whether artifacts of ``outputs/mlflow.db`` are beside it. The file may come with runs of others."""
+        return not self._is_default or is_within(Path(artifact_uri, "any"), Path("outputs", "mlruns"))
 
     def _create_run(self, client: MlflowClient) -> str:
         experiment, run_name = self._names
@@ -114,7 +130,11 @@ class MLflow(Guarded, MLFlowLogger):
             experiment_id = client.create_experiment(experiment, artifacts)
         else:
             experiment_id = found.experiment_id
-        tags = resolve_tags({"run_dir": str(self._file.parent), "mlflow.runName": str(run_name)})
+            if not self._is_own(found.artifact_location):
+                raise ValueError(
+                    f"its experiment {experiment} has its artifacts at {printable(found.artifact_location)}"
+                )
+        tags = resolve_tags({RUN_DIR: os.path.abspath(self._file.parent), "mlflow.runName": str(run_name)})
         tags = {name: _without_password(value) for name, value in tags.items()}  # of git's remote
         run_id: str = client.create_run(experiment_id, tags=tags).info.run_id
         return run_id
@@ -128,6 +148,7 @@ class MLflow(Guarded, MLFlowLogger):
         self._guard(lambda: self._log_config(config, text))
 
     def _log_config(self, config: dict[str, Any], text: str) -> None:
+        write_run_id(self._file, str(self.run_id), _without_password(self._uri))
         choices = config["choices"]
         tags = {name: choices[name] for name in ("experiment", "model", "data") if choices[name]}
         for name, value in (tags | {"tags": ", ".join(config.get("tags") or [])}).items():
@@ -193,28 +214,20 @@ def _without_password(uri: str) -> str:
     return re.sub(r"//[^/]*@", "//", uri)
 
 
-def _stored_uri(stored: list[str]) -> str | None:
-    """Return where the run to resume is, if that is an SQLite file which has it.
-
-    Raises:
-        ValueError: it is elsewhere, and the command does not say where.
-    """
-    if len(stored) < 2:
-        return None
-    run_id, uri = stored[:2]
-    file = _sqlite_file(uri)
-    if file is None:
-        raise ValueError(
-            f"resume: this run is in MLflow at {printable(uri)[:200]}, an address that is not taken from a run: "
-            "logger.mlflow.tracking_uri=… continues it there, logger=none continues without MLflow"
-        )
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database,
-    ):
-        if database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
-            return uri
-    return None
+def check_sqlite_file(file: Path, uri: str, is_made: bool) -> None:
+    """Raise ValueError for what is no SQLite file, and cannot become one; ``is_made``: its directory is made."""
+    reason = None
+    if "?" in uri or file.name == ":memory:":
+        reason = "only the name of a file may follow sqlite:///"
+    elif not is_made and not file.parent.is_dir():
+        reason = f"there is no directory {file.parent}"
+    elif os.path.lexists(file):
+        if not file.is_file():
+            reason = "that is no file"
+        elif file.stat().st_size and file.open("rb").read(16) != b"SQLite format 3\0":
+            reason = "that is no SQLite file"
+    if reason:
+        raise ValueError(f"logger.mlflow.tracking_uri={printable(uri)}: {reason}")
 
 
 @contextlib.contextmanager
@@ -250,5 +263,5 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         yield
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
+    with FileLock(file.with_name(f".{file.name}.lock")):
         yield

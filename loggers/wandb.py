@@ -1,9 +1,9 @@
 """Runs in Weights & Biases."""
 
 import contextlib
+import hashlib
 import logging
 import os
-import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,20 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from loggers.guarded import Guarded, first_line, is_resumed, read_run_id, write_run_id
+from loggers.guarded import Guarded, check_place, first_line, is_resumed, read_run_id, write_run_id
 from runs.result import ENDED
 
 log = logging.getLogger(__name__)
+
+DEFAULT_PROJECT = "lit-classics"  # of conf/logger/wandb.yaml
 
 
 class WandB(Guarded, WandbLogger):
     """Records settings, metrics, tags, pictures and the result of a run in Weights & Biases.
 
-    ``wandb.txt`` in the run directory holds the id of the run, so that a resumed run continues it.
+    ``wandb.txt`` in the run directory holds the id of the run and its project, so that a resumed run continues it. A
+    run may come from anyone: a project other than the default must be given again, and an id is used only in the
+    directory that it was made for, whose name is hashed into it.
 
     Args:
         save_dir: run directory. The files of wandb are in ``outputs/wandb``: among them are links, which in a run
@@ -36,19 +40,26 @@ class WandB(Guarded, WandbLogger):
     def __init__(self, save_dir: str, mode: str | None = None, **options: Any) -> None:
         self._file = Path(save_dir, "wandb.txt")
         stored = read_run_id(self._file)
-        self.is_continued = bool(stored and re.fullmatch(r"[\w-]{1,64}", stored[0]))
+        self._place = f"{options.get('entity') or 'the default entity'}, project {options.get('project')}"
+        if len(stored) > 1:
+            is_default = options.get("project") == DEFAULT_PROJECT and not options.get("entity")
+            check_place(stored[1], self._place, is_default, "W&B", "logger.wandb.project=… logger.wandb.entity")
+        self.is_continued = bool(stored) and stored[0] == self._id_here(stored[0][:8])
         if is_resumed(save_dir) and not self.is_continued:
-            log.info("%s does not name a W&B run to continue: one begins", self._file)
-        self._run_id = stored[0] if self.is_continued else secrets.token_hex(4)
+            log.info("%s does not name a W&B run of this directory to continue: one begins", self._file)
+        self._run_id = stored[0] if self.is_continued else self._id_here(secrets.token_hex(4))
         mode = mode or os.environ.get("WANDB_MODE")
         # What is printed belongs to train.log, and wandb would wrap the streams.
         settings = wandb.Settings(console="off", quiet=True)
         self._options = {"dir": "outputs", "id": self._run_id, "mode": mode, "settings": settings, **options}
-        self._options["reinit"] = (
-            "finish_previous"  # a job of a sweep that failed at the start may not have ended its run
-        )
+        self._options["reinit"] = "finish_previous"  # that of an earlier job of this process
         self._is_online = mode in (None, "online")
         super().__init__(save_dir="outputs", id=self._run_id)
+
+    def _id_here(self, prefix: str) -> str:
+        """Return the id with these eight characters for a run in this directory."""
+        directory = f"{prefix} {os.path.abspath(self._file.parent)}"
+        return prefix + hashlib.blake2b(directory.encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
     def begin(self) -> None:
         """Begin the run in W&B, or find the one to continue.
@@ -56,6 +67,7 @@ class WandB(Guarded, WandbLogger):
         Raises:
             ValueError: there is no key, or W&B cannot be used.
         """
+        _check_settings_files()
         Path("outputs").mkdir(exist_ok=True)  # else wandb takes the directory for temporary files
         try:
             run = self._find_run() if self.is_continued and self._is_online else None
@@ -67,7 +79,9 @@ class WandB(Guarded, WandbLogger):
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         super().__init__(save_dir="outputs", id=self._run_id, experiment=run)
-        write_run_id(self._file, self._run_id)
+
+    def abandon(self) -> None:
+        self.experiment.finish(exit_code=1)
 
     def _find_run(self) -> Any:
         """Return the run to continue, or None where W&B does not have it."""
@@ -83,6 +97,7 @@ class WandB(Guarded, WandbLogger):
         self._guard(lambda: self._log_config(config))
 
     def _log_config(self, config: dict[str, Any]) -> None:
+        write_run_id(self._file, self._run_id, self._place)
         choices = config["choices"]
         own = [choices[name] for name in ("experiment", "model", "data") if choices[name]]
         self.experiment.tags = tuple(dict.fromkeys([*own, *(config.get("tags") or [])]))
@@ -107,3 +122,15 @@ class WandB(Guarded, WandbLogger):
 
     def finalize(self, status: str) -> None:
         pass  # after the training, before the test; log_end() ends the run
+
+
+def _check_settings_files() -> None:
+    """Raise ValueError for a file of the working directory that names a server: wandb would send the key there."""
+    if os.environ.get("WANDB_BASE_URL"):
+        return
+    for file in (Path("wandb/settings"), Path("outputs/wandb/settings")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if "base_url" in file.read_text(encoding="utf-8"):
+                raise ValueError(
+                    f"logger=wandb: {file} names a server, which would get your key: WANDB_BASE_URL=… does"
+                )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from callbacks.lr_range_test import LRRangeTest
 from cli.compose import compose, run_title
 from cli.main import check_hydra_settings
+from cli.resume import _is_kept
 from cli.validation import check_loggers
 from tests.conftest import run
 
@@ -27,8 +30,8 @@ def counted(hook: Callable[..., None], steps: list[int]) -> Callable[..., None]:
     return count
 
 
-def query(statement: str) -> list[tuple]:
-    with contextlib.closing(sqlite3.connect("outputs/mlflow.db")) as database:
+def query(statement: str, file: str = "outputs/mlflow.db") -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(file)) as database:
         return database.execute(statement).fetchall()
 
 
@@ -53,19 +56,106 @@ def test_resumed_run_continues_its_mlflow_run_and_its_title() -> None:
 def test_resumed_run_continues_its_wandb_run() -> None:
     pytest.importorskip("wandb")
     run("run", *POINTS, "logger=wandb", "logger.wandb.mode=offline", "trainer.max_epochs=1")
-    run_id = Path("run/wandb.txt").read_text().strip()
+    run_id = Path("run/wandb.txt").read_text().split()[0]
     run("run", "resume=run", "trainer.max_epochs=2")
-    assert Path("run/wandb.txt").read_text().strip() == run_id
+    assert Path("run/wandb.txt").read_text().split()[0] == run_id
     assert len(list(Path("outputs/wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))) == 2
     assert [path for path in Path("run").rglob("*") if path.is_symlink()] == []
 
 
 def test_mlflow_run_elsewhere_is_not_contacted() -> None:
+    """Neither a server nor an SQLite file, which may say that artifacts are anywhere."""
     pytest.importorskip("mlflow")
-    run("run", *POINTS, "logger=none", "trainer.max_epochs=1")
-    Path("run/mlflow.txt").write_text(f"{'0' * 32}\nhttp://host\n")
-    with pytest.raises(Exception, match="an address that is not taken from a run"):
-        run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow")
+    run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    os.renames("outputs/mlflow.db", "given/mlflow.db")
+    run_id = Path("run/mlflow.txt").read_text().splitlines()[0]
+    for address in ("http://host", "sqlite:///given/mlflow.db"):
+        Path("run/mlflow.txt").write_text(f"{run_id}\n{address}\n")
+        with pytest.raises(Exception, match="an address that is not taken from a run"):
+            run("run", "resume=run", "trainer.max_epochs=2")
+    run("run", "resume=run", "trainer.max_epochs=2", "logger.mlflow.tracking_uri=sqlite:///given/mlflow.db")
+    assert query("SELECT count(*) FROM runs", "given/mlflow.db") == [(1,)]
+
+
+def test_resumed_run_does_not_continue_that_of_another_directory() -> None:
+    """The id of an MLflow run stands in its address, and whoever gives a run away can write it into mlflow.txt."""
+    pytest.importorskip("mlflow")
+    for name in ("mine", "gift"):
+        run(name, *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    stored = Path("mine/mlflow.txt").read_text()
+    mine = f"SELECT * FROM runs JOIN metrics USING (run_uuid) WHERE run_uuid = '{stored.split()[0]}'"
+    before = query(mine)
+    Path("gift/mlflow.txt").write_text(stored)
+    run("gift", "resume=gift", "trainer.max_epochs=2")
+    assert query(mine) == before != []
+    assert query("SELECT count(*) FROM runs") == [(3,)]
+
+
+def test_mlflow_writes_no_artifacts_outside_of_outputs(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "app").mkdir()
+    run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
+        with contextlib.closing(sqlite3.connect("outputs/mlflow.db")) as database, database:
+            database.execute(f"UPDATE {table} SET {column} = ?", (str(tmp_path / "app"),))
+        if table == "runs":
+            run("run", "resume=run", "trainer.max_epochs=2")
+    Path("run/mlflow.txt").unlink()
+    with pytest.raises(ValueError, match=f"has its artifacts at {tmp_path / 'app'}"):
+        run("run", "resume=run", "trainer.max_epochs=3")
+    assert list((tmp_path / "app").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("directory", "that is no file"),
+        ("notes.txt", "that is no SQLite file"),
+        ("new/mlflow.db", "there is no directory new"),
+        ("mlflow.db?mode=ro", "only the name of a file may follow sqlite:///"),
+        (":memory:", "only the name of a file may follow sqlite:///"),
+    ],
+)
+def test_wrong_sqlite_file_is_refused_before_anything_is_made(file: str, reason: str, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    Path("directory").mkdir()
+    Path("notes.txt").write_text("mine, and no database\n")
+    with pytest.raises(Exception, match=f"{re.escape(file)}: {re.escape(reason)}"):
+        run("run", *POINTS, "logger=mlflow", f"logger.mlflow.tracking_uri='sqlite:///{file}'")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["directory", "notes.txt", "run"]
+
+
+def test_loggers_that_began_are_undone_where_another_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    Path("wandb").mkdir()
+    Path("wandb/settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    with pytest.raises(ValueError, match="wandb/settings names a server, which would get your key"):
+        run("run", *POINTS, "logger=[mlflow,wandb]")
+    assert list(Path("run").iterdir()) == []
+    assert query("SELECT lifecycle_stage FROM runs") == [("deleted",)]
+
+
+def test_place_at_wandb_is_not_taken_from_a_run() -> None:
+    pytest.importorskip("wandb")
+    settings = ("logger.wandb.project=theirs", "logger.wandb.entity=they", "logger.wandb.mode=offline")
+    run("run", *POINTS, "logger=wandb", *settings, "trainer.max_epochs=1")
+    with pytest.raises(Exception, match=r"in W&B at they, project theirs, an address that is not taken from a run"):
+        run("run", "resume=run", "trainer.max_epochs=2")
+    before = Path("run/wandb.txt").read_text()
+    run("run", "resume=run", "trainer.max_epochs=2", *settings)
+    assert Path("run/wandb.txt").read_text() == before
+    os.rename("run", "moved")
+    run("moved", "resume=moved", "trainer.max_epochs=3", *settings)
+    assert Path("moved/wandb.txt").read_text() != before
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("online", False), ("offline", True)])
+def test_resumed_run_does_not_choose_to_be_online(mode: str, kept: bool) -> None:
+    config = OmegaConf.create({"logger": {"wandb": {"mode": None, "entity": None}}})
+    assert _is_kept(config, "logger.wandb.mode", mode) == kept
+    assert not _is_kept(config, "logger.wandb.entity", "they")
 
 
 def test_debug_run_has_no_logger_and_a_list_its_names() -> None:
