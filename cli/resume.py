@@ -20,6 +20,7 @@ from runs.format import pluralize
 from runs.monitor import MODES
 from runs.overrides import last_of_each, override_key, typed_setting
 from runs.result import ENDED, read_result
+from runs.safety import LOGGER_WORDS
 from runs.training_state import check_training_state
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,6 @@ RESUMABLE_CALLBACKS = [
     for name in ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging")
 ]
 RESUMABLE_CALLBACKS += ["lightning.pytorch.callbacks.LearningRateMonitor", "callbacks.early_stopping.EarlyStopping"]
-
-
-# Settings of loggers that come back on resume: names of the run. Where it is at a service must be typed again.
-LOGGER_WORDS = ("title", "name", "run_name")
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:

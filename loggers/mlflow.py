@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
 from loggers.guarded import Guarded, check_place, first_line, is_resumed, read_run_id, write_run_id
-from runs.files import is_within
+from runs.files import atomic_write, is_within
 from runs.format import printable
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class MLflow(Guarded, MLFlowLogger):
         for name in ("urllib3", "mlflow.store.db.utils"):  # they report each attempt
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
-            with _few_retries(), _one_at_a_time(self._uri):
+            with _few_retries(), one_at_a_time(self._uri):
                 client = MlflowClient(self._uri)
                 found = self._find_run(client, shown)
                 self._is_new, run_id = found is None, found or self._create_run(client)
@@ -256,12 +256,14 @@ def _few_retries() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Let one process make the tables of an SQLite file. Jobs of a sweep may begin at the same time."""
-    file = _sqlite_file(uri)
-    if file is None or file.is_file():
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Let one process make the tables of an SQLite file, as a whole: of half of them MLflow makes no use."""
+    if not (file := _sqlite_file(uri)):
         yield
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
+        if not file.is_file() or not file.stat().st_size:
+            with atomic_write(file) as temporary:
+                MlflowClient(f"sqlite:///{os.path.abspath(temporary)}").search_experiments(max_results=1)
         yield

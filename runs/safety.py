@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runs.format import printable
-from runs.overrides import train_command
+from runs.overrides import override_key, train_command
 
 Path = tuple[str, ...]
 
@@ -47,6 +47,8 @@ NOT_INSTANTIATED = ("callbacks", "logger")
 TRAINER_WORDS = ("accelerator", "devices", "gradient_clip_algorithm", "max_time", "precision", "profiler", "strategy")
 PRINTING_PROFILERS = ("simple", "advanced")  # the others write files, and are not taken from a checkpoint
 TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")
+# Settings of loggers that are taken from a run: names of it. Where it is at a service must be typed again.
+LOGGER_WORDS = ("title", "name", "run_name")
 
 
 def check_safe(config: dict[str, Any], origin: str) -> None:
@@ -88,14 +90,20 @@ def refusal(config: dict[str, Any]) -> str | None:
 def stored_command(overrides: list[str]) -> str:
     """Return the command with these stored overrides, or why it is not shown. Users paste it.
 
-    It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation.
+    It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation. Where
+    a run is at a service is left out: its logger would send the key of the user there.
     """
+    overrides = [text for text in overrides if not _is_place(override_key(text))]
     try:
         for override in overrides:
             _check_override(override, repr(override[:80]))
     except ValueError as error:
         return printable(f"its command is not shown: {error}")
     return printable(train_command(overrides))
+
+
+def _is_place(key: str) -> bool:
+    return key.startswith("logger.") and key.rpartition(".")[2] not in LOGGER_WORDS
 
 
 def _check_override(override: str, message: str) -> None:

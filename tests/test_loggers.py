@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from callbacks.lr_range_test import LRRangeTest
@@ -17,6 +18,7 @@ from cli.compose import compose, run_title
 from cli.main import check_hydra_settings
 from cli.resume import _is_kept
 from cli.validation import check_loggers
+from runs.safety import stored_command
 from tests.conftest import run
 
 POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
@@ -149,6 +151,25 @@ def test_place_at_wandb_is_not_taken_from_a_run() -> None:
     os.rename("run", "moved")
     run("moved", "resume=moved", "trainer.max_epochs=3", *settings)
     assert Path("moved/wandb.txt").read_text() != before
+
+
+def test_command_of_a_run_does_not_say_where_it_is_at_a_service() -> None:
+    """Whoever pastes it would send a key there."""
+    stored = ["logger=mlflow", "logger.mlflow.tracking_uri=http://host", "+logger.wandb.entity=they", "seed=2"]
+    assert stored_command([*stored, "logger.mlflow.run_name=a"]) == (
+        "python train.py logger=mlflow seed=2 logger.mlflow.run_name=a"
+    )
+
+
+def test_two_processes_make_the_tables_of_one_file() -> None:
+    """The second one begins when the file is there, and its tables are not."""
+    pytest.importorskip("mlflow")
+    from loggers import mlflow
+
+    Path("outputs").mkdir()
+    Path("outputs/mlflow.db").touch()
+    with mlflow.one_at_a_time(mlflow.DEFAULT_URI), pytest.raises(Timeout):
+        FileLock("outputs/.mlflow.db.lock").acquire(timeout=0)
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("online", False), ("offline", True)])
