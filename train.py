@@ -70,6 +70,8 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         cfg = merge_resume_config(cfg, ckpt_path)
     datamodule, model = build(cfg)
     if is_range_test():
+        if cfg.check:
+            raise ValueError("check=true compares figures, and debug=lr measures none")
         return scan_learning_rates(cfg, run_dir, datamodule, model)
     config = resolve_config(cfg, datamodule, model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)

@@ -7,6 +7,7 @@ import argparse
 import atexit
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -280,8 +281,10 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     for override in arguments:
         value = override.partition("=")[2]
-        if is_sweep and override == "debug=lr":
+        if is_sweep and override_key(override) == "debug" and "lr" in re.split(r"\W", value):
             raise ValueError("debug=lr proposes a rate for one run: leave out -m")
+        if override_key(override) == "hydra.job.name" and not re.fullmatch(r"\w[\w .-]*", value):
+            raise ValueError(f"{override} is refused: it names the log, {command}.log")
         if override_key(override) == "hydra.output_subdir" and value != "null":
             raise ValueError(f"{override} is refused: a run writes its config.yaml itself")
         if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
@@ -291,6 +294,8 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
             raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
         if override_key(override) in directories and command != "train":
             raise ValueError(f"{override} is refused: {command} chooses its directory itself")
+        if override_key(override) in directories and not value.strip("'\""):
+            raise ValueError(f"{override} names no directory; {override}. is this one")
         if override_key(override) in directories and "://" in value:
             raise ValueError(f"{override} is refused: it is not a directory on this machine")
 

@@ -55,6 +55,7 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     for key, value in own.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]) and _is_kept(merged, key, value):
             OmegaConf.update(merged, key, value, force_add=True)
+    _check_online(merged.logger, typed)
     _drop_compile(merged, typed)
     _add_callbacks(merged, stored["callbacks"], before)
     if OmegaConf.select(merged, "logger.tensorboard") is not None:
@@ -80,6 +81,14 @@ def _take_groups(merged: DictConfig, cfg: DictConfig, stored_choices: dict[str, 
         merged[group] = cfg.get(group) or {} if cfg.choices[group] == name else compose_group(group, name)
     if "trainer" in typed:
         merged.trainer = _switch_trainer(merged.trainer, stored_choices.get("trainer", "default"), cfg.choices.trainer)
+
+
+def _check_online(loggers: DictConfig, typed: dict[str, str]) -> None:
+    """Raise ValueError where only the run, which may come from anyone, says that W&B is to get its records."""
+    if not (settings := loggers.get("wandb")) or any(key.partition(".")[0] == "logger" for key in typed):
+        return
+    if (settings.mode or os.environ.get("WANDB_MODE") or "online") == "online":
+        raise ValueError("resume: this run is in W&B: logger=wandb continues it there, logger=none continues without")
 
 
 def _drop_compile(merged: DictConfig, typed: dict[str, str]) -> None:
@@ -228,6 +237,8 @@ def _is_kept(cfg: DictConfig, key: str, value: Any) -> bool:
     parent, _, name = key.rpartition(".")
     settings = OmegaConf.select(cfg, parent)
     if key.startswith("logger."):
+        if not isinstance(settings, DictConfig):
+            return False
         if name == "mode":
             return value in ("offline", "disabled")
         return name in LOGGER_WORDS and bool(re.fullmatch(r"(\w[\w .,=+-]*(/(?!$)|$))+", str(value)))

@@ -54,7 +54,7 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
     if result and result["status"] in ENDED and _is_same(others, result["overrides"]):
         try:
             line = f"the run in {run_dir} is {result['status']}: {summary_line(result)}"
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{run_dir / 'result.json'} is not the result of a run: {error!r}") from error
         if is_rank_zero():
             print(printable(line))

@@ -34,6 +34,8 @@ from cli.validation import forget_defaults
 from runs.format import printable
 from runs.overrides import override_key
 
+SWEEP = "a sweep is for the command line, python train.py -m; here a loop makes one"
+
 LIGHTNING_LOGGERS = [f"lightning{part}" for part in ("", ".fabric", ".pytorch")]
 LIGHTNING_LOGGERS += [f"lightning.pytorch.{part}" for part in ("profilers", "callbacks.model_summary")]
 DATED = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in conf/hydra/job_logging/run.yaml
@@ -102,9 +104,7 @@ def _call(task: Callable[[DictConfig, Path], object], overrides: Sequence[str], 
         arguments = rewrite_arguments(overrides, command)
         check_hydra_settings(arguments, command)
         if is_sweep := [text for text in arguments if override_key(text) == "hydra.mode"]:
-            raise ValueError(
-                f"{is_sweep[0]}: a sweep is for the command line, python train.py -m; here a loop makes one"
-            )
+            raise ValueError(f"{is_sweep[0]}: {SWEEP}")
         if command == "train":
             arguments = resolve_auto(arguments)
             resumed_choices[:], arguments = stored_choices(arguments)
@@ -114,7 +114,10 @@ def _call(task: Callable[[DictConfig, Path], object], overrides: Sequence[str], 
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             typed = [*resumed_choices, *arguments]
             running: Any = GlobalHydra.instance().hydra
-            running.run(config_name, run_job, typed, with_log_configuration=False)
+            try:
+                running.run(config_name, run_job, typed, with_log_configuration=False)
+            except AssertionError as error:  # by Hydra, for an experiment that is a sweep
+                raise ValueError(f"{' '.join(overrides)}: {SWEEP}") from error
         if isinstance(found[0], Exception):
             raise found[0]
         directory, returned = found

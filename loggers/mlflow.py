@@ -1,6 +1,7 @@
 """Runs in MLflow."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # the name of the environment variable
 DEFAULT_URI = "sqlite:///outputs/mlflow.db"
+MAX_NAME = 200  # MLflow takes 250 letters for the whole name of a metric
 RUN_DIR = "run_dir"  # the tag with the run directory
 OMITTED = ("logger", "resume")  # of the settings: they say nothing about the run
 STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
@@ -151,7 +153,7 @@ class MLflow(Guarded, MLFlowLogger):
         write_run_id(self._file, str(self.run_id), _without_password(self._uri))
         choices = config["choices"]
         tags = {name: choices[name] for name in ("experiment", "model", "data") if choices[name]}
-        for name, value in (tags | {"tags": ", ".join(config.get("tags") or [])}).items():
+        for name, value in (tags | {"tags": ", ".join(map(str, config.get("tags") or []))}).items():
             if value:
                 self.experiment.set_tag(self.run_id, name, value)
         # A parameter of MLflow never changes. What was changed on resume is a tag.
@@ -189,8 +191,12 @@ class MLflow(Guarded, MLFlowLogger):
 
 
 def _metric_name(name: str) -> str:
-    """Return a name that MLflow takes: letters, digits, ``_-./`` and spaces. The names of classes may hold anything."""
-    return re.sub(r"[^A-Za-z0-9_./ -]", "_", name)
+    """Return a name that MLflow takes as a path. The names of classes may hold anything, and stay different."""
+    *parts, last = name.split("/", 2)
+    last = re.sub(r"[^\w .-]|^\.+$|_(?=[0-9a-f]+_)", lambda found: "".join(f"_{ord(one):x}_" for one in found[0]), last)
+    if len(last) > MAX_NAME:
+        last = f"{last[:MAX_NAME]} {hashlib.blake2b(last.encode(), digest_size=4).hexdigest()}"
+    return "/".join([*parts, last])
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -224,6 +230,8 @@ def check_sqlite_file(file: Path, uri: str, is_made: bool) -> None:
     elif os.path.lexists(file):
         if not file.is_file():
             reason = "that is no file"
+        elif not os.access(file, os.R_OK | os.W_OK):
+            reason = "that cannot be written"
         elif file.stat().st_size and file.open("rb").read(16) != b"SQLite format 3\0":
             reason = "that is no SQLite file"
     if reason:

@@ -32,6 +32,7 @@ CHARTS = {
 }
 
 
+RESERVED = ("mlflow.db", "mlruns", "wandb")  # what other loggers make in outputs/
 # Of the event file with the row of the tab HPARAMS.
 ROW_SUFFIX = ".hparams"
 
@@ -62,18 +63,23 @@ class TensorBoard(TensorBoardLogger):
     @functools.cached_property
     def log_dir(self) -> str:
         run_dir, file = Path(self.save_dir), Path(self.save_dir) / "dashboard.txt"
-        recorded = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        recorded = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+        recorded = recorded if recorded.isprintable() and len(recorded) < 1000 else ""
         # The run may come from anyone and name any directory here, or a URL, which would lie in it if it were a path.
         is_url = "://" in recorded
         if not is_url and is_within(Path(recorded), run_dir):
             return recorded
         title = self.title
-        if Path("outputs", title).resolve() != Path("outputs").resolve() / title:  # through a link: outputs/last
+        is_link = Path("outputs", title).resolve() != Path("outputs").resolve() / title  # outputs/last
+        if is_link or title.partition("/")[0] in RESERVED:
             title = title.replace("/", " ")
         if not is_url and _has_events_of(run_dir, Path(recorded)):
             if re.fullmatch(rf"{re.escape(f'outputs/{title}')}( \(\d+\))?", Path(recorded).as_posix()):
                 return recorded
-            before, recorded = recorded, str(make_unique_dir(f"outputs/{title}", " ({})")[0])
+            before = recorded
+            if Path("outputs", title).is_relative_to(before):  # a directory cannot move into itself
+                title = title.replace("/", " ")
+            recorded = str(make_unique_dir(f"outputs/{title}", " ({})")[0])
             os.replace(before, recorded)  # a resumed run has other settings
         else:
             recorded = str(make_unique_dir(f"outputs/{title}", " ({})")[0])

@@ -1,5 +1,6 @@
 """Runs in Weights & Biases."""
 
+import configparser
 import contextlib
 import hashlib
 import logging
@@ -8,6 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported; offline it sends reports too
 import numpy as np
 import wandb
 from lightning.pytorch.loggers import WandbLogger
@@ -67,7 +69,7 @@ class WandB(Guarded, WandbLogger):
         Raises:
             ValueError: there is no key, or W&B cannot be used.
         """
-        _check_settings_files()
+        _check_settings_file()
         Path("outputs").mkdir(exist_ok=True)  # else wandb takes the directory for temporary files
         try:
             run = self._find_run() if self.is_continued and self._is_online else None
@@ -124,13 +126,18 @@ class WandB(Guarded, WandbLogger):
         pass  # after the training, before the test; log_end() ends the run
 
 
-def _check_settings_files() -> None:
-    """Raise ValueError for a file of the working directory that names a server: wandb would send the key there."""
-    if os.environ.get("WANDB_BASE_URL"):
+def _check_settings_file() -> None:
+    """Raise ValueError for settings of the working directory that could name a server, which would get the user's key.
+
+    The directory may be that of an untrusted run, and wandb reads the file in any case.
+    """
+    file, settings = Path("wandb/settings"), configparser.ConfigParser(interpolation=None)
+    if not file.exists():
         return
-    for file in (Path("wandb/settings"), Path("outputs/wandb/settings")):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if "base_url" in file.read_text(encoding="utf-8"):
-                raise ValueError(
-                    f"logger=wandb: {file} names a server, which would get your key: WANDB_BASE_URL=… does"
-                )
+    with contextlib.suppress(OSError, ValueError, configparser.Error):
+        settings.read_string(file.read_text(encoding="utf-8"))
+        if settings.sections() == ["default"] and set(settings["default"]) <= {"mode", "disabled", "project"}:
+            return
+    raise ValueError(
+        f"logger=wandb: {file} in this directory could send your key elsewhere: use WANDB_BASE_URL=… instead"
+    )

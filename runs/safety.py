@@ -93,13 +93,12 @@ def stored_command(overrides: list[str]) -> str:
     It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation. Where
     a run is at a service is left out: its logger would send the key of the user there.
     """
-    overrides = [text for text in overrides if not _is_place(override_key(text))]
     try:
         for override in overrides:
             _check_override(override, repr(override[:80]))
     except ValueError as error:
         return printable(f"its command is not shown: {error}")
-    return printable(train_command(overrides))
+    return printable(train_command([text for text in overrides if not _is_place(override_key(text))]))
 
 
 def _is_place(key: str) -> bool:

@@ -116,7 +116,9 @@ def ends_at_failure(config: DictConfig, sweep_dir: Path) -> bool:
     if not isinstance(asked := config.sweep_fail_fast, bool):
         raise ValueError(f"sweep_fail_fast={asked} must be true or false")
     if asked:
-        (sweep_dir / FIRST_FAILURE).unlink(missing_ok=True)
+        if (file := sweep_dir / FIRST_FAILURE).is_dir() or (file.is_file() and file.stat().st_size):
+            raise ValueError(f"{file} is not ours, and is where a sweep marks its first failure")
+        file.unlink(missing_ok=True)
     return asked
 
 

@@ -71,7 +71,9 @@ def test_run_that_has_ended_answers_with_its_exit_code(status: str, more: dict, 
     assert ended.value.code == code
 
 
-@pytest.mark.parametrize("more", [{"seconds": None}, {"seconds": {}}, {"monitor": ["x"]}])
+@pytest.mark.parametrize(
+    "more", [{"seconds": None}, {"seconds": {}}, {"monitor": ["x"]}, {"seconds": {"total": 10**400}}]
+)
 def test_strange_result_is_refused_with_one_line(more: dict) -> None:
     write_run("finished", STARTED, **more)
     with pytest.raises(ValueError, match=r"run/result.json is not the result of a run: "):

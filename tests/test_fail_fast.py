@@ -31,6 +31,13 @@ def test_each_command_forgets_the_failure_of_the_one_before(tmp_path: Path) -> N
     assert not has_failed(tmp_path)
 
 
+def test_file_of_the_user_with_the_name_of_the_mark_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".first_failure").write_text("mine\n")
+    with pytest.raises(ValueError, match=r"\.first_failure is not ours"):
+        ends_at_failure(OmegaConf.create({"sweep_fail_fast": True}), tmp_path)
+    assert (tmp_path / ".first_failure").read_text() == "mine\n"
+
+
 @pytest.mark.parametrize("value", ["maybe", "True ", "[true]", "{a: 1}", "1", "0", "null", "1.5", "yes!", "'true'"])
 def test_other_values_are_refused(value: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sweep_fail_fast=.* must be true or false"):

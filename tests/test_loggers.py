@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from callbacks.lr_range_test import LRRangeTest
 from cli.compose import compose, run_title
 from cli.main import check_hydra_settings
-from cli.resume import _is_kept
+from cli.resume import _check_online, _is_kept
 from cli.validation import check_loggers
 from runs.safety import stored_command
 from tests.conftest import run
@@ -127,13 +127,12 @@ def test_wrong_sqlite_file_is_refused_before_anything_is_made(file: str, reason:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["directory", "notes.txt", "run"]
 
 
-def test_loggers_that_began_are_undone_where_another_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loggers_that_began_are_undone_where_another_one_refuses() -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
     Path("wandb").mkdir()
     Path("wandb/settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    with pytest.raises(ValueError, match="wandb/settings names a server, which would get your key"):
+    with pytest.raises(ValueError, match="wandb/settings in this directory could send your key elsewhere"):
         run("run", *POINTS, "logger=[mlflow,wandb]")
     assert list(Path("run").iterdir()) == []
     assert query("SELECT lifecycle_stage FROM runs") == [("deleted",)]
@@ -172,9 +171,35 @@ def test_two_processes_make_the_tables_of_one_file() -> None:
         FileLock("outputs/.mlflow.db.lock").acquire(timeout=0)
 
 
+def test_resumed_run_goes_online_only_if_that_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loggers = compose("logger=[csv,wandb]").logger
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(ValueError, match="this run is in W&B: logger=wandb continues it there, logger=none"):
+        _check_online(loggers, {"seed": "seed=1"})
+    _check_online(loggers, {"logger": "logger=wandb"})
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _check_online(loggers, {})
+
+
+def test_names_of_classes_in_mlflow() -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.utils.validation import _validate_metric_name
+
+    from loggers.mlflow import _metric_name
+
+    names = ["猫", "狗", "a b", "a_b", "..", ".", "a/b", "a//b", "a:b", "?", "!", "", "x" * 300, "x" * 301, "_2e_"]
+    logged = [_metric_name(f"test/acc/{name}") for name in names]
+    for name in logged[:11] + logged[12:]:
+        _validate_metric_name(name)
+    assert len(set(logged)) == len(names)
+    assert logged[0] == "test/acc/猫"
+    assert _metric_name("val/loss") == "val/loss"
+
+
 @pytest.mark.parametrize(("mode", "kept"), [("online", False), ("offline", True)])
 def test_resumed_run_does_not_choose_to_be_online(mode: str, kept: bool) -> None:
-    config = OmegaConf.create({"logger": {"wandb": {"mode": None, "entity": None}}})
+    config = OmegaConf.create({"logger": {"wandb": {"mode": None, "entity": None}, "mode": "word"}})
+    assert not _is_kept(config, "logger.mode.name", "a")
     assert _is_kept(config, "logger.wandb.mode", mode) == kept
     assert not _is_kept(config, "logger.wandb.entity", "they")
 

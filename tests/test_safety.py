@@ -492,7 +492,11 @@ def test_interrupted_trial_outside_of_the_ranges_is_not_run(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "note", ["../elsewhere", "/tmp/elsewhere", "outputs", "outputs/../../elsewhere", ".", "", "outputs/link/x"]
+    "note",
+    [
+        *("../elsewhere", "/tmp/elsewhere", "outputs", "outputs/../../elsewhere", ".", "", "outputs/link/x"),
+        *("a\0b", "outputs/" + "a" * 9999, "a\nb", "\x1b]0;title\x07"),
+    ],
 )
 def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -> None:
     Path("../target").mkdir()
@@ -500,6 +504,20 @@ def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -
     Path("outputs/untrusted/dashboard.txt").write_text(f"{note}\n")
     assert TensorBoard("outputs/untrusted", title="a/b").log_dir == "outputs/a/b"
     assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
+
+
+def test_event_files_do_not_take_the_place_of_another_logger(tmp_path: Path) -> None:
+    for name in ("mlflow.db", "wandb"):
+        Path(name).mkdir()
+        assert TensorBoard(name, title=f"{name}/seed=1").log_dir == f"outputs/{name} seed=1"
+
+
+def test_event_files_do_not_move_below_themselves() -> None:
+    Path("run").mkdir()
+    assert TensorBoard("run", title="a").log_dir == "outputs/a"
+    assert TensorBoard("run", title="a/b").log_dir == "outputs/a b"
+    assert Path("run/dashboard.txt").read_text() == "outputs/a b\n"
+    assert [path.name for path in Path("outputs").iterdir()] == ["a b"]
 
 
 @pytest.mark.parametrize("scheme", ["file", "local", "http", "s3", "x/../file"])
