@@ -31,10 +31,15 @@ class Guarded(Logger):
         self._trainer = model.trainer  # Lightning calls this at the start
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self._trainer is not None and self._trainer.state.fn == "fit":
-            step = self._trainer.global_step
         if metrics:
-            self._guard(lambda: super(Guarded, self).log_metrics(dict(metrics), step))  # type: ignore[safe-super]
+            self._guard(lambda: self._write_metrics(dict(metrics), self._gradient_step(step)))
+
+    def _write_metrics(self, metrics: dict[str, float], step: int | None) -> None:
+        super().log_metrics(metrics, step)  # type: ignore[safe-super]
+
+    def _gradient_step(self, step: int | None) -> int | None:
+        is_training = self._trainer is not None and self._trainer.state.fn == "fit"
+        return self._trainer.global_step if is_training else step
 
     def begin(self) -> None:
         """Begin the run at the service, or find the one to continue. Nothing is written to the run directory."""

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from filelock import FileLock
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
@@ -141,10 +143,11 @@ class MLflow(Guarded, MLFlowLogger):
         run_id: str = client.create_run(experiment_id, tags=tags).info.run_id
         return run_id
 
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        named = {_metric_name(name): value for name, value in metrics.items()}
+    def _write_metrics(self, metrics: dict[str, float], step: int | None) -> None:
+        # Lightning would leave all but ASCII letters out of the names.
+        now, named = int(1000 * time.time()), {_metric_name(name): float(value) for name, value in metrics.items()}
         self._known |= set(named)
-        super().log_metrics(named, step)
+        self.experiment.log_batch(self.run_id, [Metric(name, value, now, step or 0) for name, value in named.items()])
 
     def log_config(self, config: dict[str, Any], text: str) -> None:
         self._guard(lambda: self._log_config(config, text))
@@ -194,6 +197,7 @@ def _metric_name(name: str) -> str:
     """Return a name that MLflow takes as a path. The names of classes may hold anything, and stay different."""
     *parts, last = name.split("/", 2)
     last = re.sub(r"[^\w .-]|^\.+$|_(?=[0-9a-f]+_)", lambda found: "".join(f"_{ord(one):x}_" for one in found[0]), last)
+    last = last or "_"
     if len(last) > MAX_NAME:
         last = f"{last[:MAX_NAME]} {hashlib.blake2b(last.encode(), digest_size=4).hexdigest()}"
     return "/".join([*parts, last])

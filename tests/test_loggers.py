@@ -189,7 +189,7 @@ def test_names_of_classes_in_mlflow() -> None:
 
     names = ["猫", "狗", "a b", "a_b", "..", ".", "a/b", "a//b", "a:b", "?", "!", "", "x" * 300, "x" * 301, "_2e_"]
     logged = [_metric_name(f"test/acc/{name}") for name in names]
-    for name in logged[:11] + logged[12:]:
+    for name in logged:
         _validate_metric_name(name)
     assert len(set(logged)) == len(names)
     assert logged[0] == "test/acc/猫"
