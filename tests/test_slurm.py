@@ -155,9 +155,9 @@ def test_requeued_job_ends_with_the_bits_of_an_undisturbed_one(slurm: Callable[.
     log = Path(f"slurm-{job}.out")
 
     def start_again(words: str, then: str) -> None:
-        """SLURM itself would wait two minutes before it starts the job again."""
+        """SLURM itself would wait two minutes before it starts the job again. In the second of the requeue it fails."""
         wait_for(lambda: slurm("squeue", f"--job={job}", "--noheader", "--format=%T %r") == "PENDING BeginTime\n")
-        slurm("scontrol", "update", f"JobId={job}", "TimeLimit=10", "StartTime=now")
+        slurm("scontrol", "update", f"JobId={job}", "TimeLimit=10", "StartTime=now+2")
         wait_for(lambda: words in log.read_text() and then in log.read_text().rpartition(words)[2])
 
     start_again("interrupted by SIGUSR1; saved in ", "holding")
