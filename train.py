@@ -233,6 +233,10 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
             raise ValueError(
                 f"trainer.{setting}={value} is for automatic optimization, and {name} makes its own gradient steps"
             )
+    start = OmegaConf.select(cfg, "callbacks.swa.swa_epoch_start")  # it averages the weights with which epochs begin
+    first_epoch = int(start * trainer.max_epochs) if isinstance(start, float) else start
+    if first_epoch is not None and first_epoch < 2:
+        log.warning("callbacks.swa averages the untrained weights too; callbacks.swa.swa_epoch_start=2 does not")
     for callback in trainer.callbacks:
         if callable(check := getattr(callback, "check_run", None)):
             check(trainer, model)

@@ -112,7 +112,8 @@ def check_loggers(cfg: DictConfig) -> None:
                 f"{key}=… has a user or a password in it, which would be stored with the run: give them as "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
-    if not all(isinstance(tag, str | int) and str(tag) == printable(str(tag)) for tag in cfg.tags):
+    tags = cfg.tags if isinstance(cfg.tags, ListConfig) else [None]
+    if not all(isinstance(tag, str | int) and str(tag) == printable(str(tag)) for tag in tags):
         raise ValueError(f"tags={cfg.tags} must be a list of words, such as [baseline]")
     for name, package in LOGGER_PACKAGES.items():
         if (cfg.get("logger") or {}).get(name) and not importlib.util.find_spec(package):

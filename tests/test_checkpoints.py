@@ -12,7 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 import evaluate
-from cli.build import load_run
+import train
+from cli.build import build, load_run
+from cli.compose import compose
 from lit_models.finetuning import _read
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from tests.conftest import run
@@ -72,6 +74,16 @@ def test_average_after_a_resume_is_that_of_an_uninterrupted_run(name: str, teste
     assert all(torch.equal(whole[weight], resumed[weight]) for weight in whole)
     assert not all(torch.equal(whole[weight], first[weight]) for weight in whole)
     assert_saved(resumed)
+
+
+@pytest.mark.parametrize(("start", "epochs", "warns"), [(0.8, 2, True), (0.8, 3, False), (1, 3, True), (2, 3, False)])
+def test_average_with_the_untrained_weights_is_said(
+    start: float, epochs: int, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = compose("model=blobs_mlp", "data=blobs", "callbacks=swa", f"callbacks.swa.swa_epoch_start={start}")
+    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    train.check_run(cfg, trainer, build(cfg)[1])
+    assert ("averages the untrained weights too" in caplog.text) == warns
 
 
 class Zero(pl.Callback):

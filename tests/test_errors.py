@@ -101,6 +101,7 @@ QUICK = {
     "model.net=5": "model.net=5 must be a mapping",
     "model.steps_per_batch=0": "model.steps_per_batch=0 must be a whole number of at least 1",
     "threads=0": "threads=0 must be a whole number of at least 1",
+    "tags=5": "tags=5 must be a list of words, such as [baseline]",
     "seed=one": "seed=one must be a whole number of at least 0",
     "seed=-1": "seed=-1 must be a whole number of at least 0",
     "seed=99999999999": "seed=99999999999 must be at most 4294967295",
