@@ -167,7 +167,7 @@ class MetricsHistory(Checkpoint):
             self.monitor = self.monitors.resolve(self.measured)
         self._loss_sums, self._batches, self._sums, self._counts = {}, 0, {}, {}
         examples = num_examples(trainer, trainer.num_training_batches)
-        _log_metrics(trainer, {"speed/examples per second": examples / max(row["seconds"], 1e-3)})
+        _log_metrics(trainer, {"trainer/examples_per_second": examples / max(row["seconds"], 1e-3)})
 
     def _means_over_batches(self, trainer: pl.Trainer) -> dict[str, float]:
         """Return the means over the batches of the epoch, ``train/METRIC``."""
@@ -245,9 +245,13 @@ def _reduce_mean(trainer: pl.Trainer, number: float | torch.Tensor) -> float:
 
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
-    """Return ``lr``, or ``lr/1``, ``lr/2`` with several optimizers: the rate of the first parameter group of each."""
+    """Return the rate of the first parameter group of each optimizer: ``trainer/lr``, or ``trainer/lr_1`` and so on.
+
+    TensorBoard sorts the metrics of HPARAMS by name and shows five of them, which therefore are test metrics.
+    """
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-    return {"lr": rates[0]} if len(rates) == 1 else {f"lr/{number}": rate for number, rate in enumerate(rates, 1)}
+    names = ["lr"] if len(rates) == 1 else [f"lr_{number}" for number in range(1, len(rates) + 1)]
+    return {f"trainer/{name}": rate for name, rate in zip(names, rates, strict=True)}
 
 
 def _log_metrics(trainer: pl.Trainer, metrics: dict[str, float], logged: Collection[str] = ()) -> None:

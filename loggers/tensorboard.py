@@ -162,7 +162,7 @@ class TensorBoard(TensorBoardLogger):
 
     def _write_row(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
         # No list of metrics, as Lightning adds one: TensorBoard takes the list of any one run for all rows. Without one
-        # each scalar is a column, of which TensorBoard shows the first five: none for a class, or a weight of a line.
+        # each scalar is a column, and TensorBoard shows the first five until others are ticked. Classes get none.
         _, start, end = hparams(settings, {})
         # A file of its own: of several rows in a directory the first would be shown, and not that of a resumed run.
         for earlier in Path(self.log_dir).glob(f"*{ROW_SUFFIX}"):
@@ -170,8 +170,8 @@ class TensorBoard(TensorBoardLogger):
         writer = SummaryWriter(self.log_dir, filename_suffix=ROW_SUFFIX)
         try:
             for name, value in result["metrics"].items():
-                if value is not None and name not in self._logged and name.count("/") == 1:
-                    writer.add_scalar(name, value, result["steps"])
+                if value is not None and name not in self._logged and name.count("/") < 2:
+                    writer.add_scalar(name if "/" in name else f"coefficients/{name}", value, result["steps"])
             file_writer: Any = writer.file_writer  # None once it is closed
             for row in (start, end):
                 file_writer.add_summary(row)

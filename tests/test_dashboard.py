@@ -221,7 +221,7 @@ def test_event_files_hold_curves_plots_graph_config_and_hparams(few_images: None
     events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()
     scalars = {f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")}
-    assert scalars | {"speed/examples per second"} <= set(tags["scalars"])
+    assert scalars | {"trainer/examples_per_second"} <= set(tags["scalars"])
     assert "hp_metric" not in tags["scalars"]
     assert not any(name.startswith("test/acc/") for name in tags["scalars"])  # each would be a column of HPARAMS
     assert {f"pictures/{name}" for name in plot_names()} == set(tags["images"])
@@ -361,6 +361,10 @@ def test_browser_shows_hparams_with_the_test_metrics_of_different_models(dashboa
     results = [json.loads(path.read_text())["metrics"] for path in folder.glob("outputs/*/*/result.json")]
     figures = [f"{metrics.get('test/acc', metrics.get('test/r2')):#.5g}" for metrics in results]  # r2 of the line
     assert len(results) == 3
-    text = wait_for(browser, "test/acc", "test/r2", "optimizer.lr", "0.10000", *figures)
+    shown = ["coefficients/b", "coefficients/w", "test/acc", "test/loss", "test/r2"]  # the first five by name
+    text = wait_for(browser, *shown, "optimizer.lr", "0.10000", *figures)
+    (weight,) = (f"{metrics['w']:#.5g}" for metrics in results if "w" in metrics)
+    assert weight in text
+    assert "test/rmse" in text  # among those that can be ticked
     assert "hp_metric" not in text
     assert os.path.isdir(folder / "outputs" / "blobs_mlp_on_blobs" / "max_epochs=4 lr=0.1 seed=2")
