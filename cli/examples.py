@@ -63,7 +63,7 @@ class ImageFiles(Source):
             names, pixels = zip(*batch, strict=True)
             yield Examples(list(names), torch.stack(pixels), None)
         if len(self.skipped) == self.total:
-            raise ValueError(f"none of the {self.total:,} files is an image")
+            raise ValueError(f"none of the {self.total:,} files can be used")
 
     def _read(self) -> Iterator[tuple[str, "Tensor"]]:
         for number, file in enumerate(self.files):

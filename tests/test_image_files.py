@@ -364,7 +364,7 @@ def test_command_line_skips_a_file_that_is_not_an_image(run: Path, shell) -> Non
 def test_predict_without_any_image_is_refused(run: Path) -> None:
     Path("notes.txt").write_text("no digits")
     Path("nothing").mkdir()
-    with pytest.raises(ValueError, match="none of the 1 files is an image"):
+    with pytest.raises(ValueError, match="none of the 1 files can be used"):
         predict_images(run, "*.txt", Path("to").resolve())
     Path("deep").mkdir()
     draw_digit(6).save(Path("nothing").rename("deep/some 6s") / "6.png")
