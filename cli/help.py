@@ -30,20 +30,28 @@ GROUPS = (
     "sweep",
     "debug",
 )
+# Of experiments, in the order in which one learns. The header of a file names its shelf.
+SHELVES = ("a line", "two classes", "digits", "clothes", "photographs", "without labels", "time", "others")
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w/@-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
 
 Comments = dict[str, tuple[list[str], str | None]]  # key -> the comment lines above it and the comment beside it
 
 
 def list_options() -> str:
-    """Return the options of every group, with the first line of each file's header."""
+    """Return the options of every group, with the first line of each file's header. Experiments stand by shelf."""
     lines = []
     for group in GROUPS:
         lines.append(f"  {group}=")
-        for file in sorted((CONF / group).glob("*.yaml")):
-            header = (line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
-            about = next((text for text in header if not text.startswith(("@package", "python "))), "")
-            lines.append(f"    {file.stem:<18} {about}")
+        files = sorted((CONF / group).glob("*.yaml"))
+        width = max((len(file.stem) for file in files), default=0)
+        shelves: dict[str, list[str]] = {shelf: [] for shelf in SHELVES}
+        for file in files:
+            header = [line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+            about = next((line for line in header if not line.startswith(("@package", "python "))), "")
+            shelf = next((line[7:] for line in header if line.startswith("Shelf: ")), SHELVES[-1])
+            shelves.setdefault(shelf, []).append(f"    {file.stem:<{width}} {about}")
+        for shelf, options in shelves.items():
+            lines += [f"   {shelf}" for _ in options[:1] if group == "experiment"] + options
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ import train
 from benchmarks import results
 from cli.compose import compose, relevant_overrides
 from cli.errors import format_error
+from cli.help import SHELVES
 from lit_models import FineTuning, losses, nets
 from runs.expectations import check_expected
 from runs.result import has_diverged
@@ -215,9 +216,10 @@ def test_line_scan_sweep_finds_w_2(shell, tmp_path: Path) -> None:
 def test_experiments_have_a_header_and_train_two_batches(
     experiment: str, random_images: Callable[[int, int], None]
 ) -> None:
-    header = (PROJECT / "conf/experiment" / f"{experiment}.yaml").read_text().splitlines()[:6]
+    header = (PROJECT / "conf/experiment" / f"{experiment}.yaml").read_text().splitlines()[:7]
     assert header[0] == "# @package _global_"
     assert header[1] == f"# python train.py experiment={experiment}"
+    assert sum(line.startswith("# Shelf: ") and line[9:] in SHELVES[:-1] for line in header) == 1
     assert any(line.startswith("# Published") for line in header)
     assert any(line.startswith("# Takes") for line in header)
 
