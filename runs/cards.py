@@ -45,9 +45,10 @@ def take_cards(number: int, cards: list[str]) -> list[str]:
         return taken
     if number > len(cards):
         raise ValueError(f"trainer.devices={number}: this machine shows {len(cards)} ({','.join(cards) or 'none'})")
-    folder = Path(tempfile.gettempdir(), f"lit-classics-cards-{os.getuid()}")
+    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows has a temporary directory for each user
+    folder = Path(tempfile.gettempdir(), f"lit-classics-cards-{user}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+    if folder.is_symlink() or folder.stat().st_uid != user:
         raise ValueError(f"{folder} is not a directory of this user")
     with FileLock(folder / ".all.lock"):  # one process chooses at a time: two would wait for each other's cards
         while True:
