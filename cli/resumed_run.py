@@ -12,13 +12,16 @@ from omegaconf import ListConfig
 from cli import CONF
 from cli.help import GROUPS, LISTS
 from runs.checkpoint import find_checkpoint, load_checkpoint
-from runs.files import read_yaml
+from runs.files import check_folder, read_yaml
 from runs.format import printable
 from runs.migrate import upgrade_checkpoint
 from runs.overrides import override_key, override_values
 from runs.rank import is_rank_zero
 from runs.result import ENDED, read_result
 from runs.table import summary_line
+
+# Groups of which no option is stored: they make a command another one than a training of this run.
+NOT_OF_A_RUN = ("sweep", "debug")
 
 
 class RunEnded(SystemExit):
@@ -37,7 +40,8 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         RunEnded: the run has ended.
-        ValueError: no directory is given, the command is a sweep, or the ``result.json`` of the run is damaged.
+        ValueError: no directory is given or it is refused, the command is a sweep, or the run's ``result.json`` is
+            damaged.
     """
     if "resume=auto" not in arguments:
         return list(arguments)
@@ -50,6 +54,7 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
     others = [text for text in arguments if text != "resume=auto"]
     if not (run_dir / "checkpoints" / "last.ckpt").is_file():
         return others
+    check_folder(run_dir)
     result = read_result(run_dir)
     if result and result["status"] in ENDED and _is_same(others, result["overrides"]):
         try:
@@ -105,7 +110,8 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     overrides = choices.get("overrides")
     before = [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
     typed = {override_key(text) for text in arguments}
-    chosen = {group: choices.get(group) for group in GROUPS} | {"metrics": override_values(before).get("metrics")}
+    chosen = {group: choices.get(group) for group in GROUPS if group not in NOT_OF_A_RUN}
+    chosen["metrics"] = override_values(before).get("metrics")
     # The run may come from anyone: only options that conf/ has are taken.
     options = [
         f"{group}={name_option(name)}"

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_recorded
 from runs.checkpoint import find_checkpoint
-from runs.files import check_folder, make_dirs, make_unique_dir
+from runs.files import check_folder, check_outputs, make_dirs, make_unique_dir
 from sweeps.jobs import is_sweep
 
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
@@ -65,7 +65,11 @@ def _make_unique(name: str) -> str:
 
 def new_or_resumed_run_dir(resume: str | None, name: str) -> str:
     """Return the directory of the run to resume, or make a new one."""
-    return str(find_checkpoint(resume)[0]) if resume else _make_unique(name)
+    if not resume:
+        return _make_unique(name)
+    directory = find_checkpoint(resume)[0]
+    check_outputs(directory)
+    return str(directory)
 
 
 def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
@@ -80,6 +84,7 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
         raise error
     directory = Path(os.path.relpath(directory.resolve()))  # once: the link outputs/last_sweep may change
     check_folder(directory)
+    check_outputs(directory)
     if any(directory.iterdir()) and not is_sweep(directory):
         raise error
     return not_missing(str(directory))

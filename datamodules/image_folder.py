@@ -14,7 +14,7 @@ from torch import Tensor
 from datamodules.batch_loader import Batch, BatchLoader
 from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
 from datamodules.image_files import load_image
-from datamodules.image_layout import SPLITS, find_classes, find_splits, images_in
+from datamodules.image_layout import SPLITS, check_directory_names, find_classes, find_splits, images_in
 from datamodules.images import ImageDataModule
 from datamodules.in_memory import check_fractions
 from datamodules.names import check_names
@@ -71,6 +71,7 @@ class ImageFolder(ImageDataModule):
             before = {split: split for split in SPLITS if (self.root / split).is_dir()}
             self._folders = dict(fitted_state.get("folders", before))
             self.class_names = tuple(fitted_state["class_names"])
+            check_directory_names(self.class_names, self._folders.values())
         check_names(self.class_names, root)
         self.num_classes = len(self.class_names)
         super().__init__(root=self.root, **images)

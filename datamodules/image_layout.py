@@ -1,8 +1,9 @@
 """Which directories of a data set of images are its splits and its classes, and which files are its images."""
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from datamodules.image_files import IMG_EXTENSIONS
@@ -72,6 +73,13 @@ def find_classes(root: Path, splits: dict[str, str]) -> list[str]:
                 f"{root / splits[split]} has classes that {training} has no images of: {', '.join(unknown[:10])}"
             )
     return sorted(names)
+
+
+def check_directory_names(*groups: Iterable[object]) -> None:
+    """Raise ValueError for a stored name that is no directory in ``root``: the run may come from anyone."""
+    for name in itertools.chain(*groups):
+        if not isinstance(name, str) or name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+            raise ValueError(f"{str(name)[:80]!r} in the data of the run is not the name of a directory")
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import itertools
-import json
 import os
 import re
 import secrets
@@ -103,13 +102,21 @@ def is_leftover(path: Path) -> bool:
     return bool(re.fullmatch(r"\..+\.\d+\.tmp", path.name)) and path.is_file()
 
 
+class _LoaderWithoutAliases(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads what this project writes: no value stands in two places, where a few could stand in billions."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("it has an alias")
+        return super().compose_node(parent, index)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, or an empty one where there is no such file with a mapping in it."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # a FIFO is waited for
             return {}
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(content, default=str, skipkeys=True)  # a ValueError for a mapping that contains itself
+        content = yaml.load(path.read_text(encoding="utf-8"), _LoaderWithoutAliases)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -193,6 +200,20 @@ def check_folder(folder: Path) -> None:
                 paths += path.iterdir()
             elif not stat.S_ISREG(kind):
                 raise ValueError(f"{path} is refused: it is neither a file nor a directory")
+
+
+def check_outputs(folder: Path) -> None:
+    """Raise ValueError where the directory of an untrusted run may have brought a link ``outputs`` that is written to.
+
+    In the directory of this project, and beside a run that lies elsewhere, the link is the user's.
+    """
+    here, outputs = Path.cwd(), Path("outputs")
+    is_ours = here == Path(__file__).resolve().parent.parent or is_within(folder, outputs)
+    if outputs.is_symlink() and not is_ours and here in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(
+            f"outputs is refused: it is a link to {os.readlink(outputs)}, and may have come with {folder}; work in "
+            "another directory"
+        )
 
 
 def check_path(path: Path) -> None:

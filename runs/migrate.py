@@ -137,5 +137,5 @@ def _parent(config: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, st
 def _rename_targets(node: Any) -> None:
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _rename_targets(value)
-    if isinstance(node, dict) and node.get("_target_") in RENAMED_TARGETS:
-        node["_target_"] = RENAMED_TARGETS[node["_target_"]]
+    if isinstance(node, dict) and isinstance(target := node.get("_target_"), str):
+        node["_target_"] = RENAMED_TARGETS.get(target, target)

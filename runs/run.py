@@ -1,8 +1,8 @@
 """A run on the disk as Python objects, for scripts and notebooks."""
 
+import contextlib
 import csv
 import html
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,23 +92,22 @@ def read_predictions(table: Path) -> Predictions:
 
 
 def read_image(file: Path) -> "Image":
-    """Return a picture, read from the file."""
-    from PIL import Image
+    """Return a picture, read from the file. Other formats than PNG are refused: for some, Pillow starts a program."""
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(file) as image:
-        image.load()
-        return image
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        raise ValueError(f"{file} is not a PNG image") from None
 
 
 def _number(cell: str) -> Any:
-    try:
-        return json.loads(cell)
-    except ValueError:
-        pass
-    try:
-        return float(cell)  # nan and inf
-    except ValueError:
-        return cell
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(cell)
+    return cell
 
 
 def _cell(value: Any) -> str:

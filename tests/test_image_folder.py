@@ -65,6 +65,17 @@ def test_one_directory_is_split_into_disjoint_splits() -> None:
     assert split_files(ImageFolder("pictures", val_size=0.5, test_size=0.2, **SETTINGS))["test"] == split["test"]
 
 
+@pytest.mark.parametrize("name", ["../private", "..", ".", "", "/etc", "a/b", "a\\b", 3, None])
+@pytest.mark.parametrize("part", ["class", "split"])
+def test_stored_names_are_names_in_the_root(part: str, name: object) -> None:
+    """A run may come from anyone: it reads no directory beside the one that is typed."""
+    make_images(Path("pictures"))
+    names = ["red", name] if part == "class" else ["red", "green"]
+    state = {"class_names": names, "folders": {"train": name} if part == "split" else {}, "digests": {}}
+    with pytest.raises(ValueError, match="in the data of the run is not the name of a directory"):
+        ImageFolder("pictures", **SETTINGS, fitted_state=state)
+
+
 def test_files_stay_in_their_split_when_others_are_added_or_removed() -> None:
     make_images(Path("pictures"), 100)
     before = split_files(ImageFolder("pictures", **SETTINGS))

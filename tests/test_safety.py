@@ -42,16 +42,19 @@ from cli.job_dir import job_dir
 from cli.main import _refuse_hydra_settings, check_hydra_settings
 from cli.output import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
-from cli.run_dir import RecordDirs, new_or_resumed_sweep_dir
+from cli.resumed_run import stored_choices
+from cli.run_dir import RecordDirs, new_or_resumed_run_dir, new_or_resumed_sweep_dir
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
 from runs.checkpoint import _rebuild, find_checkpoint, load_checkpoint, read_checkpoint
-from runs.files import atomic_write
+from runs.files import atomic_write, read_yaml
 from runs.format import format_metrics, printable, text_columns
+from runs.migrate import upgrade_checkpoint
 from runs.monitor import Monitors
 from runs.overrides import train_command
 from runs.result import read_result, write_result
+from runs.run import read_image, read_rows
 from runs.safety import check_safe
 from runs.training_state import check_training_state
 from sweeps.callback import SweepSummary
@@ -1286,6 +1289,70 @@ def test_atomic_write_does_not_follow_an_existing_link(tmp_path: Path) -> None:
         temporary.write_text("ours\n")
     assert (tmp_path / "mine").read_text() == "mine\n"
     assert (tmp_path / "result.json").read_text() == "ours\n"
+
+
+def test_picture_of_a_run_is_read_as_png_only(tmp_path: Path) -> None:
+    """For PostScript Pillow starts Ghostscript."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    assert read_image(tmp_path / "picture.png").size == (8, 8)
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", "EPS")
+    with pytest.raises(ValueError, match=r"picture.png is not a PNG image"):
+        read_image(tmp_path / "picture.png")
+
+
+def test_rows_of_a_run_hold_numbers_and_words(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(f"epoch,loss,text,empty\n1,nan,{'[' * 100_000},\n2,0.5,[1],\n")
+    first, second = read_rows(file)
+    assert first["epoch"] == 1 and first["loss"] != first["loss"] and first["text"] == "[" * 100_000
+    assert second == {"epoch": 2, "loss": 0.5, "text": "[1]"}
+
+
+def test_yaml_with_aliases_is_not_read(tmp_path: Path) -> None:
+    """Ten lines of them stand for billions of values."""
+    file = tmp_path / "config.yaml"
+    file.write_text("a: [1, x]\nb: {c: null}\n")
+    assert read_yaml(file) == {"a": [1, "x"], "b": {"c": None}}
+    lists = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    file.write_text(f"l0: &l0 [x]\n{lists}")
+    assert read_yaml(file) == {}
+
+
+def test_stored_target_of_any_type_is_looked_up() -> None:
+    config = {"model": {"_target_": ["a"]}, "data": [{"_target_": {}}]}
+    upgrade_checkpoint({"config": config})
+    assert config["model"]["_target_"] == ["a"] and config["data"] == [{"_target_": {}}]
+
+
+def test_run_that_names_a_sweep_is_resumed_as_a_run(untrusted: Path) -> None:
+    file = Path("outputs/untrusted/config.yaml")
+    config = yaml.safe_load(file.read_text())
+    config["choices"] |= {"sweep": "mnist_lr", "debug": "lr"}
+    file.write_text(yaml.safe_dump(config))
+    options, arguments = stored_choices(["resume=outputs/untrusted"])
+    assert options and not any(option.startswith(("sweep=", "debug=")) for option in options)
+    assert arguments == ["resume=outputs/untrusted"]
+
+
+@pytest.mark.parametrize("resume", ["last.ckpt", "sub", "."])
+def test_outputs_that_came_with_a_run_is_no_link(resume: str, untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files would be written, and ``last`` replaced, in a directory that nobody has named."""
+    gift = untrusted / "gift"
+    shutil.copytree("outputs/untrusted", gift if resume == "." else gift / "sub")
+    shutil.copy("outputs/untrusted/checkpoints/last.ckpt", gift)
+    Path("home").mkdir()
+    (gift / "outputs").symlink_to("../home")
+    monkeypatch.chdir(gift)
+    with pytest.raises(ValueError, match=r"outputs is refused: it is a link to ../home"):
+        new_or_resumed_run_dir(resume, "x")
+
+
+def test_outputs_may_be_a_link_of_the_user(untrusted: Path) -> None:
+    shutil.move("outputs", "disk")
+    Path("outputs").symlink_to("disk")
+    assert new_or_resumed_run_dir("outputs/untrusted", "x") == str(untrusted / "disk/untrusted")
+    shutil.move("disk/untrusted", untrusted.parent / "gift")
+    assert new_or_resumed_run_dir("../gift", "x") == str(untrusted.parent / "gift")
 
 
 @pytest.mark.parametrize("where", ["working directory", "run", "link to a run", "data root"])
