@@ -18,7 +18,7 @@ from cli import CONF, PROJECT
 from runs.cards import take_cards, visible_cards
 from runs.format import check_positive_int
 from runs.overrides import quote_value
-from runs.threads import start_thread_pool
+from runs.threads import choose_wait_policy, start_thread_pool
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ class ImportElsewhere(MetaPathFinder):
     """Imports torch and matplotlib while another directory is the working directory, which may be a run from anyone.
 
     Matplotlib reads a ``matplotlibrc`` there, which can start LaTeX, and whose ``axes.prop_cycle`` version 3.10
-    evaluates. A library of NVIDIA's that torch loads (cusparseLt) looks there for ``libcuda.so.1``.
+    evaluates. A library of NVIDIA's that torch loads (cusparseLt) looks there for ``libcuda.so.1``. Before torch, which
+    loads OpenMP, the time is for choosing how its threads wait.
     """
 
     @classmethod
@@ -47,6 +48,8 @@ class ImportElsewhere(MetaPathFinder):
             execute = spec.loader.exec_module
 
             def execute_elsewhere(module: Any) -> None:
+                if name == "torch":
+                    choose_wait_policy()
                 with contextlib.chdir(CONF):
                     execute(module)
 

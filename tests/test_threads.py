@@ -1,7 +1,11 @@
 """CPU threads: each on cores of its own while a net trains, and one thread for a net of a few weights."""
 
+import ctypes
 import os
+import platform
+import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,6 +72,56 @@ def test_a_child_process_may_use_all_cores(two_threads: int) -> None:
     assert os.read(reading, 1000).decode() == repr(CPUS)
     os.close(reading)
     os.close(writing)
+
+
+needs_slices = pytest.mark.skipif(
+    platform.machine() != "x86_64" or tuple(map(int, platform.release().split(".")[:2])) < (6, 12),
+    reason="needs Linux 6.12",
+)
+
+
+@needs_cores
+@needs_slices
+def test_threads_take_short_turns_with_other_programs(two_threads: int) -> None:
+    for thread in (0, two_threads):
+        attributes = ctypes.create_string_buffer(48)
+        assert ctypes.CDLL(None).syscall(315, thread, attributes, 48, 0) == 0  # sched_getattr
+        _, policy, _, nice, _, turn, _, _ = struct.unpack("IIQiIQQQ", attributes.raw)
+        assert (policy, nice, turn) == (os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0), 100_000)
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "environment", "expected"),
+    [
+        (1.9, 0.1, {}, "passive"),
+        (1.9, 0.9, {}, None),  # half of the time is this process's
+        (0.3, 0.3, {}, None),
+        (1.9, 0.1, {"OMP_WAIT_POLICY": "active"}, "active"),
+        (1.9, 0.1, {"GOMP_SPINCOUNT": "100"}, None),
+    ],
+)
+def test_threads_sleep_while_they_wait_where_others_keep_the_cores_busy(
+    busy: float, own: float, environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(threads, "_at_start", (5.0, 100.0))
+    monkeypatch.setattr(threads, "_core_seconds", lambda: (5.0 + busy - own, 102.0))  # a second of two cores
+    threads.choose_wait_policy()
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/stat")
+def test_seconds_of_the_cores() -> None:
+    before, start = threads._core_seconds(), time.process_time()
+    while time.process_time() < start + 0.2:  # this process computes
+        pass
+    others, total = (now - then for now, then in zip(threads._core_seconds(), before, strict=True))
+    assert total >= 0.15
+    assert others <= total - 0.15
 
 
 class AffinityRecorder(pl.Callback):
