@@ -70,9 +70,8 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     atexit.register(end)
     command = "train" if config_name == "config" else config_name
     _prepare_process(alone=command != "train")
-    sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
     try:
-        _refuse_hydra_settings(command)
+        _rewrite_argv(command)
         if command == "train":
             try:
                 sys.argv[1:] = resolve_auto(sys.argv[1:])
@@ -263,9 +262,10 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
             return task(cfg, output_dir)
 
 
-def _refuse_hydra_settings(command: str) -> None:
-    """End the process for settings that :func:`check_hydra_settings` refuses."""
+def _rewrite_argv(command: str) -> None:
+    """Rewrite the arguments, or end the process for what is refused before Hydra reads them."""
     try:
+        sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
         check_hydra_settings(sys.argv[1:], command)
     except ValueError as error:
         exit_with_error(error, show_traceback=False)
