@@ -278,25 +278,36 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     its run has: elsewhere it would replace what is of another run.
     """
     directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+    no_groups = ("hydra.mode", "hydra.output_subdir", "hydra.searchpath", "hydra.verbose")
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     for override in arguments:
-        value = override.partition("=")[2]
-        if is_sweep and override_key(override) == "debug" and "lr" in re.split(r"\W", value):
+        key, value = override_key(override), override.partition("=")[2].strip()
+        is_typed = "=" in override or override[0] == "~"  # --cfg hydra is none
+        if is_typed and re.fullmatch(r"hydra(\.\w+)?", key) and key not in no_groups:  # in braces none is checked
+            name = key if "." in key else "hydra.GROUP"
+            raise ValueError(f"{override} is refused: its settings are typed one by one, {name}.NAME=VALUE")
+        if key.startswith("hydra.sweeper.params") and "hydra" in override.partition("params")[2]:
+            raise ValueError(f"{override} is refused: the settings of Hydra are those of the whole sweep")
+        of_files = {"job": {"default", "colorlog"}, "hydra": {"hydra_debug"}}  # options with a FileHandler of Python
+        logs = re.fullmatch(r"hydra/(job|hydra)_logging(@.*)?", key)
+        if logs and of_files[logs[1]] & set(re.split(r"\W", value)):
+            raise ValueError(f"{override} is refused: it writes a log before anything is checked")
+        if is_sweep and key == "debug" and "lr" in re.split(r"\W", value):
             raise ValueError("debug=lr proposes a rate for one run: leave out -m")
-        if override_key(override) == "hydra.job.name" and not re.fullmatch(r"\w[\w .-]*", value):
+        if key == "hydra.job.name" and not re.fullmatch(r"\w[\w .-]*", value):
             raise ValueError(f"{override} is refused: it names the log, {command}.log")
-        if override_key(override) == "hydra.output_subdir" and value != "null":
+        if key == "hydra.output_subdir" and value != "null":
             raise ValueError(f"{override} is refused: a run writes its config.yaml itself")
-        if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
+        if key == "hydra.job.chdir" and value.lower() not in ("false", "null"):
             message = "paths, outputs/ among them, are relative to the directory of the command"
             raise ValueError(f"{override} is refused: {message}")
-        if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
+        if key.startswith("hydra.") and value.strip("'\" ") == "???":
             raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
-        if override_key(override) in directories and command != "train":
+        if key in directories and command != "train":
             raise ValueError(f"{override} is refused: {command} chooses its directory itself")
-        if override_key(override) in directories and not value.strip("'\""):
+        if key in directories and not value.strip("'\" "):
             raise ValueError(f"{override} names no directory; {override}. is this one")
-        if override_key(override) in directories and "://" in value:
+        if key in directories and "://" in value:
             raise ValueError(f"{override} is refused: it is not a directory on this machine")
 
 

@@ -183,7 +183,7 @@ def test_path_that_does_not_exist_is_taken_as_it_is_typed(
     assert quote_paths([argument]) == [argument]
 
 
-@pytest.mark.parametrize("key", ["images", "csv", "data.path", "+data.root", "run", "resume", "output", "hydra.run.dir"])
+@pytest.mark.parametrize("key", ["images", "csv", "data.path", "+data.root", "run", "resume", "hydra.run.dir"])
 @pytest.mark.parametrize(
     "value",
     [
