@@ -25,7 +25,7 @@ from cli import CONF, PROJECT, job_dir, overwrite, run_dir
 from cli.compose import data_root, register_resolvers
 from cli.errors import format_error, is_of_launcher, print_error
 from cli.exit_codes import exit_with_error, resume_command
-from cli.help import print_config, prints_config
+from cli.help import GROUPS, print_config, prints_config
 from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
 from cli.output import PrintableFormatter, flush_output, prepare_output
 from cli.paths import quote_paths
@@ -275,7 +275,8 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     """Raise ValueError for settings with which Hydra would write a file, or change the directory, before any check.
 
     For a directory whose value is missing it would use one named None. A command other than train writes beside what
-    its run has: elsewhere it would replace what is of another run.
+    its run has: elsewhere it would replace what is of another run. Several settings of a group in braces are refused,
+    because checks are of single ones.
     """
     directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
     no_groups = ("hydra.mode", "hydra.output_subdir", "hydra.searchpath", "hydra.verbose")
@@ -283,8 +284,9 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     for override in arguments:
         key, value = override_key(override), override.partition("=")[2].strip()
         is_typed = "=" in override or override[0] == "~"  # --cfg hydra is none
-        if is_typed and re.fullmatch(r"hydra(\.\w+)?", key) and key not in no_groups:  # in braces none is checked
-            name = key if "." in key else "hydra.GROUP"
+        of_hydra = is_typed and re.fullmatch(r"hydra(\.\w+)?", key) and key not in no_groups
+        if of_hydra or (key.partition("@")[0] in GROUPS and re.search(r"(?<!\$)\{", value)):
+            name = "hydra.GROUP" if key == "hydra" else key.partition("@")[0]
             raise ValueError(f"{override} is refused: its settings are typed one by one, {name}.NAME=VALUE")
         if key.startswith("hydra.sweeper.params") and "hydra" in override.partition("params")[2]:
             raise ValueError(f"{override} is refused: the settings of Hydra are those of the whole sweep")

@@ -1049,11 +1049,13 @@ def test_only_a_training_takes_a_directory(override: str, command: str) -> None:
         *("hydra.sweep={subdir:a/b}", "hydra.job={name:../x}", "hydra.sweeper={params:{}}", "hydra.run=${x}"),
         *("hydra.callbacks=null", "hydra.job_logging={handlers:{}}", "~hydra", "hydra.run= {dir:b}"),
         *("hydra.sweep={dir:a},{dir:b}", "++hydra.runtime={output_dir:b}"),
+        *("trainer={max_epochs:-5}", "+data={root:x}", "logger={wandb:{api_key:x}}", "model={net:{a:1}},{net:{a:2}}"),
+        "callbacks@callbacks={judge:null}",
     ],
 )
-def test_settings_of_hydra_are_typed_one_by_one(override: str, command: str) -> None:
+def test_settings_of_a_group_are_typed_one_by_one(override: str, command: str) -> None:
     """Among several in braces none would be checked."""
-    with pytest.raises(ValueError, match=r"is refused: .* typed one by one, hydra\..*NAME=VALUE") as refused:
+    with pytest.raises(ValueError, match=r"is refused: .* typed one by one, \w.*\.NAME=VALUE") as refused:
         check_hydra_settings(["-m", override], command)
     assert str(refused.value).startswith(f"{override} is refused: ")
 
@@ -1084,6 +1086,7 @@ def test_no_log_is_opened_before_anything_is_checked(override: str) -> None:
         *("hydra.verbose=true", "hydra.mode=MULTIRUN", "hydra.searchpath=[file:///x]", "hydra.launcher.n_jobs=2"),
         *("hydra.job.env_set={A:b}", "hydra.sweeper.params={optimizer.lr:'0.1,0.2'}", "+hydra.sweeper.params.seed=1,2"),
         *("hydra.callbacks.mine={_target_:mine.Mine}", "hydra/launcher=joblib", "hydra.job_logging.root.level=DEBUG"),
+        *("model=${oc.env:MODEL}", "metrics.f1={_target_:x.F1}", "logger=[csv,mlflow]", "expect={a:{}}"),
     ],
 )
 def test_other_settings_of_hydra_are_taken(override: str) -> None:
