@@ -27,7 +27,7 @@ from cli.errors import format_error, is_of_launcher, print_error
 from cli.exit_codes import exit_with_error, resume_command
 from cli.help import GROUPS, print_config, prints_config
 from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
-from cli.output import PrintableFormatter, flush_output, prepare_output
+from cli.output import PrintableFormatter, begin_log, flush_output, prepare_output
 from cli.paths import quote_paths
 from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
@@ -237,6 +237,7 @@ def check_and_run(
         raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
     if not is_training:
         check_values(cfg, str(HydraConfig.get().job.config_name))
+        begin_log()
         return task(cfg, output_dir)
     return _train_job(task, cfg, output_dir)
 
@@ -254,8 +255,11 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
     with run_dir.lock_run_dir(output_dir, wait=is_multirun()):
         if not is_multirun():
             overwrite.check_unused(output_dir, cfg.resume)
+            begin_log()
             return task(cfg, output_dir)
-        if result := job_dir.load_result_or_resume(output_dir, cfg):
+        result = job_dir.load_result_or_resume(output_dir, cfg)
+        begin_log()
+        if result:
             return result
         take_job_cards(cfg.trainer)
         with single_job_argv(cfg.resume):

@@ -949,6 +949,7 @@ def test_log_with_another_name_is_replaced_by_a_copy(tmp_path: Path) -> None:
     (log := tmp_path / "evaluate.log").hardlink_to(home)
     settings = yaml.safe_load((PROJECT / "conf/hydra/job_logging/run.yaml").read_text())["handlers"]["file"]
     handler: Any = pkgutil.resolve_name(settings["class"])(log, delay=True)
+    handler.begin()
     handler.emit(logging.makeLogRecord({"msg": "ours"}))
     handler.close()
     assert (home.read_text(), log.read_text()) == ("mine\n", "mine\nours\n")
