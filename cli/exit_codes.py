@@ -55,4 +55,5 @@ def resume_command() -> str | None:
     if not SweepSummary.has_begun() or "SUBMITIT_FOLDER" in os.environ:  # the arguments there are those of submitit
         return None
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("sweep_resume=")]
-    return train_command([*arguments, f"sweep_resume={quote_value(str(SweepSummary.sweep_dir))}"])
+    directory = "./last" if (name := str(SweepSummary.sweep_dir)) == "last" else name
+    return train_command([*arguments, f"sweep_resume={quote_value(directory)}"])

@@ -25,9 +25,9 @@ from cli import CONF, PROJECT, job_dir, overwrite, run_dir
 from cli.compose import data_root, register_resolvers
 from cli.errors import format_error, is_of_launcher, print_error
 from cli.exit_codes import exit_with_error, resume_command
-from cli.help import print_config, prints_config
+from cli.help import GROUPS, print_config, prints_config
 from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
-from cli.output import PrintableFormatter, flush_output, prepare_output
+from cli.output import PrintableFormatter, begin_log, flush_output, prepare_output
 from cli.paths import quote_paths
 from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
@@ -70,9 +70,8 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     atexit.register(end)
     command = "train" if config_name == "config" else config_name
     _prepare_process(alone=command != "train")
-    sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
     try:
-        _refuse_hydra_settings(command)
+        _rewrite_argv(command)
         if command == "train":
             try:
                 sys.argv[1:] = resolve_auto(sys.argv[1:])
@@ -238,6 +237,7 @@ def check_and_run(
         raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
     if not is_training:
         check_values(cfg, str(HydraConfig.get().job.config_name))
+        begin_log()
         return task(cfg, output_dir)
     return _train_job(task, cfg, output_dir)
 
@@ -255,17 +255,21 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
     with run_dir.lock_run_dir(output_dir, wait=is_multirun()):
         if not is_multirun():
             overwrite.check_unused(output_dir, cfg.resume)
+            begin_log()
             return task(cfg, output_dir)
-        if result := job_dir.load_result_or_resume(output_dir, cfg):
+        result = job_dir.load_result_or_resume(output_dir, cfg)
+        begin_log()
+        if result:
             return result
         take_job_cards(cfg.trainer)
         with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
 
 
-def _refuse_hydra_settings(command: str) -> None:
-    """End the process for settings that :func:`check_hydra_settings` refuses."""
+def _rewrite_argv(command: str) -> None:
+    """Rewrite the arguments, or end the process for what is refused before Hydra reads them."""
     try:
+        sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
         check_hydra_settings(sys.argv[1:], command)
     except ValueError as error:
         exit_with_error(error, show_traceback=False)
@@ -275,28 +279,41 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     """Raise ValueError for settings with which Hydra would write a file, or change the directory, before any check.
 
     For a directory whose value is missing it would use one named None. A command other than train writes beside what
-    its run has: elsewhere it would replace what is of another run.
+    its run has: elsewhere it would replace what is of another run. Several settings of a group in braces are refused,
+    because checks are of single ones.
     """
     directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+    no_groups = ("hydra.mode", "hydra.output_subdir", "hydra.searchpath", "hydra.verbose")
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     for override in arguments:
-        value = override.partition("=")[2]
-        if is_sweep and override_key(override) == "debug" and "lr" in re.split(r"\W", value):
+        key, value = override_key(override), override.partition("=")[2].strip()
+        is_typed = "=" in override or override[0] == "~"  # --cfg hydra is none
+        of_hydra = is_typed and re.fullmatch(r"hydra(\.\w+)?", key) and key not in no_groups
+        if of_hydra or (key.partition("@")[0] in GROUPS and re.search(r"(?<!\$)\{", value)):
+            name = "hydra.GROUP" if key == "hydra" else key.partition("@")[0]
+            raise ValueError(f"{override} is refused: its settings are typed one by one, {name}.NAME=VALUE")
+        if key.startswith("hydra.sweeper.params") and "hydra" in override.partition("params")[2]:
+            raise ValueError(f"{override} is refused: the settings of Hydra are those of the whole sweep")
+        of_files = {"job": {"default", "colorlog"}, "hydra": {"hydra_debug"}}  # options with a FileHandler of Python
+        logs = re.fullmatch(r"hydra/(job|hydra)_logging(@.*)?", key)
+        if logs and of_files[logs[1]] & set(re.split(r"\W", value)):
+            raise ValueError(f"{override} is refused: it writes a log before anything is checked")
+        if is_sweep and key == "debug" and "lr" in re.split(r"\W", value):
             raise ValueError("debug=lr proposes a rate for one run: leave out -m")
-        if override_key(override) == "hydra.job.name" and not re.fullmatch(r"\w[\w .-]*", value):
+        if key == "hydra.job.name" and not re.fullmatch(r"\w[\w .-]*", value):
             raise ValueError(f"{override} is refused: it names the log, {command}.log")
-        if override_key(override) == "hydra.output_subdir" and value != "null":
+        if key == "hydra.output_subdir" and value != "null":
             raise ValueError(f"{override} is refused: a run writes its config.yaml itself")
-        if override_key(override) == "hydra.job.chdir" and value.lower() not in ("false", "null"):
+        if key == "hydra.job.chdir" and value.lower() not in ("false", "null"):
             message = "paths, outputs/ among them, are relative to the directory of the command"
             raise ValueError(f"{override} is refused: {message}")
-        if override_key(override).startswith("hydra.") and value.strip("'\"") == "???":
+        if key.startswith("hydra.") and value.strip("'\" ") == "???":
             raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
-        if override_key(override) in directories and command != "train":
+        if key in directories and command != "train":
             raise ValueError(f"{override} is refused: {command} chooses its directory itself")
-        if override_key(override) in directories and not value.strip("'\""):
+        if key in directories and not value.strip("'\" "):
             raise ValueError(f"{override} names no directory; {override}. is this one")
-        if override_key(override) in directories and "://" in value:
+        if key in directories and "://" in value:
             raise ValueError(f"{override} is refused: it is not a directory on this machine")
 
 

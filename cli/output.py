@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from runs.files import READ_ONLY, unlink_other_names
 from runs.format import printable
@@ -81,12 +82,26 @@ class PrintableFormatter(logging.Formatter):
 class LogFile(logging.FileHandler):
     """Appends to the log of a run, but to no other file: the log of an untrusted run may be a hard link.
 
-    Of a run that may be read and not written no log is kept, and a line says so.
+    Of a run that may be read and not written no log is kept, and a line says so. Lines are held back until the run
+    begins: a refused process does not touch the log of the running one.
     """
 
     is_kept = True
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{**settings, "delay": True})
+        self.held: list[logging.LogRecord] | None = []
+
+    def begin(self) -> None:
+        """Write the lines that were held back, and from now on each at once."""
+        held, self.held = self.held or [], None
+        for record in held:
+            self.handle(record)
+
     def emit(self, record: logging.LogRecord) -> None:
+        if self.held is not None:
+            self.held.append(record)
+            return
         if self.stream is None and self.is_kept:  # it is opened now
             try:
                 unlink_other_names(Path(self.baseFilename))
@@ -99,6 +114,13 @@ class LogFile(logging.FileHandler):
                 _print("note", f"{os.path.relpath(self.baseFilename)} cannot be written, so no log is kept")
         if self.stream is not None:
             super().emit(record)
+
+
+def begin_log() -> None:
+    """Let the log of this run begin."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogFile):
+            handler.begin()
 
 
 def flush_output() -> bool:

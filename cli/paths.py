@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
@@ -20,6 +21,9 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Return arguments of a command with the values of paths quoted for Hydra, where it would read something else.
 
     What is quoted already stays, and so do null, interpolations, lists of images and, with ``-m``, several paths.
+
+    Raises:
+        ValueError: Hydra would evaluate the name of a file or a directory that exists.
     """
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     quoted = []
@@ -34,10 +38,14 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 def _quote(key: str, value: str, is_sweep: bool) -> str:
     if re.match(r"~\w*/", value):  # a shell leaves it in NAME=~/file
         value = os.path.expanduser(value)
+    _check_not_evaluated(key, value)
     try:
         parsed = OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:
         return _quote_parts(key, value, is_sweep)
+    parts = getattr(parsed, "list", parsed)  # of several values
+    for part in parts if isinstance(parts, list) else [parts]:
+        _check_not_evaluated(key, str(getattr(part, "text", part)))
     # What only becomes an interpolation without its backslashes is the name of a directory.
     exists = os.path.lexists(value) or ("${" not in value and "${" in str(parsed))
     if parsed is None or (isinstance(parsed, str) and (parsed == value or value[0] in "'\"" or not exists)):
@@ -55,3 +63,13 @@ def _quote_parts(key: str, value: str, is_sweep: bool) -> str:
         return quote_value(value)
     texts = ",".join(_quote(key, part, is_sweep=False) for part in parts)
     return f"[{texts}]" if is_list else texts
+
+
+def _check_not_evaluated(key: str, value: str) -> None:
+    """Raise ValueError for a path that exists, or a part of it, whose name is an interpolation to Hydra.
+
+    The config of a run would keep the name and evaluate it again whenever it is used, also if it was escaped here.
+    """
+    for path in (Path(value), *Path(value).parents):
+        if "${" in path.name and os.path.lexists(path):
+            raise ValueError(f"{key}: {path} cannot be used: Hydra would evaluate the name; rename it")

@@ -64,7 +64,7 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
         if is_rank_zero():
             print(printable(line))
         raise RunEnded(_exit_code(result, read_yaml(run_dir / "config.yaml")), run_dir)
-    return [*others, f"resume={given}"]
+    return [*others, f"resume=./{run_dir}" if str(run_dir) in ("last", "auto") else f"resume={given}"]
 
 
 def _exit_code(result: dict[str, Any], config: dict[str, Any]) -> int:

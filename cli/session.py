@@ -199,7 +199,7 @@ def _logging_to(file: Path) -> Iterator[None]:
     root, of_warnings = logging.getLogger(), logging.getLogger("py.warnings")
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(PrintableFormatter())
-    log_file = LogFile(file, encoding="utf-8", errors="backslashreplace", delay=True)
+    log_file = LogFile(file, encoding="utf-8", errors="backslashreplace")
     log_file.setFormatter(PrintableFormatter(DATED))
     show_warning = warnings.showwarning
 

@@ -2,12 +2,15 @@
 
 import functools
 import importlib.util
+import itertools
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.errors import suggest_nearest
@@ -100,9 +103,7 @@ def check_overrides(cfg: DictConfig) -> None:
 
 def check_loggers(cfg: DictConfig) -> None:
     """Raise ValueError for loggers that need a package, and for secrets, which would be stored with the run."""
-    for text in HydraConfig.get().overrides.task:
-        key, _, value = text.partition("=")
-        key = override_key(key)
+    for key, value in itertools.chain.from_iterable(map(_typed_values, HydraConfig.get().overrides.task)):
         if key in LISTS:
             _check_list(key, value)
         elif key.startswith("logger.") and SECRET.search(key):
@@ -141,7 +142,7 @@ def check_values(cfg: DictConfig, config_name: str = "config") -> None:
         config_name: its primary config in ``conf/``.
     """
     hydra_cfg = HydraConfig.get()
-    settings = {override_key(text): text for text in hydra_cfg.overrides.task if text[0] != "~"}
+    settings = {key: text for text in hydra_cfg.overrides.task if text[0] != "~" for key, _ in _typed_values(text)}
     groups = {*hydra_cfg.runtime.choices, *LISTS}  # Hydra leaves out a group with a list of options
     parts = tuple(text for key, text in settings.items() if key.partition("@")[0] in groups)
     for key in settings:
@@ -170,6 +171,19 @@ def check_values(cfg: DictConfig, config_name: str = "config") -> None:
         if key not in CHOICES and (expected := _expected(key, value, default)):
             example = "" if isinstance(default, bool | DictConfig) else f", such as {default}"
             raise ValueError(f"{key}={typed} must be {expected}{example}")
+
+
+def _typed_values(override: str) -> list[tuple[str, str]]:
+    """Return the key and the value of an override as texts, and those of each setting in braces."""
+    key, text = override_key(override), override.partition("=")[2]
+    value = OverridesParser.create().parse_override(override).value() if "{" in text else text
+    return [(key, text), *_nested(key, value)]
+
+
+def _nested(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    for name, one in value.items() if isinstance(value, dict) else ():
+        yield f"{key}.{name}", str(one)
+        yield from _nested(f"{key}.{name}", one)
 
 
 def _is_required(key: str, defaults: DictConfig) -> bool:

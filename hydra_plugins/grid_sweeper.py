@@ -22,7 +22,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs.files import atomic_write
 from sweeps.callback import SweepSummary
-from sweeps.jobs import LEFT, check_cards, check_kind, check_repeated, check_sweep_dir, ends_at_failure
+from sweeps.jobs import (
+    LEFT,
+    check_cards,
+    check_kind,
+    check_repeated,
+    check_subdir,
+    check_sweep_dir,
+    ends_at_failure,
+    forget_failure,
+)
 from sweeps.overrides import parse_overrides
 
 
@@ -57,16 +66,19 @@ class GridSweeper(Sweeper):
         check_kind(sweep_dir, is_search=False)
         if overrides.keys() == {"sweep_resume"}:
             check_repeated(sweep_dir)
-        ends_at_failure(self.config, sweep_dir)
+        fails_fast = ends_at_failure(self.config, sweep_dir)
         size, returns = self.max_batch_size or len(jobs), []
         with contextlib.ExitStack() as begun:
             for start in range(0, len(jobs), size):
                 batch = jobs[start : start + size]
                 for job in {tuple(job): job for job in batch}.values():  # a repeated job would take its config back
                     config = self.loader.load_sweep_config(self.config, job)  # an error comes before the first job runs
+                    check_subdir(config, sweep_dir)
                     if len(jobs) > 1:
                         check_cards(config, len(jobs))
                 if not start:
+                    if fails_fast:
+                        forget_failure(sweep_dir)
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))
                 for job_return in returns[-1]:

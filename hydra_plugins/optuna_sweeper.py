@@ -21,7 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs.format import check_positive_int, printable
 from sweeps.callback import SweepSummary
-from sweeps.jobs import LEFT, check_cards, check_kind, check_sweep_dir, ends_at_failure, has_failed
+from sweeps.jobs import (
+    LEFT,
+    check_cards,
+    check_kind,
+    check_subdir,
+    check_sweep_dir,
+    ends_at_failure,
+    forget_failure,
+    has_failed,
+)
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
 
@@ -29,6 +38,9 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
+
+
+WORKER_LOCK = re.compile(r"\.worker-[0-9a-f]{12}\.lock")
 
 
 class OptunaSweeper(Sweeper):
@@ -115,7 +127,8 @@ class OptunaSweeper(Sweeper):
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=True)
         fails_fast = ends_at_failure(self.config, sweep_dir)
-        with storage_errors(sweep_dir), _worker_lock(sweep_dir) as worker:
+        self._check_jobs(base, sweep_dir)
+        with storage_errors(sweep_dir), _removed_if_refused(sweep_dir), _worker_lock(sweep_dir) as worker:
             with _locked(sweep_dir / ".study.lock"):
                 study = open_study(sweep_dir, direction=direction)
                 if (begun := study.direction.name.lower()) != direction:
@@ -125,7 +138,10 @@ class OptunaSweeper(Sweeper):
                 check_metric(study, sweep_dir, name)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
-            while trials := self._next_trials(study, sweep_dir, worker):
+            trials = self._next_trials(study, sweep_dir, worker)
+            if fails_fast:
+                forget_failure(sweep_dir)
+            while trials:
                 for trial, job in zip(trials, self._launch(trials), strict=True):
                     if job.return_value["status"] != LEFT:  # such a trial is continued as an interrupted one is
                         self._report(study, trial, job.return_value)
@@ -137,6 +153,7 @@ class OptunaSweeper(Sweeper):
                 failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
                 if not ended and len(failed) >= 3:
                     raise RuntimeError("the search has ended: its first runs have all failed")
+                trials = self._next_trials(study, sweep_dir, worker)
 
     def _parse(self, arguments: list[str]) -> None:
         """Split the overrides, those of ``params`` included, into what all jobs share and what is searched."""
@@ -151,6 +168,23 @@ class OptunaSweeper(Sweeper):
                 )
         if not self.space:
             raise ValueError("there is nothing to search; a range is optimizer.lr='tag(log, interval(1e-4, 1e-1))'")
+
+    def _check_jobs(self, base: DictConfig, sweep_dir: Path) -> None:
+        """Compose a job of the search, and one for each option of a group, so that an error comes before a trial."""
+        settings = {
+            key: getattr(distribution, "choices", None) or [distribution.low]
+            for key, distribution in self.space.items()
+        }
+        first = {key: values[0] for key, values in settings.items()}
+        others = [
+            first | {key: value}
+            for key, values in settings.items()
+            if key in base.hydra.runtime.choices
+            for value in values[1:]
+        ]
+        for job in (first, *others):
+            texts = [*self.fixed, *(f"{key}={_format(value)}" for key, value in job.items())]
+            check_subdir(self.loader.load_sweep_config(self.config, texts), sweep_dir)
 
     def _first_trial(self, base: DictConfig) -> dict[str, Any]:
         """Return the settings of the config, or nothing where one of them is outside the search space."""
@@ -271,6 +305,21 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _removed_if_refused(sweep_dir: Path) -> Iterator[None]:
+    """Remove a study that this process has made, after an error before a trial or another process left anything."""
+    before = set(os.listdir(sweep_dir))
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError), _locked(sweep_dir / ".study.lock"):
+            names, made = set(os.listdir(sweep_dir)), {"study.db", ".study.lock"} - before
+            if "study.db" in made and names - before <= made and not any(map(WORKER_LOCK.fullmatch, names)):
+                for name in made:
+                    (sweep_dir / name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def _worker_lock(sweep_dir: Path) -> Iterator[str]:
     """Yield the name of a lock file that this process holds while it searches in the directory."""
     name = f".worker-{uuid.uuid4().hex[:12]}.lock"
@@ -285,7 +334,7 @@ def _is_alive(sweep_dir: Path, name: Any) -> bool:
     from filelock import FileLock, Timeout
 
     # The study may be untrusted: another name would lock, empty and remove a file of the user's.
-    ours = isinstance(name, str) and re.fullmatch(r"\.worker-[0-9a-f]{12}\.lock", name)
+    ours = isinstance(name, str) and WORKER_LOCK.fullmatch(name)
     if not ours or not (sweep_dir / name).exists():
         return False
     try:

@@ -1,6 +1,7 @@
 """The jobs of a sweep, read from their directories."""
 
 import contextlib
+import copy
 import math
 import os
 import re
@@ -8,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from runs.cards import visible_cards
 from runs.files import check_folder, read_yaml
@@ -23,7 +25,9 @@ from sweeps.study import exists as study_exists
 # The name of a job's directory: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 LEFT = "left"  # the status of a job that did not begin, because another has failed and sweep_fail_fast=true
-FIRST_FAILURE = ".first_failure"  # made in the sweep directory by the job that fails; each command removes it
+FIRST_FAILURE = (
+    ".first_failure"  # made in the sweep directory by the job that fails; each command that begins removes it
+)
 SUMMARY_FILES = ("summary.csv", "summary.md", "summary.png")
 
 
@@ -108,18 +112,42 @@ def check_repeated(sweep_dir: Path) -> None:
 
 
 def ends_at_failure(config: DictConfig, sweep_dir: Path) -> bool:
-    """Return whether a sweep that begins ends at its first failure, and forget that of an earlier command.
+    """Return whether a sweep ends at its first failure.
 
     Raises:
-        ValueError: ``sweep_fail_fast`` is neither true nor false.
+        ValueError: ``sweep_fail_fast`` is neither true nor false, or the mark of a failure is a file of the user's.
     """
     if not isinstance(asked := config.sweep_fail_fast, bool):
         raise ValueError(f"sweep_fail_fast={asked} must be true or false")
-    if asked:
-        if (file := sweep_dir / FIRST_FAILURE).is_dir() or (file.is_file() and file.stat().st_size):
-            raise ValueError(f"{file} is not ours, and is where a sweep marks its first failure")
-        file.unlink(missing_ok=True)
+    file = sweep_dir / FIRST_FAILURE
+    if asked and (file.is_dir() or (file.is_file() and file.stat().st_size)):
+        raise ValueError(f"{file} is not ours, and is where a sweep marks its first failure")
     return asked
+
+
+def forget_failure(sweep_dir: Path) -> None:
+    """Forget the failure of an earlier command, before the first job of this one begins."""
+    (sweep_dir / FIRST_FAILURE).unlink(missing_ok=True)
+
+
+def check_subdir(config: DictConfig, sweep_dir: Path) -> None:
+    """Raise ValueError where the directory of a job, named by the user, does not lie directly in that of the sweep.
+
+    Args:
+        config: that of the job.
+    """
+    subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload, index]
+    if "${job_dir:" in str(subdir):  # of conf/: it makes a directory
+        return
+    config = copy.deepcopy(config)
+    with read_write(config), open_dict(config), contextlib.suppress(OmegaConfBaseException):  # Hydra raises it again
+        config.hydra.job.update({"id": "0", "num": 0})
+        directory = sweep_dir / str(config.hydra.sweep.subdir)
+        if directory.resolve().parent != sweep_dir.resolve():
+            raise ValueError(
+                f"{directory} does not lie directly in {sweep_dir}, the directory of the sweep: hydra.sweep.subdir "
+                "must name a directory for each job"
+            )
 
 
 def check_cards(config: DictConfig, jobs: int) -> None:

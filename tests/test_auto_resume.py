@@ -50,6 +50,15 @@ def test_run_that_has_not_ended_is_resumed(status: str | None) -> None:
     assert resolve_auto(COMMAND) == [*STARTED, "resume=run"]
 
 
+@pytest.mark.parametrize("name", ["last", "auto", '"last"'])
+def test_directory_is_one_whatever_its_name_is(name: str) -> None:
+    """``resume=last`` would be another run."""
+    write_run(None, [])
+    plain = name.strip('"')
+    Path("run").rename(plain)
+    assert resolve_auto(["resume=auto", f"hydra.run.dir={name}"])[-1] == f"resume=./{plain}"
+
+
 @pytest.mark.parametrize("status", ["finished", "diverged"])
 def test_run_that_has_ended_answers_with_its_result(status: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(status, ["seed=2", "model=blobs_mlp", "data=blobs", "resume=run"])

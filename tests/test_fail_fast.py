@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sweeps.jobs import ends_at_failure, has_failed, record_first_failure
+from sweeps.jobs import ends_at_failure, forget_failure, has_failed, record_first_failure
 from sweeps.study import open_study
 from sweeps.summary import Summary
 
@@ -28,6 +28,8 @@ def test_each_command_forgets_the_failure_of_the_one_before(tmp_path: Path) -> N
     record_first_failure(tmp_path)
     assert has_failed(tmp_path)
     assert ends_at_failure(asked, tmp_path)
+    assert has_failed(tmp_path)  # the command may still be refused
+    forget_failure(tmp_path)
     assert not has_failed(tmp_path)
 
 

@@ -183,6 +183,37 @@ def test_path_that_does_not_exist_is_taken_as_it_is_typed(
     assert quote_paths([argument]) == [argument]
 
 
+@pytest.mark.parametrize("key", ["images", "csv", "data.path", "+data.root", "run", "resume", "hydra.run.dir"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("in/${oc.env:SECRET}.csv", "'in/${oc.env:SECRET}.csv'", "in/${oc.env:SECRET}.csv/new", "in/${open"),
+        *("in/${new_or_resumed_run_dir:null,made/here}.csv", "in/${new_or_resumed_run_dir:null,made/*.png"),
+    ],
+)
+def test_name_of_a_file_is_never_evaluated(
+    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no name on the disk is an interpolation of the user."""
+    monkeypatch.chdir(tmp_path)
+    quote_paths([f"{key}={value}"])
+    for name in ("${oc.env:SECRET}.csv", "${open", "${new_or_resumed_run_dir:null,made/here}.csv"):
+        Path("in", name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"\$\{.* cannot be used: Hydra would evaluate the name; rename it"):
+        quote_paths([f"{key}={value}"])
+
+
+@pytest.mark.parametrize("typed", ["images=[a.png,${seed}]", "data.path=a.csv,'${seed}'", "data.path=é (1),${seed}"])
+def test_name_of_a_file_among_several_is_never_evaluated(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quote_paths(["-m", typed])
+    Path("${seed}").touch()
+    with pytest.raises(ValueError, match="cannot be used"):
+        quote_paths(["-m", typed])
+
+
 @pytest.mark.parametrize(
     ("typed", "values"),
     [

@@ -13,17 +13,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import filelock
+import hydra
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from cli import job_dir, overwrite, run_dir
+from cli import CONF, job_dir, overwrite, run_dir
+from cli.compose import register_resolvers
+from cli.errors import format_error
 from cli.job import JobDirError
 from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
 from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run
 from runs.files import is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
 from runs.result import read_result, write_result
 from sweeps.jobs import check_sweep_dir
+from sweeps.study import open_study
 from tests.conftest import PROJECT
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -565,7 +571,9 @@ def test_sweep_changes_no_file_that_is_not_of_its_job(
     answer = shell("-m", *BLOBS, "trainer.max_epochs=1", *overrides, *sweep)
     assert answer.returncode == 1
     (error,) = answer.stderr.splitlines()
-    assert error.startswith("[0] error: ") and error.endswith("hydra.sweep.subdir must name a directory for each job")
+    assert error.startswith("error: " if "." in subdir else "[0] error: ") and error.endswith(
+        "hydra.sweep.subdir must name a directory for each job"
+    )
     after = tree(tmp_path)
     assert {name for name in after if not name.startswith("outputs")} == before.keys()
     assert before.items() <= after.items()
@@ -735,6 +743,50 @@ def test_mistyped_sweep_leaves_the_config_of_a_running_one(tmp_path: Path, monke
         sweeper.sweep([])
     assert texts == [False]
     assert file.read_text() == "hydra: {}\nsweep_resume: null\n"
+
+
+SEARCH = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "monitor=train/loss", "sweep_fail_fast=true")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["model.nope=1,2", "sweep_fail_fast=true"], "there is no model.nope"),
+        (["seed=1,2", "hydra.sweep.subdir=a/b"], "s/a/b does not lie directly in s, the directory of the sweep"),
+        (["optimizer.lr=0.1,0.2", "hydra.sweep.subdir='a/${optimizer.lr}_${hydra.job.num}'"], "s/a/0.1_0 does not"),
+        ([*SEARCH, "model.nope=choice(1,2)"], "there is no model.nope"),
+        ([*SEARCH, "optimizer=choice(adamw,nope)"], "there is no optimizer=nope"),
+        ([*SEARCH, "model.nope=interval(1,2)"], "there is no model.nope"),
+        ([*SEARCH, "optimizer.lr=choice(0.1,0.2)", "hydra.sweep.subdir=a/b"], "s/a/b does not lie directly in s"),
+        ([*SEARCH, "optimizer.lr=choice(0.1,0.2)", "hydra.sweep.subdir=mine"], "config.yaml in it, which this job"),
+    ],
+)
+def test_refused_sweep_leaves_its_directory_as_it_was(
+    overrides: list[str], line: str, resumed: bool, tmp_path: Path
+) -> None:
+    """Also where a sweep is, with the mark of its first failure."""
+    register_resolvers()
+    make_paths(tmp_path, "s/mine/notes", "s/mine/config.yaml")
+    if resumed:
+        for name in (".first_failure", ".study.lock"):
+            (tmp_path / "s" / name).touch()
+        if "hydra/sweeper=optuna" in overrides:
+            open_study(tmp_path / "s", direction="minimize")
+        else:
+            (tmp_path / "s/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    before = tree(tmp_path / "s")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as refused:
+        GlobalHydra.instance().hydra.multirun(
+            "config", lambda _: job_dir.check_job_dir(Path(HydraConfig.get().runtime.output_dir)),
+            [*BLOBS, "hydra.sweep.dir=s", *overrides], with_log_configuration=False,
+        )  # fmt: skip
+    run_dir.remove_empty_dirs()
+    run_dir.forget_dirs()
+    assert line in format_error(refused.value)
+    if resumed and "hydra.sweep.subdir=mine" in overrides:  # its trial waits in the study
+        return
+    assert tree(tmp_path / "s") == before
 
 
 @pytest.mark.parametrize("other", ["nothing", "a job", "another sweep", "an earlier sweep"])

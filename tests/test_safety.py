@@ -39,7 +39,7 @@ from cli.build import build, load_run, stored_config
 from cli.compose import compose, data_root
 from cli.errors import format_error, print_error
 from cli.job_dir import job_dir
-from cli.main import _refuse_hydra_settings, check_hydra_settings
+from cli.main import _rewrite_argv, check_hydra_settings
 from cli.output import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
 from cli.resumed_run import stored_choices
@@ -952,6 +952,7 @@ def test_log_with_another_name_is_replaced_by_a_copy(tmp_path: Path) -> None:
     (log := tmp_path / "evaluate.log").hardlink_to(home)
     settings = yaml.safe_load((PROJECT / "conf/hydra/job_logging/run.yaml").read_text())["handlers"]["file"]
     handler: Any = pkgutil.resolve_name(settings["class"])(log, delay=True)
+    handler.begin()
     handler.emit(logging.makeLogRecord({"msg": "ours"}))
     handler.close()
     assert (home.read_text(), log.read_text()) == ("mine\n", "mine\nours\n")
@@ -1044,12 +1045,70 @@ def test_only_a_training_takes_a_directory(override: str, command: str) -> None:
         check_hydra_settings([override], command)
 
 
+@pytest.mark.parametrize("command", ["train", "predict"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("hydra={output_subdir:.}", "++hydra={run:{dir:b}}", "hydra.run={dir:b}", "+hydra.run={dir:b}", "~hydra.run"),
+        *("hydra.sweep={subdir:a/b}", "hydra.job={name:../x}", "hydra.sweeper={params:{}}", "hydra.run=${x}"),
+        *("hydra.callbacks=null", "hydra.job_logging={handlers:{}}", "~hydra", "hydra.run= {dir:b}"),
+        *("hydra.sweep={dir:a},{dir:b}", "++hydra.runtime={output_dir:b}"),
+        *("trainer={max_epochs:-5}", "+data={root:x}", "logger={wandb:{api_key:x}}", "model={net:{a:1}},{net:{a:2}}"),
+        "callbacks@callbacks={judge:null}",
+    ],
+)
+def test_settings_of_a_group_are_typed_one_by_one(override: str, command: str) -> None:
+    """Among several in braces none would be checked."""
+    with pytest.raises(ValueError, match=r"is refused: .* typed one by one, \w.*\.NAME=VALUE") as refused:
+        check_hydra_settings(["-m", override], command)
+    assert str(refused.value).startswith(f"{override} is refused: ")
+
+
+@pytest.mark.parametrize("name", ["hydra.output_subdir", "hydra.job.chdir", "++hydra.run.dir"])
+@pytest.mark.parametrize("override", ["+hydra.sweeper.params.{}=x", "++hydra.sweeper.params={{{}:x}}"])
+def test_jobs_of_a_sweep_take_no_settings_of_hydra(override: str, name: str) -> None:
+    with pytest.raises(ValueError, match="is refused: the settings of Hydra are those of the whole sweep"):
+        check_hydra_settings(["-m", override.format(name)], "train")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("hydra/job_logging=default", "+hydra/job_logging@hydra.job_logging=[default]", "hydra/job_logging=colorlog"),
+        "hydra/hydra_logging=hydra_debug",
+    ],
+)
+def test_no_log_is_opened_before_anything_is_checked(override: str) -> None:
+    with pytest.raises(ValueError, match=r"is refused: it writes a log before anything is checked"):
+        check_hydra_settings([override], "train")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("hydra/job_logging=none", "hydra/job_logging=stdout", "hydra/job_logging=disabled", "hydra/job_logging=run"),
+        *("hydra.verbose=true", "hydra.mode=MULTIRUN", "hydra.searchpath=[file:///x]", "hydra.launcher.n_jobs=2"),
+        *("hydra.job.env_set={A:b}", "hydra.sweeper.params={optimizer.lr:'0.1,0.2'}", "+hydra.sweeper.params.seed=1,2"),
+        *("hydra.callbacks.mine={_target_:mine.Mine}", "hydra/launcher=joblib", "hydra.job_logging.root.level=DEBUG"),
+        *("model=${oc.env:MODEL}", "metrics.f1={_target_:x.F1}", "logger=[csv,mlflow]", "expect={a:{}}"),
+    ],
+)
+def test_other_settings_of_hydra_are_taken(override: str) -> None:
+    check_hydra_settings(["-m", override, "--cfg", "hydra", "--package", "hydra.run"], "train")
+
+
+@pytest.mark.parametrize("override", ["hydra.run.dir= ", "hydra.sweep.dir=' '"])
+def test_directory_without_a_name_is_refused(override: str) -> None:
+    with pytest.raises(ValueError, match="names no directory"):
+        check_hydra_settings([override], "train")
+
+
 @pytest.mark.parametrize("override", ["hydra.run.dir=???", "++hydra.sweep.dir='???'", 'hydra.run.dir="???"'])
 def test_missing_directory_of_a_run_is_refused(override: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Hydra would use a directory named None."""
     monkeypatch.setattr(sys, "argv", ["train.py", override])
     with pytest.raises(SystemExit):
-        _refuse_hydra_settings("train")
+        _rewrite_argv("train")
     assert capsys.readouterr().err == f"error: {override} is refused: ??? is no value, and ./??? a directory\n"
 
 
@@ -1060,7 +1119,7 @@ def test_directory_of_a_run_that_is_a_url_is_refused(override: str, monkeypatch:
     """Hydra would make a directory named ``file:``."""
     monkeypatch.setattr(sys, "argv", ["train.py", override])
     with pytest.raises(SystemExit):
-        _refuse_hydra_settings("train")
+        _rewrite_argv("train")
     assert capsys.readouterr().err == f"error: {override} is refused: it is not a directory on this machine\n"
 
 

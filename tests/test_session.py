@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -144,6 +145,18 @@ def test_error_has_the_line_of_the_command_line_and_leaves_nothing(overrides: li
     assert str(raised.value).startswith(line) and "\n" not in str(raised.value)
     assert raised.value.exit_code == 1
     assert list(Path().iterdir()) == []
+
+
+def test_refused_command_adds_no_line_to_the_log_of_the_run_that_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    """Filelock logs, in detail with hydra.verbose=true, that it has not got the lock."""
+    Path("run").mkdir()
+    (log := Path("run/train.log")).write_text(line := "2026-01-01 00:00:00,000 INFO train: epoch 1\n")
+    with caplog.at_level(logging.DEBUG, "filelock"):
+        with FileLock("run/.lock"), pytest.raises(CommandError, match="another process is training in"):
+            train(*POINTS, "hydra.run.dir=run")
+        assert log.read_text() == line
+        train(*POINTS, "hydra.run.dir=run")
+    assert " DEBUG filelock: " in log.read_text() and log.read_text().startswith(line)
 
 
 def test_used_directory_is_refused_and_last_is_the_newest_run() -> None:

@@ -341,6 +341,8 @@ def test_sweep_is_resumed_by_its_directory(sweep_config, monkeypatch) -> None:
     SweepSummary().on_multirun_start(sweep_config)
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "sweep_resume=last"])
     assert resume_command() == "python train.py -m seed=1,2 'sweep_resume=\"Übung 1\"'"
+    monkeypatch.setattr(SweepSummary, "sweep_dir", Path("Übung 1").rename("last"))
+    assert resume_command() == "python train.py -m seed=1,2 sweep_resume=./last"
     assert format_error(KeyboardInterrupt()) == "interrupted"
 
 

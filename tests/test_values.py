@@ -62,6 +62,12 @@ REFUSED = {
     "optimizer.betas=[5,5]": "AdamW: Invalid beta parameter at index 0: 5 (optimizer=)",
     "optimizer.betas=[0.9]": "AdamW: list index out of range (optimizer=)",
     "optimizer=adadelta optimizer.rho=2": "Adadelta: Invalid rho value: 2 (optimizer=)",
+    "checkpoint={tested:x}": "checkpoint.tested=x must be one of last, best",
+    "++checkpoint={every_n_steps:0}": "checkpoint.every_n_steps=0 must be a whole number of at least 1",
+    "record={every_n_batches:-1}": "record.every_n_batches=-1 must be a whole number of at least 1",
+    "model.net={hidden_sizes:null}": "model.net.hidden_sizes=null must be a list",
+    "+logger.x={api_key:y}": "logger.x.api_key=… would be stored with the run",
+    "+logger.x={y:{uri:'http://a:b@host'}}": "logger.x=… has a user or a password in it",
 }
 
 
