@@ -37,7 +37,7 @@ from runs.files import check_path
 from runs.format import pluralize, printable
 from runs.interrupts import ENDING_SIGNALS, remember_interrupts
 from runs.migrate import upgrade_overrides
-from runs.overrides import override_key, quote_value
+from runs.overrides import asks_for_sweep, override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 from sweeps.jobs import LEFT, has_failed, record_first_failure
@@ -284,7 +284,7 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     """
     directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
     no_groups = ("hydra.mode", "hydra.output_subdir", "hydra.searchpath", "hydra.verbose")
-    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    is_sweep = asks_for_sweep(arguments)
     for override in arguments:
         key, value = override_key(override), override.partition("=")[2].strip()
         is_typed = "=" in override or override[0] == "~"  # --cfg hydra is none
@@ -298,6 +298,8 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
         logs = re.fullmatch(r"hydra/(job|hydra)_logging(@.*)?", key)
         if logs and of_files[logs[1]] & set(re.split(r"\W", value)):
             raise ValueError(f"{override} is refused: it writes a log before anything is checked")
+        if re.match(r"hydra\.(job|hydra)_logging\.handlers\b", key):
+            raise ValueError(f"{override} is refused: a log is that of its run; hydra.verbose=true has more lines")
         if is_sweep and key == "debug" and "lr" in re.split(r"\W", value):
             raise ValueError("debug=lr proposes a rate for one run: leave out -m")
         if key == "hydra.job.name" and not re.fullmatch(r"\w[\w .-]*", value):
@@ -319,7 +321,7 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
 
 def _refuse_nested_launch(show_traceback: bool) -> None:
     processes = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1
-    if {"-m", "--multirun"} & set(sys.argv) and int(processes) > 1:
+    if asks_for_sweep(sys.argv) and int(processes) > 1:
         message = "a sweep starts the processes of its jobs itself (trainer.devices): run it without torchrun and srun"
         exit_with_error(ValueError(message), show_traceback)
 

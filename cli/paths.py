@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
-from runs.overrides import quote_value
+from runs.overrides import asks_for_sweep, quote_value
 
 DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir", "output")  # that a command makes: none of them has several values
 PATHS = (*DIRECTORIES, "resume", "sweep_resume", "run", "images", "csv", "hydra.sweep.subdir", "callbacks.judge.run")
@@ -25,7 +25,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: Hydra would evaluate the name of a file or a directory that exists.
     """
-    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    is_sweep = asks_for_sweep(arguments)
     quoted = []
     for argument in arguments:
         match = re.fullmatch(r"(\+{0,2}([\w.]+)=)(.+)", argument, re.DOTALL)

@@ -15,7 +15,7 @@ from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.files import check_folder, read_yaml
 from runs.format import printable
 from runs.migrate import upgrade_checkpoint
-from runs.overrides import override_key, override_values
+from runs.overrides import asks_for_sweep, override_key, override_values
 from runs.rank import is_rank_zero
 from runs.result import ENDED, read_result
 from runs.table import summary_line
@@ -45,7 +45,7 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
     """
     if "resume=auto" not in arguments:
         return list(arguments)
-    if {"-m", "--multirun"} & set(arguments):
+    if asks_for_sweep(arguments):
         raise ValueError("resume=auto is for a run; sweep_resume= resumes a sweep")
     given = override_values(arguments).get("hydra.run.dir")
     if given is None:
@@ -97,7 +97,7 @@ def stored_choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         arguments: of the command line.
     """
     resume = next((text for text in reversed(arguments) if text.startswith("resume=")), "")
-    if not resume or {"-m", "--multirun"} & set(arguments):
+    if not resume or asks_for_sweep(arguments):
         return [], list(arguments)
     try:
         folder, file = find_checkpoint(str(OverridesParser.create().parse_override(resume).value()))

@@ -20,6 +20,11 @@ def override_values(overrides: Sequence[str]) -> dict[str, str]:
     return dict(override.lstrip("+").split("=", 1) for override in overrides if "=" in override)
 
 
+def asks_for_sweep(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments of a command ask Hydra for a sweep. An experiment may be one without being asked."""
+    return bool({"-m", "--multirun"} & set(arguments)) or override_values(arguments).get("hydra.mode") == "MULTIRUN"
+
+
 def quote_value(text: str) -> str:
     """Return a text as the value of an override, in quotes where Hydra would not read it as this text without them."""
     is_name = re.fullmatch(r"[A-Za-z0-9_./-]+", text) and ("/" in text or re.match("[A-Za-z_]", text))

@@ -42,7 +42,7 @@ from cli.job_dir import job_dir
 from cli.main import _rewrite_argv, check_hydra_settings
 from cli.output import PrintableFormatter
 from cli.resume import compose_group, merge_resume_config
-from cli.resumed_run import stored_choices
+from cli.resumed_run import resolve_auto, stored_choices
 from cli.run_dir import RecordDirs, new_or_resumed_run_dir, new_or_resumed_sweep_dir
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
@@ -1081,6 +1081,27 @@ def test_jobs_of_a_sweep_take_no_settings_of_hydra(override: str, name: str) -> 
 def test_no_log_is_opened_before_anything_is_checked(override: str) -> None:
     with pytest.raises(ValueError, match=r"is refused: it writes a log before anything is checked"):
         check_hydra_settings([override], "train")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.job_logging.handlers.file.filename=notes.txt",
+        "++hydra.hydra_logging.handlers.x={class:logging.FileHandler}",
+    ],
+)
+def test_log_is_that_of_the_run(override: str) -> None:
+    with pytest.raises(ValueError, match=r"is refused: a log is that of its run"):
+        check_hydra_settings([override], "train")
+
+
+@pytest.mark.parametrize("sweep", [["-m"], ["--multirun"], ["hydra.mode=MULTIRUN"]])
+def test_sweep_is_asked_for_in_three_ways(sweep: list[str]) -> None:
+    with pytest.raises(ValueError, match="debug=lr proposes a rate for one run"):
+        check_hydra_settings(["model=cnn", *sweep, "debug=lr"], "train")
+    with pytest.raises(ValueError, match="resume=auto is for a run"):
+        resolve_auto(["resume=auto", *sweep, "hydra.run.dir=run"])
+    check_hydra_settings(["hydra.mode=RUN", "debug=lr"], "train")
 
 
 @pytest.mark.parametrize(
