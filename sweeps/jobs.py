@@ -25,9 +25,8 @@ from sweeps.study import exists as study_exists
 # The name of a job's directory: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 LEFT = "left"  # the status of a job that did not begin, because another has failed and sweep_fail_fast=true
-FIRST_FAILURE = (
-    ".first_failure"  # made in the sweep directory by the job that fails; each command that begins removes it
-)
+# Made in the sweep directory by the job that fails. Each command removes it before its first job begins.
+FIRST_FAILURE = ".first_failure"
 SUMMARY_FILES = ("summary.csv", "summary.md", "summary.png")
 
 
