@@ -54,10 +54,11 @@ def check_unused(folder: Path, resume: str | None) -> None:
     if found and not died_early(folder, _stored_overrides(file), resume):
         has_run = not resume and (folder / "checkpoints" / "last.ckpt").is_file()
         hint = f", {typed_setting('resume', str(folder))} resumes a run" if has_run else ""
-        known = " and is damaged or of another run than the checkpoint" if folder.resolve() == resumed else ""
+        if file and folder.resolve() == resumed:
+            hint = f"; they are damaged, or not those of {file.name}"
         raise ValueError(
-            f"{folder} has {', '.join(found)} in it, which this run would overwrite{known}: hydra.run.dir=… names "
-            f"another directory{hint}"
+            f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
+            f"directory{hint}"
         )
     check_folder(folder)
 
