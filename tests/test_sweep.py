@@ -617,16 +617,17 @@ def test_killed_search_resumes_to_the_same_study(shell: Shell, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
-    command = [sys.executable, "-u", str(PROJECT / "train.py"), *SEARCH]
+    # Enough trials for the second process to have some: it starts while the first one trains.
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *SEARCH, "hydra.sweeper.n_trials=25"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as one:
         next(line for line in one.stdout if line.startswith("[0] epoch"))
         two = subprocess.run([*command, "sweep_resume=last"], capture_output=True, text=True)
         printed = one.stdout.read()
     assert (one.returncode, two.returncode) == (0, 0), printed + two.stderr
-    assert [trial[0] for trial in study_trials(tmp_path)] == list(range(9))
+    assert [trial[0] for trial in study_trials(tmp_path)] == list(range(25))
     assert {trial[1] for trial in study_trials(tmp_path)} <= {"COMPLETE", "PRUNED"}
     assert "] epoch 1/" in printed and "] epoch 1/" in two.stdout
-    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 9
+    assert len(Summary(tmp_path / "outputs/last_sweep").jobs) == 25
 
 
 @pytest.mark.parametrize(
