@@ -51,7 +51,9 @@ def list_options() -> str:
             shelf = next((line[7:] for line in header if line.startswith("Shelf: ")), SHELVES[-1])
             shelves.setdefault(shelf, []).append(f"    {file.stem:<{width}} {about}")
         for shelf, options in shelves.items():
-            lines += [f"   {shelf}" for _ in options[:1] if group == "experiment"] + options
+            if options and group == "experiment":
+                lines.append(f"   {shelf}")
+            lines += options
     return "\n".join(lines)
 
 

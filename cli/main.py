@@ -287,7 +287,7 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     is_sweep = asks_for_sweep(arguments)
     for override in arguments:
         key, value = override_key(override), override.partition("=")[2].strip()
-        is_typed = "=" in override or override[0] == "~"  # --cfg hydra is none
+        is_typed = "=" in override or override.startswith("~")  # --cfg hydra is none
         of_hydra = is_typed and re.fullmatch(r"hydra(\.\w+)?", key) and key not in no_groups
         if of_hydra or (key.partition("@")[0] in GROUPS and re.search(r"(?<!\$)\{", value)):
             name = "hydra.GROUP" if key == "hydra" else key.partition("@")[0]

@@ -1111,7 +1111,7 @@ def test_sweep_is_asked_for_in_three_ways(sweep: list[str]) -> None:
         *("hydra.verbose=true", "hydra.mode=MULTIRUN", "hydra.searchpath=[file:///x]", "hydra.launcher.n_jobs=2"),
         *("hydra.job.env_set={A:b}", "hydra.sweeper.params={optimizer.lr:'0.1,0.2'}", "+hydra.sweeper.params.seed=1,2"),
         *("hydra.callbacks.mine={_target_:mine.Mine}", "hydra/launcher=joblib", "hydra.job_logging.root.level=DEBUG"),
-        *("model=${oc.env:MODEL}", "metrics.f1={_target_:x.F1}", "logger=[csv,mlflow]", "expect={a:{}}"),
+        *("model=${oc.env:MODEL}", "metrics.f1={_target_:x.F1}", "logger=[csv,mlflow]", "expect={a:{}}", ""),
     ],
 )
 def test_other_settings_of_hydra_are_taken(override: str) -> None:

@@ -104,14 +104,14 @@ def test_threads_sleep_while_they_wait_where_others_keep_the_cores_busy(
     busy: float, own: float, environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is put back, or taken away again
+        monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(threads, "_at_start", (5.0, 100.0))
     monkeypatch.setattr(threads, "_core_seconds", lambda: (5.0 + busy - own, 102.0))  # a second of two cores
     threads.choose_wait_policy()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/stat")
