@@ -125,6 +125,40 @@ def browser(request: pytest.FixtureRequest) -> Iterator:
         window.quit()
 
 
+@pytest.fixture(scope="session")
+def trained_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train one epoch with options and overrides of several kinds. Return the working directory."""
+    import train
+    from cli.compose import compose
+    from tests.untrusted import TINY
+
+    folder = tmp_path_factory.mktemp("good")
+    monitored = ("callbacks=early_stopping", "callbacks.early_stopping.monitor=train/loss")
+    overrides = [*TINY, "trainer.max_epochs=1", *monitored]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(train, "task_overrides", lambda: overrides)
+        (folder / "run").mkdir()
+        train.train_config(compose(*overrides), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def untrusted(trained_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working directory with a copy of the run in ``outputs/untrusted`` and files that must not be used."""
+    from tests.untrusted import EVIL, SECRET
+
+    monkeypatch.setenv("SECRET", SECRET)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    shutil.copytree(trained_dir / "run", "outputs/untrusted")
+    shutil.copytree(trained_dir / "outputs", "outputs", dirs_exist_ok=True, symlinks=True)
+    for file in (Path("outputs/untrusted/evil.yaml"), Path("evil.yaml")):
+        file.write_text(EVIL.format(marker=tmp_path / "marker"))
+    return work
+
+
 def read_predictions(table: Path) -> list[dict[str, Any]]:
     """Return the rows of a predictions.csv, with its numbers as numbers."""
     with open(table, newline="", encoding="utf-8") as lines:

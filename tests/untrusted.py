@@ -1,0 +1,48 @@
+"""What the tests of runs from untrusted sources share."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cli.compose import compose
+from cli.resume import merge_resume_config
+
+SECRET = "s3cr3t-of-this-machine"
+TINY = (
+    "model=blobs_mlp",
+    "data=blobs",
+    "model.steps_per_batch=1",
+    "trainer.accelerator=cpu",
+    "callbacks.pictures=null",
+)
+EVIL = """\
+evil:
+  _target_: tests.test_safety.pwn
+callbacks:
+  evil:
+    _target_: os.mkdir
+    path: {marker}
+_target_: os.mkdir
+path: {marker}
+"""
+
+
+def edit_checkpoint(file: Path, *path: Any, value: Any) -> None:
+    checkpoint = torch.load(file, weights_only=True)
+    node = checkpoint
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    torch.save(checkpoint, file)
+
+
+def relative_paths(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def resume_config(*typed: str) -> Any:
+    """Return the config of the untrusted run that is resumed with these overrides."""
+    cfg = compose("resume=outputs/untrusted", *typed)
+    cfg.choices.overrides = [*typed]
+    return merge_resume_config(cfg, Path("outputs/untrusted/checkpoints/last.ckpt"))
