@@ -20,7 +20,7 @@ from torch import Tensor
 
 from callbacks import at_optimizer_step
 from runs.internals import disable_lightning_signal_handlers, take_child_processes
-from runs.interrupts import ENDING_SIGNALS, REQUEUE_SIGNALS, was_interrupted
+from runs.interrupts import ENDING_SIGNALS, REQUEUE_SIGNALS, is_repeated, was_interrupted
 from runs.overrides import quote_value, train_command
 
 
@@ -44,8 +44,8 @@ class SignalHandler(Checkpoint):
 
     During training the first signal ends the run after the running step, and ``last.ckpt`` is saved there. In the
     validation that ends an epoch it ends the run after the epoch. A second signal, or one outside of training, ends the
-    run at once. Python ignores what a handler raises in some places, such as a finalizer. The run then ends at the next
-    batch.
+    run at once. Two SIGTERMs within a second are one. Python ignores what a handler raises in some places, such as a
+    finalizer. The run then ends at the next batch.
 
     All ranks stop together, whichever of them received the signal. Rank zero does not wait for a rank that has failed.
 
@@ -90,6 +90,8 @@ class SignalHandler(Checkpoint):
             self._raise_if(self._signal)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if is_repeated(number) and self._signal:
+            return
         if self._peer_died:
             raise ConnectionError("connection closed by peer")  # the message of torch.distributed
         finish_step, self._signal = self._training and self._signal is None, number

@@ -35,7 +35,7 @@ from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_path
 from runs.format import pluralize, printable
-from runs.interrupts import ENDING_SIGNALS, remember_interrupts
+from runs.interrupts import ENDING_SIGNALS, handle_early_signals
 from runs.migrate import upgrade_overrides
 from runs.overrides import asks_for_sweep, override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
@@ -55,7 +55,7 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     """
     code: int | str | None = 1
     prepare_output()
-    remember_interrupts()
+    handle_early_signals()
     parser = argparse.ArgumentParser  # of Hydra's options
     parser.error = _usage_error  # type: ignore[method-assign]
     parser.parse_args = _parse_arguments  # type: ignore[assignment]

@@ -104,10 +104,14 @@ def test_resume_in_mid_epoch_is_exact(step: int, tiny_images: None) -> None:
     assert differences(whole, parts) == []
 
 
-def test_resume_after_a_signal_in_mid_epoch_is_exact(tiny_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_resume_after_a_signal_in_mid_epoch_is_exact(
+    count: int, tiny_images: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of SLURM receives two SIGTERMs at once."""
     settings = (*RUN, "trainer.max_epochs=3", "logger=none", "record.every_n_batches=3")
     run("whole", *settings)
-    call_at_step(monkeypatch, 14, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    call_at_step(monkeypatch, 14, lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(count)])
     with pytest.raises(Interrupted):
         run("parts", *settings)
     assert torch.load("parts/checkpoints/last.ckpt")["global_step"] == 15  # the step is finished first
@@ -375,6 +379,28 @@ def test_signal_dropped_in_a_finalizer_still_ends_the_run(tiny_images: None, mon
     with pytest.raises(Interrupted, match="SIGTERM; there was nothing to save"):
         evaluate.evaluate_config(OmegaConf.create(eval_settings), Path("run"))
     assert len(batches) == 2
+
+
+SAVING_PROCESS = """
+import os, signal
+import runs.interrupts
+from callbacks.signal_handler import Interrupted, SignalHandler
+runs.interrupts.handle_early_signals()
+try:
+    with SignalHandler():
+        os.kill(os.getpid(), signal.SIGTERM)
+except Interrupted:
+    os.kill(os.getpid(), signal.SIGTERM)  # the second of two at once, while result.json is written
+    print("written", flush=True)
+    runs.interrupts._last_sigterm = 0  # a later one does
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("not ended")
+"""
+
+
+def test_second_of_two_sigterms_does_not_end_a_run_that_is_writing() -> None:
+    answer = subprocess.run([sys.executable, "-c", SAVING_PROCESS], cwd=PROJECT, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (-signal.SIGTERM, "written\n")
 
 
 @pytest.mark.slow

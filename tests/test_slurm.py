@@ -55,7 +55,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000
-PartitionName=main Nodes={host} Default=YES State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes={host} Default=YES State=UP GraceTime=60
+PartitionName=urgent Nodes={host} State=UP PriorityTier=2
 """
 # SLURM's sacct reads a database server. This one has the controller's answer, in the format that submitit asks for.
 SACCT = r"""#!/bin/sh
@@ -134,16 +137,16 @@ def test_tasks_of_srun_train_like_one_process(slurm: Callable[..., str], tmp_pat
 
 
 class Hold(pl.Callback):
-    """Waits for a signal at step 150 of a new job, and at step 250 of one that was requeued once."""
+    """Waits for a signal at step 150 of a new job, and at steps 250 and 350 of one that was requeued once and twice."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if trainer.global_step == {0: 150, 1: 250}.get(int(os.environ.get("SLURM_RESTART_COUNT", 0))):
+        if trainer.global_step == {0: 150, 1: 250, 2: 350}.get(int(os.environ.get("SLURM_RESTART_COUNT", 0))):
             print("holding", flush=True)
             signal.pause()
 
 
 def test_requeued_job_ends_with_the_bits_of_an_undisturbed_one(slurm: Callable[..., str], tmp_path: Path) -> None:
-    """SLURM sends SIGUSR1 ahead of the time limit, and SIGTERM when the job is requeued from outside."""
+    """SLURM sends SIGUSR1 ahead of the time limit, and SIGTERM when it preempts or requeues the job."""
     readme = (PROJECT / "README.md").read_text()
     (script,) = re.findall(r"<!-- file: train.sh -->\n```bash\n(.*?)```", readme, re.DOTALL)
     Path("train.sh").write_text(script)
@@ -161,6 +164,8 @@ def test_requeued_job_ends_with_the_bits_of_an_undisturbed_one(slurm: Callable[.
         wait_for(lambda: words in log.read_text() and then in log.read_text().rpartition(words)[2])
 
     start_again("interrupted by SIGUSR1; saved in ", "holding")
+    slurm("sbatch", "--partition=urgent", "--exclusive", "--output=urgent", "--wrap=true")
+    start_again("interrupted by SIGTERM; saved in ", "holding")
     slurm("scontrol", "requeue", job)
     start_again("interrupted by SIGTERM; saved in ", "test accuracy")
     wait_for(lambda: not slurm("squeue", "--noheader"))
