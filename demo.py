@@ -6,8 +6,9 @@ python demo.py run=last
 import contextlib
 import json
 import logging
+import threading
 import webbrowser
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def demo(cfg: DictConfig, run_dir: Path) -> None:
     """Serve the page at 127.0.0.1 until Ctrl-C."""
     if type(cfg.port) is not int or not 0 <= cfg.port < 2**16:
         raise ValueError(f"port={cfg.port} must be a number from 0, which takes a free one, to 65535")
-    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint)
+    stored, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"))
     answers = Answers(stored.name, datamodule, model)
     try:
         server = Server(cfg.port, answers)
@@ -49,8 +50,8 @@ def demo(cfg: DictConfig, run_dir: Path) -> None:
             server.serve_forever()
 
 
-class Server(HTTPServer):
-    """A server of one page, on this machine only.
+class Server(ThreadingHTTPServer):
+    """A server of one page, on this machine only. Browsers open connections ahead, on which they send nothing.
 
     Args:
         port: 0 takes a free one.
@@ -59,7 +60,7 @@ class Server(HTTPServer):
 
     def __init__(self, port: int, answers: Answers) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.answers = answers
+        self.answers, self.lock = answers, threading.Lock()
         self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
 
 
@@ -84,7 +85,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(413, "application/json", json.dumps({"error": "that is too much"}))
             return
         try:
-            answer = self.server.answers.answer(json.loads(self.rfile.read(int(length))))
+            asked = json.loads(self.rfile.read(int(length)))
+            with self.server.lock:  # the model computes one answer after the other
+                answer = self.server.answers.answer(asked)
             self._send(200, "application/json", json.dumps(answer))
         except (ValueError, KeyError, TypeError) as error:
             self._send(400, "application/json", json.dumps({"error": printable(" ".join(str(error).split()))}))

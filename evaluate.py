@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from cli.build import build_metrics, load_run
 from cli.main import main
 from cli.session import call
+from cli.validation import check_without_effect
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write, is_writable
 from runs.format import format_metric
@@ -45,6 +46,8 @@ def evaluate_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         raise ValueError(f"split={cfg.split} must be test, val or train")
     if (attack := cfg.get("attack")) not in (None, "fgsm"):
         raise ValueError(f"attack={attack} must be fgsm or null")
+    if not attack:
+        check_without_effect("epsilons", "attack=fgsm")
     _, file = find_checkpoint(cfg.run, cfg.checkpoint)
     written = run_dir / "evaluations" / f"{cfg.split}_{file.stem}.json"
     attacked = written.with_name(f"fgsm_{'' if cfg.split == 'test' else f'{cfg.split}_'}{file.name}")

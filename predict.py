@@ -18,6 +18,7 @@ from cli.examples import Examples, ImageFiles, ImagePair, Latents, Rows, Source,
 from cli.main import main
 from cli.predictions import Comparisons, Numbers, predictions_of
 from cli.session import CommandError, call
+from cli.validation import check_without_effect
 from runs.files import atomic_write, is_within, is_writable, read_yaml, write_png
 from runs.run import Predictions, read_predictions
 
@@ -53,6 +54,8 @@ def predict_config(cfg: DictConfig, run_dir: Path) -> Path:
     """
     if [cfg.images, cfg.csv, cfg.split, cfg.samples].count(None) != 3:
         raise ValueError("exactly one of images='some/*.png', csv=rows.csv, split=test and samples=64 is required")
+    if not cfg.split:
+        check_without_effect("limit", "split=test")
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
     replaces = _check_not_overwritten(files, table, picture, cfg)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli.build import build, build_callbacks, build_metrics, load_weights
 from cli.compose import relevant_overrides
+from cli.exit_codes import exit_code
 from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
 from cli.process import limit_threads
@@ -23,7 +24,7 @@ from cli.resume import merge_resume_config
 from cli.session import call
 from cli.validation import check_expect
 from runs.checkpoint import find_checkpoint, load_checkpoint
-from runs.expectations import ExpectationMissed, check_expected
+from runs.expectations import ExpectationMissed, check_expected, is_checked
 from runs.monitor import Monitors, known_modes, names, possible_metrics
 from runs.rank import check_group, is_rank_zero, warn_when_waiting
 from runs.result import has_diverged
@@ -73,7 +74,9 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         if cfg.check:
             raise ValueError("check=true compares figures, and debug=lr measures none")
         return scan_learning_rates(cfg, run_dir, datamodule, model)
-    config = resolve_config(cfg, datamodule, model)
+    config = resolve_config(cfg, datamodule)
+    if cfg.get("compile"):
+        compile_net(model)
     trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
     set_up_data(trainer, datamodule, model, ckpt_path)
     check_run(cfg, trainer, model)
@@ -86,22 +89,19 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if is_multirun():
         link_last_sweep(Path(HydraConfig.get().sweep.dir))
 
-    status = "failed"
+    status, code = "failed", 1
     try:
         with signals, spread_threads(enabled=trainer.world_size == 1):
             fit_and_test(cfg, trainer, datamodule, model, ckpt_path)
-        status = (
-            "failed"
-            if write_errors(trainer)
-            else "diverged"
-            if has_diverged(history.rows, summary.result["metrics"])
-            else "finished"
-        )
+        if not write_errors(trainer):
+            status = "diverged" if has_diverged(history.rows, summary.result["metrics"]) else "finished"
+            code = 0
     except Exception as error:
         status = getattr(error, "status", "diverged" if isinstance(error, FloatingPointError) else status)
+        code = exit_code(error)
         raise
     finally:
-        result = summary.write_result(status)
+        result = summary.write_result(status, exit_code=code)
         summary.end_loggers(trainer)
     if is_rank_zero():
         result = report(cfg, config, result, summary, history)
@@ -110,16 +110,18 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     return result
 
 
-def resolve_config(cfg: DictConfig, datamodule: Any, model: Any) -> dict[str, Any]:
-    """Return the config as the plain values that every checkpoint holds; compile the net if it says so."""
-    if cfg.get("compile"):
-        if not hasattr(model, "net"):
-            name = type(model).__name__
-            raise ValueError(f"compile=true compiles the net of a model, and {name} has no attribute net")
-        model.net.compile()  # in place, so the names of its weights stay
+def resolve_config(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
+    """Return the config as the plain values that every checkpoint holds."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["data"] |= datamodule.fitted_config()  # not resolved: names in files may look like interpolations
     return config
+
+
+def compile_net(model: Any) -> None:
+    """Compile the net of a model in place, so that the names of its weights stay."""
+    if not hasattr(model, "net"):
+        raise ValueError(f"compile=true compiles the net of a model, and {type(model).__name__} has no attribute net")
+    model.net.compile()
 
 
 def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamodule: Any, model: Any) -> Training:
@@ -155,7 +157,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
         cfg.trainer,
         default_root_dir=str(run_dir),
         callbacks=[history, EpochMetrics(metrics), *chosen, summary, checkpoints, signals],
-        logger=loggers or bool(is_debug_run() and Silent()),
+        logger=loggers or (Silent() if is_debug_run() else False),
         plugins=[AtomicCheckpointIO()],
         profiler=cfg.trainer.profiler or NoProfiler(),
         enable_progress_bar=has_bar,
@@ -198,7 +200,7 @@ def scan_learning_rates(cfg: DictConfig, run_dir: Path, datamodule: Any, model: 
             log.warning("debug=lr: the loss falls at no rate, so none is proposed")
         else:
             log.info("a rate to begin with, where the loss falls most steeply: optimizer.lr=%g", suggested)
-    return {"status": "finished", "metrics": {}, "suggested": suggested}
+    return {"status": "finished", "metrics": {}}
 
 
 def set_up_data(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:
@@ -217,12 +219,12 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
 
     name, parts = type(model).__name__, (model, *trainer.callbacks)
     check_expect(cfg)
-    if cfg.check and not cfg.expect:
+    if cfg.check and not any(map(is_checked, (cfg.expect or {}).values())):
         raise ValueError("check=true compares a run with what its experiment expects, and nothing is expected here")
     if cfg.check and (possible := possible_metrics(parts)) is not None:
         # Those without a stage, such as the weights of a line, are no metrics.
         unknown = [one for one in cfg.expect if "/" in one and not {one, one.rpartition("/")[0]} & possible]
-        if unknown and not relevant_overrides(cfg.choices.overrides, cfg.ignore_groups):
+        if unknown and not relevant_overrides(cfg.choices.overrides, cfg.ignore_overrides):
             raise ValueError(f"check=true: {name} cannot reach {unknown[0]}, it measures {names(possible)}")
     if missing := [hook for hook in ("training_step", "configure_optimizers") if not is_overridden(hook, model)]:
         raise ValueError(f"{name} has no {missing[0]}, which a training needs")
@@ -266,14 +268,15 @@ def report(
         ExpectationMissed: the result is not the expected one, with ``check=true``.
     """
     comparisons = check_expected(config["expect"] or {}, result["metrics"], history.rows, result["epochs"])
-    ignore = [*cfg.ignore_groups, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
+    ignore = [*cfg.ignore_overrides, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
     changed = relevant_overrides(result["overrides"], ignore) if comparisons else []
     table = summary_table(result, summary.run_dir, comparisons, changed)
     log.info(summary_line(result) if is_multirun() else f"\n{table}")
     missed = [comparison.metric for comparison in comparisons if not comparison.passed]
     if comparisons and not changed:
         published = {one.metric: one.published for one in comparisons if one.published is not None}
-        result = summary.write_result(result["status"], as_expected=not missed, published=published)
+        checked = {"as_expected": not missed} if any(one.expected for one in comparisons) else {}
+        result = summary.write_result(result["status"], published=published, **checked)
         if cfg.check and (unknown := [comparison.metric for comparison in comparisons if comparison.got is None]):
             raise ExpectationMissed(f"{cfg.name} did not measure {unknown[0]}; there are {names(result['metrics'])}")
         if cfg.check and missed:

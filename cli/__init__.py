@@ -4,3 +4,19 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
 CONF = PROJECT / "conf"
+
+# The groups in conf/ of which an option is chosen, and those of which a list of several may be.
+GROUPS = (
+    "experiment",
+    "model",
+    "data",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "metrics",
+    "callbacks",
+    "logger",
+    "sweep",
+    "debug",
+)
+LISTS = ("callbacks", "logger")

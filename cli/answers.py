@@ -66,6 +66,8 @@ class Answers:
                 inputs = torch.cat([image for image, _ in read])[None]
             else:
                 inputs = torch.tensor([asked["numbers"]], dtype=torch.float32)
+                if not asked["numbers"]:
+                    raise ValueError("at least one number is needed")
                 if self.about["kind"] == "numbers" and inputs.shape[1:] != tuple(self.datamodule.shape):
                     raise ValueError(f"{self.datamodule.shape[0]} numbers are needed")
             outputs = self.predictions.predict(inputs)

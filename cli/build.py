@@ -95,7 +95,7 @@ def _choose_teacher(cfg: DictConfig, datamodule: Any) -> dict[str, Any] | None:
         return None
     from runs.offers import Classifies
 
-    stored, data, model = _load_run(str(run))
+    stored, data, model = _load_beside(str(run))
     if not (data.class_names and isinstance(model, Classifies) and OmegaConf.is_config(stored.model.get("net"))):
         raise ValueError(f"model.teacher={run} is not the run of a classifier with a net")
     for name in ("data set", "shape", "class_names", "mean", "std"):
@@ -255,10 +255,10 @@ def load_classifier(run: str) -> tuple[Any, Any]:
 
     The seed and the threads stay those of the other run.
     """
-    return _load_run(run)[1:]
+    return _load_beside(run)[1:]
 
 
-def _load_run(run: str) -> tuple[DictConfig, Any, Any]:
+def _load_beside(run: str) -> tuple[DictConfig, Any, Any]:
     """Return the config, the datamodule and the trained module of a run, and change no random number of this one."""
     import torch
 
@@ -291,14 +291,15 @@ def stored_config(checkpoint: dict[str, Any]) -> DictConfig:
         cfg.trainer.profiler = None
     has_data = getattr(_locate(cfg.data._target_), "has_data", None)  # of a published data set
     cfg.data.pop("only_read", None)
-    if has_data:
+    if is_fitted:
+        if "root" in cfg.data:
+            cfg.data.only_read = True
+    elif has_data:
         root = str(cfg.data.get("root"))
         if os.path.realpath(root) != os.path.realpath(data_root()) and has_data(root):
             cfg.data.only_read = True
         else:
             cfg.data.root = data_root()
-    elif is_fitted and "root" in cfg.data:
-        cfg.data.only_read = True
     return cfg
 
 

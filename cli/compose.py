@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF, PROJECT, help, job_dir, run_dir
 from cli.job import resumed_choices
+from cli.paths import quote_paths
 from cli.resumed_run import is_option, option_names, stored_choices
 from runs.checkpoint import find_checkpoint
 from runs.migrate import upgrade_overrides
@@ -20,7 +21,8 @@ COSMETIC_KEYS = (
     *("experiment", "seed", "check", "expect", "resume", "threads", "compile", "name", "logger", "record", "tags"),
     *("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures", "checkpoint"),
     *("monitor", "mode", "metrics"),  # they choose best.ckpt, and the figures are those of the last epoch
-    *("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps"),
+    *("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps", "trainer.profiler"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary"),
 )
 # Callbacks that look at a training and change nothing in it.
 OBSERVERS = "default|judge|predicted_labels|tensorboard_extras"
@@ -49,7 +51,7 @@ def register_resolvers() -> None:
 def compose(*overrides: str) -> DictConfig:
     """Return the config of ``python train.py OVERRIDES``, for programs that call ``train`` themselves."""
     register_resolvers()
-    resumed_choices[:], current = stored_choices(upgrade_overrides(overrides)[0])
+    resumed_choices[:], current = stored_choices(quote_paths(upgrade_overrides(overrides)[0]))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("config", [*resumed_choices, *current], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -80,7 +82,9 @@ def chosen_callbacks() -> str | list[str] | None:
 
 def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:
     """Return the overrides that change what a run measures, without those of ``ignore`` and COSMETIC_KEYS."""
-    cosmetic = rf"[+~]*({'|'.join(map(re.escape, (*COSMETIC_KEYS, *ignore)))})[.=]|callbacks[.=]({OBSERVERS})\b"
+    keys = "|".join(map(re.escape, (*COSMETIC_KEYS, *ignore)))
+    observers = rf"callbacks\.({OBSERVERS})\b|callbacks=\[?({OBSERVERS})(, *({OBSERVERS}))*\]?$"
+    cosmetic = rf"[+~]*(({keys})([.=]|$)|{observers})|debug=traceback$"
     return [override for override in overrides if not re.match(cosmetic, override)]
 
 

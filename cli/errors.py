@@ -15,8 +15,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from cli import CONF, PROJECT
-from cli.help import GROUPS, default_settings
+from cli import CONF, GROUPS, PROJECT
+from cli.help import default_settings
 from cli.job import is_multirun
 from runs.format import printable
 from runs.overrides import typed_setting

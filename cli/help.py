@@ -13,23 +13,9 @@ import hydra
 import yaml
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from cli import CONF
+from cli import CONF, GROUPS, LISTS
 from cli.job import resumed_choices
 
-LISTS = ("callbacks", "logger")  # the groups of which several options may be chosen
-GROUPS = (
-    "experiment",
-    "model",
-    "data",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "metrics",
-    "callbacks",
-    "logger",
-    "sweep",
-    "debug",
-)
 # Of experiments, in the order in which one learns. The header of a file names its shelf.
 SHELVES = ("a line", "two classes", "digits", "clothes", "photographs", "without labels", "time", "others")
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w/@-]+):(?P<value>.*?)(?: # (?P<comment>.*))?$")
@@ -156,7 +142,8 @@ def _paths(text: str) -> list[tuple[str, str]]:
 
 def prints_config(config_name: str) -> bool:
     """Return whether the arguments ask for the config. The help of train.py lists the options instead."""
-    return bool(({"--cfg", "-c"} | ({"--help", "-h"} if config_name != "config" else set())) & set(sys.argv))
+    names = {"--cfg", "-c"} | ({"--help", "-h"} if config_name != "config" else set())
+    return any(argument.partition("=")[0] in names for argument in sys.argv)
 
 
 def print_config(main: Callable[[], object], config_name: str) -> None:

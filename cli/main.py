@@ -21,11 +21,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cli import CONF, PROJECT, job_dir, overwrite, run_dir
+from cli import CONF, GROUPS, PROJECT, job_dir, overwrite, run_dir
 from cli.compose import data_root, register_resolvers
 from cli.errors import format_error, is_of_launcher, print_error
 from cli.exit_codes import exit_with_error, resume_command
-from cli.help import GROUPS, print_config, prints_config
+from cli.help import print_config, prints_config
 from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
 from cli.output import PrintableFormatter, begin_log, flush_output, prepare_output
 from cli.paths import quote_paths

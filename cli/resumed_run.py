@@ -9,8 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import ListConfig
 
-from cli import CONF
-from cli.help import GROUPS, LISTS
+from cli import CONF, GROUPS, LISTS
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.files import check_folder, read_yaml
 from runs.format import printable
@@ -69,11 +68,8 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
 
 def _exit_code(result: dict[str, Any], config: dict[str, Any]) -> int:
     """Return the exit code with which a run has ended, by the README's table."""
-    trainer = config.get("trainer")
-    max_epochs, epochs = trainer.get("max_epochs") if isinstance(trainer, dict) else None, result.get("epochs", 0)
-    are_numbers = isinstance(max_epochs, int) and isinstance(epochs, int)
-    if result["status"] == "diverged" and are_numbers and epochs < max_epochs:
-        return 4  # a loss was not finite, else all epochs would have been trained
+    if result.get("exit_code") == 4:
+        return 4
     return 3 if config.get("check") and not result.get("as_expected") else 0
 
 

@@ -13,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cli import LISTS
 from cli.errors import suggest_nearest
-from cli.help import LISTS
+from cli.job import task_overrides
 from cli.resumed_run import option_names
 from runs.expectations import check_expectations
 from runs.format import check_positive_int, printable
@@ -77,6 +78,12 @@ MAY_BE_NULL: tuple[str, ...] = (
 MAY_BE_NULL += ("model.mean", "model.std")
 
 
+def check_without_effect(key: str, needed: str) -> None:
+    """Raise ValueError where a setting was typed that has an effect only with another one, which was not."""
+    if any(override_key(override) == key for override in task_overrides()):
+        raise ValueError(f"{key}= has an effect with {needed} only")
+
+
 def check_expect(cfg: DictConfig) -> None:
     """Raise ValueError for an ``expect:``, typed or stored, that no run can be compared with."""
     expect = cfg.expect
@@ -91,8 +98,8 @@ def check_overrides(cfg: DictConfig) -> None:
     check_setting(cfg.monitor, cfg.mode)
     check_expect(cfg)
     check_loggers(cfg)
-    if not all(isinstance(name, str) for name in cfg.ignore_groups or ()):
-        raise ValueError(f"ignore_groups={cfg.ignore_groups} must be a list of settings, such as [optimizer.lr]")
+    if not all(isinstance(name, str) for name in cfg.ignore_overrides or ()):
+        raise ValueError(f"ignore_overrides={cfg.ignore_overrides} must be a list of settings, such as [optimizer.lr]")
     check_values(cfg)
     for key in ("trainer.max_epochs", "trainer.max_steps"):
         if OmegaConf.select(cfg, key) == 0 and not cfg.validate_before_training:

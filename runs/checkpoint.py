@@ -76,9 +76,8 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
 def _last_run() -> Path:
     """Return ``outputs/last``, or the newest run in ``outputs/`` where the file system has no symbolic links."""
     last = Path("outputs", "last")
-    runs = (
-        [] if os.path.lexists(last) else [file.parents[1] for file in Path("outputs").glob("*/*/checkpoints/last.ckpt")]
-    )
+    found = () if os.path.lexists(last) else Path("outputs").glob("*/*/checkpoints/last.ckpt")
+    runs = [file.parents[1] for file in found if (file.parents[1] / "config.yaml").is_file()]
     return max(runs, key=lambda folder: (folder / "config.yaml").stat().st_mtime_ns, default=last)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 # Conf keys, old -> new, with all keys below them. Those of a command alone begin with its name and a colon.
 RENAMED_KEYS = {
     "validate_first": "validate_before_training",
-    "may_change": "ignore_groups",
+    "may_change": "ignore_overrides",
+    "ignore_groups": "ignore_overrides",
     "model.net.hidden": "model.net.hidden_sizes",
     "model.net.small_images": "model.net.cifar_stem",
     "model.net.views": "model.net.tta",

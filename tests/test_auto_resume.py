@@ -73,9 +73,9 @@ def test_run_that_has_ended_answers_with_its_result(status: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("status", "more", "config", "code"),
     [
-        ("diverged", {"epochs": 3}, {"trainer": {"max_epochs": 3}}, 0),
-        ("diverged", {"epochs": 2}, {"trainer": {"max_epochs": 3}}, 4),
-        ("diverged", {"epochs": None}, {"trainer": {"max_epochs": 3}}, 0),
+        ("diverged", {"exit_code": 0}, {}, 0),
+        ("diverged", {"exit_code": 4}, {"check": True}, 4),
+        ("diverged", {"exit_code": "4; touch pwned"}, {}, 0),
         ("finished", {"as_expected": True}, {"check": True}, 0),
         ("finished", {"as_expected": False}, {"check": True}, 3),
         ("finished", {}, {"check": True}, 3),  # nothing was compared

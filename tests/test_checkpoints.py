@@ -217,5 +217,7 @@ def test_last_run_is_found_without_symbolic_links(
     assert "outputs/last does not point at this run" in caplog.text
     Path("outputs/blobs/third/checkpoints/last.ckpt").unlink()  # ended before its first epoch did
     os.utime("outputs/blobs/second/config.yaml", (1, 1))
+    Path("outputs/blobs/other/checkpoints").mkdir(parents=True)
+    Path("outputs/blobs/other/checkpoints/last.ckpt").touch()  # of another program
     assert find_checkpoint("last")[0] == Path("outputs/blobs/first").resolve()
     assert [path.name for path in Path("outputs").iterdir()] == ["blobs"]  # nothing is left behind

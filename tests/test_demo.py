@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -91,6 +92,8 @@ def test_series_are_continued() -> None:
     answers = answers_of("model=lstm", "model.net.hidden_size=4", "data=sines", "data.size=8", "data.length=20", *SHORT)
     assert answers.about["kind"] == "series"
     assert re.search(r"continued by( -?\d\S*){3}$", answers.answer({"numbers": [0.0, 0.1, 0.2]})["text"])
+    with pytest.raises(ValueError, match="at least one number is needed"):
+        answers.answer({"numbers": []})
 
 
 @pytest.fixture
@@ -142,6 +145,11 @@ def test_nonsense_is_answered_with_one_line(body: str, server: Server) -> None:
     assert status == 400
     assert "\n" not in json.loads(answer)["error"]
     assert asked(server, "POST", "/answer", '{"numbers": [2, 2]}')[0] == 200  # it goes on
+
+
+def test_connection_on_which_nothing_comes_blocks_nobody(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port)):
+        assert asked(server, "GET", "/")[0] == 200
 
 
 def test_too_much_is_not_read(server: Server) -> None:

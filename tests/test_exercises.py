@@ -269,6 +269,8 @@ def test_mnist_dropout_cnn_logs_and_validates_as_often_as_its_tutorial(
         ({"train/loss": {"published": [2.0, 1.0], "rtol": 1e-6}}, True),
         ({"train/loss": {"published": [2.0, 1.1], "rtol": 1e-6}}, False),
         ({"train/loss": {"published": [2.0], "rtol": 1e-6}}, False),
+        ({"test/acc": {"published": 0.1}}, True),  # printed and not checked
+        ({"train/loss": {"published": [9.0]}}, True),
     ],
 )
 def test_check_expected_compares_metrics_and_curves(expect: dict, passed: bool) -> None:
@@ -276,6 +278,15 @@ def test_check_expected_compares_metrics_and_curves(expect: dict, passed: bool) 
         expect, {"test/acc": 0.95}, [{"train/loss": 2.0}, {"train/loss_step": 3.0}, {"train/loss": 1.0}]
     )
     assert comparison.passed is passed
+
+
+def test_figure_that_is_only_published_is_not_checked() -> None:
+    settings = ["model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "callbacks.pictures=null"]
+    settings.append("ignore_overrides=[model,data,trainer,ignore_overrides]")
+    result, *_ = run("run", *settings, "expect={test/acc:{published:0.123}}")
+    assert result["published"] == {"test/acc": 0.123} and "as_expected" not in result
+    with pytest.raises(ValueError, match="nothing is expected here"):
+        run("checked", *settings, "expect={test/acc:{published:0.123}}", "check=true")
 
 
 def test_has_diverged_if_the_training_loss_grew() -> None:
@@ -324,6 +335,9 @@ def test_row_of_results_has_every_expected_figure(experiment: str, figures: dict
     [
         (["callbacks=judge", "callbacks.judge.run=last", "monitor=val/frechet", "mode=min", "metrics=classes"], []),
         (["callbacks=tensorboard_extras", "callbacks.tensorboard_extras.examples=5", "callbacks=default"], []),
+        (["callbacks=[judge,predicted_labels]", "~callbacks.pictures", "debug=traceback"], []),
+        (["+trainer.enable_progress_bar=false", "trainer.profiler=simple"], []),
+        (["callbacks=[judge,early_stopping]", "debug=fast"], ["all"]),
         (["callbacks=early_stopping", "monitor=val/acc"], ["callbacks=early_stopping"]),
         (["callbacks=judges", "callbacks.early_stopping.patience=2"], ["all"]),
     ],
@@ -334,7 +348,7 @@ def test_overrides_that_only_watch_a_training_change_no_figures(overrides: list[
 
 def test_teacher_that_must_be_given_keeps_nothing_from_being_compared() -> None:
     cfg = compose("experiment=cifar10_distillation")
-    assert relevant_overrides(["model.teacher=RUN", "model.temperature=3"], cfg.ignore_groups) == [
+    assert relevant_overrides(["model.teacher=RUN", "model.temperature=3"], cfg.ignore_overrides) == [
         "model.temperature=3"
     ]
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.help import GROUPS, annotate_config, default_settings, list_options
+from cli import GROUPS
+from cli.help import annotate_config, default_settings, list_options, prints_config
 from tests.conftest import PROJECT
 
 
@@ -55,6 +56,14 @@ def test_help_and_cfg_print_the_comments_of_a_command_config(script: str, argume
     own = {"evaluate.py": "split: test # or val, or train", "predict.py": "limit: 6 # how many examples of the split"}
     assert own.get(script, "output: ??? # model.onnx or model.pt2") in answer.stdout
     assert ("python evaluate.py run=last\n" in answer.stdout) == (script == "evaluate.py" and "--cfg" not in arguments)
+
+
+@pytest.mark.parametrize("argument", ["--cfg=job", "--cfg", "-c"])
+def test_config_is_asked_for_in_several_ways(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", argument])
+    assert prints_config("config")
+    monkeypatch.setattr("sys.argv", ["train.py", "name=--cfg"])
+    assert not prints_config("config")
 
 
 def test_comment_of_a_base_file_is_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,13 @@ import yaml
 from PIL import Image
 
 import train
-from cli.build import load_run
+from cli.build import load_run, stored_config
 from cli.compose import compose
 from cli.errors import format_error
 from datamodules import CIFAR10, ImageFolder
 from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
+from runs.checkpoint import load_checkpoint
 from tests.conftest import PROJECT
 from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
@@ -350,6 +351,13 @@ def test_run_is_evaluated_from_another_directory(monkeypatch: pytest.MonkeyPatch
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert evaluate_run(folder)["metrics"]["test/loss"] == tested
+
+
+def test_directory_of_images_that_is_the_data_root_is_only_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_images(Path("pictures"), 10)
+    monkeypatch.setenv("DATA_ROOT", str(Path("pictures").resolve()))
+    run("run", *NOISY_RUN, "trainer.max_epochs=1")
+    assert stored_config(load_checkpoint(Path("run/checkpoints/last.ckpt"))).data.only_read is True
 
 
 def test_published_data_set_keeps_the_directory_that_was_typed() -> None:

@@ -1,6 +1,7 @@
 """logger=csv, mlflow, wandb, and several at once; debug=lr."""
 
 import contextlib
+import logging
 import os
 import re
 import sqlite3
@@ -206,16 +207,22 @@ def test_resumed_run_does_not_choose_to_be_online(mode: str, kept: bool) -> None
 
 def test_debug_run_has_no_logger_and_a_list_its_names() -> None:
     assert compose("debug=fast").choices.logger == "none"
+    run("run", *POINTS, "debug=fast")
+    assert not list(Path("run").rglob("*tfevents*")) and not Path("run/lightning_logs").exists()
     assert compose("logger=[csv,mlflow]").choices.logger == ["csv", "mlflow"]
     assert run_title("a", ["model.net.hidden_sizes=[]"], 1) == "a/hidden_sizes=[] seed=1"
 
 
 @pytest.mark.parametrize("parts", [POINTS, ("experiment=line_slow",), ("model=blobs_mlp", "data=blobs", "threads=1")])
-def test_range_test_proposes_a_rate_and_keeps_no_run(parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_range_test_proposes_a_rate_and_keeps_no_run(
+    parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A step of it is one gradient step, also where a model makes many of them."""
     steps = []
     monkeypatch.setattr(LRRangeTest, "on_train_batch_end", counted(LRRangeTest.on_train_batch_end, steps))
-    assert run("run", *parts, "debug=lr")["suggested"] > 0
+    caplog.set_level(logging.INFO)
+    run("run", *parts, "debug=lr")
+    assert re.search(r"where the loss falls most steeply: optimizer\.lr=\d", caplog.text)
     assert 12 <= steps[-1] == len(steps) <= 100
     assert [str(path) for path in Path("run").rglob("*.*")] == ["run/pictures/learning_rate.png"]
 

@@ -32,7 +32,7 @@ from tests.untrusted import SECRET, TINY, edit_checkpoint, resume_config
 def test_control_characters_in_a_stored_config_are_refused(text: str, untrusted: Path) -> None:
     config = torch.load("outputs/untrusted/checkpoints/last.ckpt", weights_only=True)["config"]
     check_safe(config, "it")
-    for changed in ({"name": text}, {text: 1}, {"expect": {text: 1}}, {"ignore_groups": [text]}):
+    for changed in ({"name": text}, {text: 1}, {"expect": {text: 1}}, {"ignore_overrides": [text]}):
         with pytest.raises(ValueError, match="control characters") as caught:
             check_safe(config | changed, "it")
         assert printable(str(caught.value)) == str(caught.value)

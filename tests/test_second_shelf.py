@@ -94,7 +94,7 @@ def test_each_job_of_a_sweep_has_its_own_published_figure() -> None:
         for value, published in figures.items():
             cfg = compose(f"experiment={experiment}", f"{setting}={value}")
             assert cfg.expect["test/acc"].published == published
-            assert setting in cfg.ignore_groups
+            assert setting in cfg.ignore_overrides
         other = compose(f"experiment={experiment}", f"{setting}={'GELU' if 'net' in setting else 'sgd'}")
         assert other.expect["test/acc"].published is None
     rates = [compose("experiment=fashion_optimizers", f"optimizer={one}").optimizer.lr for one in figures]

@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 import train as train_module
 from callbacks.metrics_history import MetricsHistory
 from callbacks.plots import Plots
+from cli.compose import compose
 from cli.session import CommandError
 from evaluate import evaluate
 from predict import predict
@@ -221,3 +222,18 @@ def test_one_training_at_a_time_in_any_thread(monkeypatch: pytest.MonkeyPatch) -
     thread.start()
     thread.join()
     assert found[1].result["status"] == "finished"
+
+
+def test_setting_without_effect_is_refused() -> None:
+    train(*POINTS, "hydra.run.dir=run")
+    Path("rows.csv").write_text("1,2\n")
+    with pytest.raises(CommandError, match="limit= has an effect with split=test only"):
+        predict("run=run", "csv=rows.csv", "limit=3")
+    assert len(predict("run=run", "split=test", "limit=3").rows) == 3
+    with pytest.raises(CommandError, match="epsilons= has an effect with attack=fgsm only"):
+        evaluate("run=run", "epsilons=[7]")
+
+
+def test_compose_takes_names_of_files_as_they_are_typed() -> None:
+    cfg = compose("data=csv", "data.path=rows (1).csv", "data.target=price")
+    assert cfg.data.path == "rows (1).csv"

@@ -10,10 +10,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import train
-from cli import CONF
+from cli import CONF, GROUPS
 from cli.compose import compose, register_resolvers
 from cli.errors import format_error
-from cli.help import GROUPS
 from cli.validation import _expected, check_overrides, check_values
 from runs.result import read_result
 
@@ -31,8 +30,9 @@ REFUSED = {
     "expect={w:{published:[1,x]}}": "expect.w.published=[1, 'x'] must be a number",
     "expect={w:{published:[]}}": "expect.w.published=[] must be a number",
     "expect={w:{rtol:0.1}}": "expect.w: rtol and atol are a tolerance around published, which is missing",
-    "ignore_groups=[1]": "ignore_groups=[1] must be a list of settings",
-    "may_change=null": "ignore_groups=null must be a list",
+    "ignore_overrides=[1]": "ignore_overrides=[1] must be a list of settings",
+    "ignore_groups=[1]": "ignore_overrides=[1] must be a list of settings",
+    "may_change=null": "ignore_overrides=null must be a list",
     "name=null": "name=null must be a string",
     "name=true": "name=True must be a string",
     "trainer.max_steps=0": "trainer.max_steps=0 leaves nothing to train",
