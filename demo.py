@@ -6,6 +6,7 @@ python demo.py run=last
 import contextlib
 import json
 import logging
+import re
 import threading
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not self._is_ours():
             return
-        if self.path != "/answer" or not length.isdigit() or int(length) > MAX_BYTES:
+        if self.path != "/answer" or not re.fullmatch("[0-9]+", length) or int(length) > MAX_BYTES:
             self._send(413, "application/json", json.dumps({"error": "that is too much"}))
             return
         try:
@@ -89,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             with self.server.lock:  # the model computes one answer after the other
                 answer = self.server.answers.answer(asked)
             self._send(200, "application/json", json.dumps(answer))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._send(400, "application/json", json.dumps({"error": printable(" ".join(str(error).split()))}))
 
     def _is_ours(self) -> bool:

@@ -20,7 +20,7 @@ from cli.exit_codes import exit_code
 from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
 from cli.process import limit_threads
-from cli.resume import merge_resume_config
+from cli.resume import merge_resume_config, overrides_to_repeat
 from cli.session import call
 from cli.validation import check_expect
 from runs.checkpoint import find_checkpoint, load_checkpoint
@@ -145,7 +145,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     monitors = Monitors(cfg.get("monitor"), cfg.get("mode"), model, known_modes(metrics))
     history = MetricsHistory(run_dir, monitors, cfg.record.every_n_batches)
     checkpoints = Checkpoints(run_dir / "checkpoints", config, cfg.checkpoint.every_n_steps)
-    signals = SignalHandler(checkpoints.last)
+    signals = SignalHandler(checkpoints.last, overrides_to_repeat(cfg))
     chosen = build_callbacks(cfg.callbacks)
     bars = [callback for callback in chosen if isinstance(callback, ProgressBar)]
     has_bar = cfg.trainer.get("enable_progress_bar", bool(bars))

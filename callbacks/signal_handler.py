@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import Popen
 from types import FrameType
@@ -32,10 +33,11 @@ class Interrupted(Exception):
 
     status = "interrupted"
 
-    def __init__(self, number: int, saved: Path | None) -> None:
+    def __init__(self, number: int, saved: Path | None, overrides: Sequence[str] = ()) -> None:
         where = f"saved in {saved}" if saved else "there was nothing to save yet"
         super().__init__(f"interrupted by {signal.Signals(number).name}; {where}")
-        self.resume_command = train_command([f"resume={quote_value(str(saved.parent.parent))}"]) if saved else None
+        resume = f"resume={quote_value(str(saved.parent.parent))}" if saved else ""
+        self.resume_command = train_command([resume, *overrides]) if saved else None
         self.exit_code = 128 + number
 
 
@@ -53,6 +55,7 @@ class SignalHandler(Checkpoint):
 
     Args:
         checkpoint_path: path of ``last.ckpt``, for a run that writes one.
+        overrides: those that the run must be given again when it is resumed.
     """
 
     measures = ()
@@ -60,8 +63,8 @@ class SignalHandler(Checkpoint):
     # Seconds for this process to notice by itself that another rank has ended. It nearly always does.
     grace_period = 10.0
 
-    def __init__(self, checkpoint_path: Path | None = None) -> None:
-        self.checkpoint_path = checkpoint_path
+    def __init__(self, checkpoint_path: Path | None = None, overrides: Sequence[str] = ()) -> None:
+        self.checkpoint_path, self._overrides = checkpoint_path, overrides
         self._signal: int | None = None  # received by this process
         self._old_handlers: dict[int, Any] = {}
         self._training = False
@@ -106,7 +109,7 @@ class SignalHandler(Checkpoint):
     def _raise_if(self, number: int | None) -> None:
         if number:
             path = self.checkpoint_path
-            interrupted = Interrupted(number, path if path and path.exists() else None)
+            interrupted = Interrupted(number, path if path and path.exists() else None, self._overrides)
             if number in REQUEUE_SIGNALS and callable(requeue := self._old_handlers.get(number)):
                 try:
                     requeue(number, None)

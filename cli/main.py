@@ -287,6 +287,8 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     is_sweep = asks_for_sweep(arguments)
     for override in arguments:
         key, value = override_key(override), override.partition("=")[2].strip()
+        if override.startswith("--e"):  # --experimental-rerun, which may be shortened
+            raise ValueError(f"{override} is refused: it unpickles a file, which may run code")
         is_typed = "=" in override or override.startswith("~")  # --cfg hydra is none
         of_hydra = is_typed and re.fullmatch(r"hydra(\.\w+)?", key) and key not in no_groups
         if of_hydra or (key.partition("@")[0] in GROUPS and re.search(r"(?<!\$)\{", value)):

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from cli.job import task_overrides
+from cli.job import is_multirun, task_overrides
 from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, find_checkpoint, load_checkpoint
 from runs.files import RUN_DIRS, RUN_FILES, check_folder, is_leftover, is_within, read_yaml
 from runs.migrate import RENAMED_TARGETS
 from runs.overrides import last_of_each, typed_setting
 from runs.result import read_result
+from sweeps.jobs import is_sweep
 
 AFTER_EPOCH = ("evaluations", "predictions")  # what only a run has whose first epoch has ended
 _RUN_KEYS = {*CHECKPOINT_GROUPS, "trainer", "seed"}  # of the config of each run, of an earlier version too
@@ -50,6 +51,8 @@ def check_unused(folder: Path, resume: str | None) -> None:
     if file and file.parent.name == "checkpoints" and folder.resolve() == resumed and is_run_of(folder, file):
         _check_newest(folder, file)
         return
+    if is_sweep(folder) and not is_multirun():
+        raise ValueError(f"{folder} is the directory of a sweep: hydra.run.dir=… names another directory")
     found = overwritten(folder)
     if found and not died_early(folder, _stored_overrides(file), resume):
         has_run = not resume and (folder / "checkpoints" / "last.ckpt").is_file()

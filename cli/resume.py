@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli import CONF
 from cli.build import stored_config
+from cli.job import task_overrides
 from cli.resumed_run import is_option, name_option
 from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, load_checkpoint
 from runs.format import pluralize
@@ -30,6 +31,7 @@ RESUMABLE_CALLBACKS = [
     f"lightning.pytorch.callbacks.{name}"
     for name in ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging")
 ]
+SERVICES = {"mlflow": "MLflow", "wandb": "W&B"}  # options of logger=
 RESUMABLE_CALLBACKS += ["lightning.pytorch.callbacks.LearningRateMonitor", "callbacks.early_stopping.EarlyStopping"]
 
 
@@ -55,7 +57,8 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     for key, value in own.items():
         if OmegaConf.select(merged, key.rpartition(".")[0]) and _is_kept(merged, key, value):
             OmegaConf.update(merged, key, value, force_add=True)
-    _check_online(merged.logger, typed)
+    _check_services(merged.logger, typed)
+    _check_nodes(merged, typed)
     _drop_compile(merged, typed)
     _add_callbacks(merged, stored["callbacks"], before)
     if OmegaConf.select(merged, "logger.tensorboard") is not None:
@@ -83,12 +86,29 @@ def _take_groups(merged: DictConfig, cfg: DictConfig, stored_choices: dict[str, 
         merged.trainer = _switch_trainer(merged.trainer, stored_choices.get("trainer", "default"), cfg.choices.trainer)
 
 
-def _check_online(loggers: DictConfig, typed: dict[str, str]) -> None:
-    """Raise ValueError where only the run, which may come from anyone, says that W&B is to get its records."""
-    if not (settings := loggers.get("wandb")) or any(key.partition(".")[0] == "logger" for key in typed):
-        return
-    if (settings.mode or os.environ.get("WANDB_MODE") or "online") == "online":
-        raise ValueError("resume: this run is in W&B: logger=wandb continues it there, logger=none continues without")
+def _check_services(loggers: DictConfig, typed: dict[str, str]) -> None:
+    """Raise ValueError where only the run, which may come from anyone, says that a service is to get its records."""
+    chosen = [str(name) for name, settings in loggers.items() if settings is not None]
+    found = [SERVICES[name] for name in chosen if name in SERVICES]
+    if found and not any(key.partition(".")[0] == "logger" for key in typed):
+        again = typed_setting("logger", chosen[0] if len(chosen) == 1 else chosen)
+        raise ValueError(
+            f"resume: this run is in {' and '.join(found)}: {again} continues it there, logger=none continues without"
+        )
+
+
+def overrides_to_repeat(cfg: DictConfig) -> list[str]:
+    """Return the overrides that a run must be given again when it is resumed: see :func:`_check_services`."""
+    groups = ("logger", "trainer.num_nodes") if any(map(cfg.logger.get, SERVICES)) else ("trainer.num_nodes",)
+    keys = rf"({'|'.join(map(re.escape, groups))})(\.|$)"
+    return [override for override in task_overrides() if re.match(keys, override_key(override))]
+
+
+def _check_nodes(merged: DictConfig, typed: dict[str, str]) -> None:
+    """Raise ValueError where only the run says that other machines take part: it would wait for them."""
+    nodes = merged.trainer.get("num_nodes", 1)
+    if nodes != 1 and "num_nodes" not in {key.rpartition(".")[2] for key in typed}:
+        raise ValueError(f"resume: this run was trained on {nodes} machines: trainer.num_nodes={nodes} continues it so")
 
 
 def _drop_compile(merged: DictConfig, typed: dict[str, str]) -> None:

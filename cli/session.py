@@ -137,7 +137,7 @@ def _raise(error: BaseException, show_traceback: bool) -> NoReturn:
         raise KeyboardInterrupt("interrupted") from cause
     line = printable(format_error(error))
     if command := getattr(error, "resume_command", None):
-        line += f"; train({shlex.split(command)[-1]!r}) resumes it"
+        line += f"; train({', '.join(map(repr, shlex.split(command)[2:]))}) resumes it"
     if code == 128 + signal.SIGINT:
         raise KeyboardInterrupt(line) from cause
     if code == 128 + signal.SIGTERM:  # sent to the whole process, which has its own handler again

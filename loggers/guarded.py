@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,9 @@ def check_place(stored: str, given: str, is_default: bool, service: str, setting
             f"resume: this run is in {service} at {printable(stored)[:200]}, an address that is not taken from a run: "
             f"{setting}=… continues it there, logger=none continues without {service}"
         )
+
+
+def check_no_link(path: Path) -> None:
+    """Raise ValueError for a link that records would be written through. It may have come with a run."""
+    if path.is_symlink():
+        raise ValueError(f"{path} is refused: it is a link to {os.readlink(path)}, and records would go there")

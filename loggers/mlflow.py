@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
-from loggers.guarded import Guarded, check_place, first_line, is_resumed, read_run_id, write_run_id
+from loggers.guarded import Guarded, check_no_link, check_place, first_line, is_resumed, read_run_id, write_run_id
 from runs.files import atomic_write, is_within
 from runs.format import printable
+from runs.sqlite import TIMEOUT, check_files, table_names
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # the name of the environment varia
 DEFAULT_URI = "sqlite:///outputs/mlflow.db"
 MAX_NAME = 200  # MLflow takes 250 letters for the whole name of a metric
 RUN_DIR = "run_dir"  # the tag with the run directory
+MLFLOW_TABLES = {"alembic_version", "experiments", "runs"}
 OMITTED = ("logger", "resume")  # of the settings: they say nothing about the run
 STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
 
@@ -121,7 +124,8 @@ class MLflow(Guarded, MLFlowLogger):
 
     def _is_own(self, artifact_uri: str) -> bool:
         """Return whether artifacts of ``outputs/mlflow.db`` are beside it. The file may come with runs of others."""
-        return not self._is_default or is_within(Path(artifact_uri, "any"), Path("outputs", "mlruns"))
+        is_path = os.path.isabs(artifact_uri)  # and no URL, which as a path might lead through a link
+        return not self._is_default or (is_path and is_within(Path(artifact_uri, "any"), Path("outputs", "mlruns")))
 
     def _create_run(self, client: MlflowClient) -> str:
         experiment, run_name = self._names
@@ -140,7 +144,10 @@ class MLflow(Guarded, MLFlowLogger):
                 )
         tags = resolve_tags({RUN_DIR: os.path.abspath(self._file.parent), "mlflow.runName": str(run_name)})
         tags = {name: _without_password(value) for name, value in tags.items()}  # of git's remote
-        run_id: str = client.create_run(experiment_id, tags=tags).info.run_id
+        run = client.create_run(experiment_id, tags=tags).info
+        if not self._is_own(run.artifact_uri):
+            raise ValueError(f"its run has its artifacts at {printable(run.artifact_uri)}")
+        run_id: str = run.run_id
         return run_id
 
     def _write_metrics(self, metrics: dict[str, float], step: int | None) -> None:
@@ -225,7 +232,16 @@ def _without_password(uri: str) -> str:
 
 
 def check_sqlite_file(file: Path, uri: str, is_made: bool) -> None:
-    """Raise ValueError for what is no SQLite file, and cannot become one; ``is_made``: its directory is made."""
+    """Raise ValueError for what is no database of MLflow and cannot become one.
+
+    Args:
+        file: the SQLite file, which need not exist.
+        uri: for the error.
+        is_made: whether it is ``outputs/mlflow.db``. Its directory is made, and all of it may have come with a run.
+    """
+    if is_made:
+        check_no_link(Path("outputs", "mlruns"))
+        check_files(file, made_by="MLflow")
     reason = None
     if "?" in uri or file.name == ":memory:":
         reason = "only the name of a file may follow sqlite:///"
@@ -238,8 +254,20 @@ def check_sqlite_file(file: Path, uri: str, is_made: bool) -> None:
             reason = "that cannot be written"
         elif file.stat().st_size and file.open("rb").read(16) != b"SQLite format 3\0":
             reason = "that is no SQLite file"
+        elif not _is_of_mlflow(file):
+            reason = "that is a database of another program, or has triggers or views"
     if reason:
         raise ValueError(f"logger.mlflow.tracking_uri={printable(uri)}: {reason}")
+
+
+def _is_of_mlflow(file: Path) -> bool:
+    """Return whether a database has nothing but tables, and those of MLflow if any."""
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=TIMEOUT)) as database:
+            tables = table_names(database)
+    except sqlite3.Error:
+        return False
+    return tables is not None and (not tables or tables >= MLFLOW_TABLES)
 
 
 @contextlib.contextmanager

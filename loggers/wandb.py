@@ -15,7 +15,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from loggers.guarded import Guarded, check_place, first_line, is_resumed, read_run_id, write_run_id
+from loggers.guarded import Guarded, check_no_link, check_place, first_line, is_resumed, read_run_id, write_run_id
 from runs.result import ENDED
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class WandB(Guarded, WandbLogger):
         Raises:
             ValueError: there is no key, or W&B cannot be used.
         """
-        _check_settings_file()
+        _check_files()
         Path("outputs").mkdir(exist_ok=True)  # else wandb takes the directory for temporary files
         try:
             run = self._find_run() if self.is_continued and self._is_online else None
@@ -126,18 +126,25 @@ class WandB(Guarded, WandbLogger):
         pass  # after the training, before the test; log_end() ends the run
 
 
-def _check_settings_file() -> None:
-    """Raise ValueError for settings of the working directory that could name a server, which would get the user's key.
+def _check_files() -> None:
+    """Raise ValueError for links among the files of wandb, and for settings that could name a server.
 
-    The directory may be that of an untrusted run, and wandb reads the file in any case.
+    That server would get the user's key. The working directory may be that of an untrusted run, and wandb reads the
+    files in any case.
     """
-    file, settings = Path("wandb/settings"), configparser.ConfigParser(interpolation=None)
-    if not file.exists():
-        return
+    for folder in (Path(parent, name) for parent in (".", "outputs") for name in ("wandb", ".wandb")):
+        check_no_link(folder)
+        if (folder / "settings").exists() and not _is_harmless(folder / "settings"):
+            raise ValueError(
+                f"logger=wandb: {folder / 'settings'} in this directory could send your key elsewhere: use "
+                "WANDB_BASE_URL=… instead"
+            )
+
+
+def _is_harmless(file: Path) -> bool:
+    """Return whether a file of settings says no more than what ``wandb offline`` and ``wandb init`` write."""
+    settings = configparser.ConfigParser(interpolation=None)
     with contextlib.suppress(OSError, ValueError, configparser.Error):
         settings.read_string(file.read_text(encoding="utf-8"))
-        if settings.sections() == ["default"] and set(settings["default"]) <= {"mode", "disabled", "project"}:
-            return
-    raise ValueError(
-        f"logger=wandb: {file} in this directory could send your key elsewhere: use WANDB_BASE_URL=… instead"
-    )
+        return settings.sections() == ["default"] and set(settings["default"]) <= {"mode", "disabled", "project"}
+    return False

@@ -83,6 +83,9 @@ def check_sweep_dir(sweep_dir: Path) -> None:
     check_study(sweep_dir)
     has_config = {"hydra", "sweep_resume"} <= read_yaml(sweep_dir / "multirun.yaml").keys()
     begun = has_config or study_exists(sweep_dir)
+    is_run = read_yaml(sweep_dir / "config.yaml").keys() >= {"choices", "model"}
+    if not begun and (is_run or os.path.lexists(sweep_dir / ".lock")):
+        raise ValueError(f"{sweep_dir} is the directory of a run: hydra.sweep.dir=… names another directory")
     overwritten = [*(() if has_config else ("multirun.yaml",)), *(() if begun else SUMMARY_FILES)]
     if found := [name for name in overwritten if os.path.lexists(sweep_dir / name)]:
         raise ValueError(

@@ -3,24 +3,20 @@
 import contextlib
 import functools
 import os
-import shlex
 import sqlite3
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs.format import printable
 from runs.monitor import metric_name
+from runs.sqlite import TIMEOUT, check_files, table_names
 
 if TYPE_CHECKING:
     import optuna
 
 STUDY_NAME = "search"
 MARK = "lit-classics"  # an attribute of each study that this project makes
-TIMEOUT = 60  # seconds to wait for another process that writes
-# A journal that ends with these bytes names a file, which SQLite deletes after it has rolled the journal back.
-JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 STUDY_TABLES = {"studies", "study_user_attributes", "trials", "trial_user_attributes"}
 VERSION_TABLES = {"version_info", "alembic_version"}
 # Studies of earlier versions have no mark, but their trials name the process that ran them.
@@ -47,20 +43,7 @@ def check_study(sweep_dir: Path) -> None:
         OSError: the file cannot be read, or is not a database.
     """
     file = sweep_dir / "study.db"
-    for name in ("study.db", "study.db-journal", "study.db-wal", "study.db-shm"):
-        with contextlib.suppress(FileNotFoundError):  # another process has ended its transaction
-            found = os.lstat(sweep_dir / name)
-            mode = found.st_mode
-            if not stat.S_ISREG(mode) or name.endswith(("-wal", "-shm")):
-                kind = "a link" if stat.S_ISLNK(mode) else "no file that a search makes"
-                raise ValueError(f"{sweep_dir / name} is refused: it is {kind}")
-            if found.st_nlink > 1:
-                raise ValueError(
-                    f"{sweep_dir / name} is refused: it is a hard link to a file that has other names, which would "
-                    f"change with it; use a copy of the directory: cp -r {shlex.quote(str(sweep_dir))} DIRECTORY"
-                )
-            if name.endswith("-journal") and _tail(sweep_dir / name, len(JOURNAL_MAGIC)) == JOURNAL_MAGIC:
-                raise ValueError(f"{sweep_dir / name} is refused: it names a file, which SQLite would delete")
+    check_files(file, made_by="a search")
     if file.exists() and not _is_ours(file):
         raise ValueError(
             f"{file} is refused: it is not the study of a search of this project: hydra.sweep.dir=… names another "
@@ -68,20 +51,12 @@ def check_study(sweep_dir: Path) -> None:
         )
 
 
-def _tail(file: Path, size: int) -> bytes:
-    with open(file, "rb") as content:
-        content.seek(max(0, os.fstat(content.fileno()).st_size - size))
-        return content.read(size)
-
-
 def _is_ours(file: Path) -> bool:
     """Return whether a database has a study of this project, or nothing that could be lost."""
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=TIMEOUT)) as database:
-            schema = database.execute("SELECT type, name FROM sqlite_master WHERE type != 'index'").fetchall()
-            if any(kind != "table" for kind, _ in schema):  # a view or a trigger, which runs when a table is used
+            if (tables := table_names(database)) is None:
                 return False
-            tables = {name for _, name in schema}
             if tables >= STUDY_TABLES and database.execute(OWN_STUDY).fetchone():
                 return True
             names = [name.replace('"', '""') for name in tables - VERSION_TABLES]

@@ -127,3 +127,9 @@ def test_directory_of_a_run_that_is_a_url_is_refused(override: str, monkeypatch:
     with pytest.raises(SystemExit):
         _rewrite_argv("train")
     assert capsys.readouterr().err == f"error: {override} is refused: it is not a directory on this machine\n"
+
+
+@pytest.mark.parametrize("option", ["--experimental-rerun", "--experimental-rerun=x.pickle", "--exp"])
+def test_no_pickle_is_run_again(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is refused: it unpickles a file"):
+        check_hydra_settings([option, "x.pickle"], "train")

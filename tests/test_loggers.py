@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from callbacks.lr_range_test import LRRangeTest
+from callbacks.signal_handler import Interrupted
 from cli.compose import compose, run_title
 from cli.main import check_hydra_settings
-from cli.resume import _check_online, _is_kept
+from cli.resume import _check_nodes, _check_services, _is_kept, overrides_to_repeat
 from cli.validation import check_loggers
 from runs.safety import stored_command
 from tests.conftest import run
+from tests.untrusted import run_sql
 
 POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
 
@@ -45,7 +48,12 @@ def test_resumed_run_continues_its_mlflow_run_and_its_title() -> None:
     # MLflow has one connection per address in a process, and would make this one that of all later runs.
     assert before.splitlines()[1] == f"sqlite:///{Path.cwd()}/outputs/mlflow.db"
     assert "MLFLOW_TRACKING_URI" not in os.environ
-    assert run("run", "resume=run", "trainer.max_epochs=2")["tags"] == ["a", "b"]
+    with pytest.raises(
+        ValueError, match=r"MLflow: 'logger=\[tensorboard,csv,mlflow\]' continues it there, logger=none"
+    ):
+        run("run", "resume=run", "trainer.max_epochs=2")
+    again = run("run", "resume=run", "trainer.max_epochs=2", "logger=[tensorboard,csv,mlflow]")
+    assert again["tags"] == ["a", "b"]
     assert Path("run/mlflow.txt").read_text() == before
     assert query("SELECT status FROM runs") == [("FINISHED",)]
     assert query("SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step") == [(1,), (2,)]
@@ -60,7 +68,7 @@ def test_resumed_run_continues_its_wandb_run() -> None:
     pytest.importorskip("wandb")
     run("run", *POINTS, "logger=wandb", "logger.wandb.mode=offline", "trainer.max_epochs=1")
     run_id = Path("run/wandb.txt").read_text().split()[0]
-    run("run", "resume=run", "trainer.max_epochs=2")
+    run("run", "resume=run", "trainer.max_epochs=2", "logger=wandb")
     assert Path("run/wandb.txt").read_text().split()[0] == run_id
     assert len(list(Path("outputs/wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))) == 2
     assert [path for path in Path("run").rglob("*") if path.is_symlink()] == []
@@ -75,7 +83,7 @@ def test_mlflow_run_elsewhere_is_not_contacted() -> None:
     for address in ("http://host", "sqlite:///given/mlflow.db"):
         Path("run/mlflow.txt").write_text(f"{run_id}\n{address}\n")
         with pytest.raises(Exception, match="an address that is not taken from a run"):
-            run("run", "resume=run", "trainer.max_epochs=2")
+            run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow")
     run("run", "resume=run", "trainer.max_epochs=2", "logger.mlflow.tracking_uri=sqlite:///given/mlflow.db")
     assert query("SELECT count(*) FROM runs", "given/mlflow.db") == [(1,)]
 
@@ -89,7 +97,7 @@ def test_resumed_run_does_not_continue_that_of_another_directory() -> None:
     mine = f"SELECT * FROM runs JOIN metrics USING (run_uuid) WHERE run_uuid = '{stored.split()[0]}'"
     before = query(mine)
     Path("gift/mlflow.txt").write_text(stored)
-    run("gift", "resume=gift", "trainer.max_epochs=2")
+    run("gift", "resume=gift", "trainer.max_epochs=2", "logger=mlflow")
     assert query(mine) == before != []
     assert query("SELECT count(*) FROM runs") == [(3,)]
 
@@ -102,10 +110,10 @@ def test_mlflow_writes_no_artifacts_outside_of_outputs(tmp_path: Path) -> None:
         with contextlib.closing(sqlite3.connect("outputs/mlflow.db")) as database, database:
             database.execute(f"UPDATE {table} SET {column} = ?", (str(tmp_path / "app"),))
         if table == "runs":
-            run("run", "resume=run", "trainer.max_epochs=2")
+            run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow")
     Path("run/mlflow.txt").unlink()
     with pytest.raises(ValueError, match=f"has its artifacts at {tmp_path / 'app'}"):
-        run("run", "resume=run", "trainer.max_epochs=3")
+        run("run", "resume=run", "trainer.max_epochs=3", "logger=mlflow")
     assert list((tmp_path / "app").iterdir()) == []
 
 
@@ -131,12 +139,14 @@ def test_wrong_sqlite_file_is_refused_before_anything_is_made(file: str, reason:
 def test_loggers_that_began_are_undone_where_another_one_refuses() -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
-    Path("wandb").mkdir()
-    Path("wandb/settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
-    with pytest.raises(ValueError, match="wandb/settings in this directory could send your key elsewhere"):
-        run("run", *POINTS, "logger=[mlflow,wandb]")
-    assert list(Path("run").iterdir()) == []
-    assert query("SELECT lifecycle_stage FROM runs") == [("deleted",)]
+    for number, folder in enumerate(("wandb", ".wandb", "outputs/wandb", "outputs/.wandb"), 1):
+        Path(folder).mkdir()
+        Path(folder, "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+        with pytest.raises(ValueError, match=f" {folder}/settings in this directory could send your key elsewhere"):
+            run("run", *POINTS, "logger=[mlflow,wandb]")
+        assert list(Path("run").iterdir()) == []
+        assert query("SELECT lifecycle_stage FROM runs") == [("deleted",)] * number
+        shutil.rmtree(folder)
 
 
 def test_place_at_wandb_is_not_taken_from_a_run() -> None:
@@ -144,7 +154,7 @@ def test_place_at_wandb_is_not_taken_from_a_run() -> None:
     settings = ("logger.wandb.project=theirs", "logger.wandb.entity=they", "logger.wandb.mode=offline")
     run("run", *POINTS, "logger=wandb", *settings, "trainer.max_epochs=1")
     with pytest.raises(Exception, match=r"in W&B at they, project theirs, an address that is not taken from a run"):
-        run("run", "resume=run", "trainer.max_epochs=2")
+        run("run", "resume=run", "trainer.max_epochs=2", "logger=wandb")
     before = Path("run/wandb.txt").read_text()
     run("run", "resume=run", "trainer.max_epochs=2", *settings)
     assert Path("run/wandb.txt").read_text() == before
@@ -172,14 +182,85 @@ def test_two_processes_make_the_tables_of_one_file() -> None:
         FileLock("outputs/.mlflow.db.lock").acquire(timeout=0)
 
 
-def test_resumed_run_goes_online_only_if_that_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    loggers = compose("logger=[csv,wandb]").logger
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+def test_resumed_run_uses_a_service_or_other_machines_only_if_that_is_typed() -> None:
+    loggers = compose("logger=wandb").logger
     with pytest.raises(ValueError, match="this run is in W&B: logger=wandb continues it there, logger=none"):
-        _check_online(loggers, {"seed": "seed=1"})
-    _check_online(loggers, {"logger": "logger=wandb"})
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    _check_online(loggers, {})
+        _check_services(loggers, {"seed": "seed=1"})
+    _check_services(loggers, {"logger": "logger=wandb"})
+    _check_services(compose("logger=[tensorboard,csv]").logger, {})
+    cfg = compose("trainer.num_nodes=2")
+    with pytest.raises(ValueError, match=r"trained on 2 machines: trainer\.num_nodes=2 continues it so"):
+        _check_nodes(cfg, {"trainer": "trainer=ddp"})
+    _check_nodes(cfg, {"trainer.num_nodes": "trainer.num_nodes=2"})
+
+
+def test_interrupted_run_is_resumed_with_its_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    settings = ("logger=mlflow", "logger.mlflow.run_name=a")
+    cfg = compose(*POINTS, *settings, "seed=3")
+    monkeypatch.setattr("cli.resume.task_overrides", lambda: [*POINTS, *settings, "seed=3", "logger_of_mine=1"])
+    assert overrides_to_repeat(cfg) == [*settings]
+    error = Interrupted(15, Path("run/checkpoints/last.ckpt"), settings)
+    assert error.resume_command == "python train.py resume=run logger=mlflow logger.mlflow.run_name=a"
+
+
+@pytest.mark.parametrize("file", ["mlflow.db", "mlruns", "wandb", ".wandb"])
+def test_link_in_outputs_is_not_written_through(file: str, tmp_path: Path) -> None:
+    name = "wandb" if "wandb" in file else "mlflow"
+    pytest.importorskip(name)
+    (tmp_path / "mine").mkdir()
+    if file == "mlflow.db":
+        run_sql("CREATE TABLE notes (text)")(tmp_path / "mine/notes.db")
+    Path("outputs").mkdir()
+    Path("outputs", file).symlink_to("../mine/notes.db" if file == "mlflow.db" else "../mine")
+    before = [path.stat().st_size for path in (tmp_path / "mine").iterdir()]
+    with pytest.raises(Exception, match=f"outputs/{file} is refused: it is a link"):
+        run("run", *POINTS, f"logger={name}")
+    assert [path.stat().st_size for path in (tmp_path / "mine").iterdir()] == before
+    assert list(Path("run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "statement"),
+    [
+        (
+            "outputs/mlflow.db",
+            "CREATE TRIGGER t AFTER INSERT ON runs BEGIN UPDATE runs SET artifact_uri = 'x'; END",
+        ),
+        ("outputs/mlflow.db", "CREATE VIEW v AS SELECT 1"),
+        ("own.db", "CREATE TABLE notes (text)"),
+    ],
+)
+def test_database_with_triggers_or_of_another_program_is_not_used(where: str, statement: str) -> None:
+    pytest.importorskip("mlflow")
+    settings = ("logger=mlflow", "trainer.max_epochs=1")
+    if where.startswith("outputs"):
+        run("first", *POINTS, *settings)
+    else:
+        settings += (f"logger.mlflow.tracking_uri=sqlite:///{where}",)
+    run_sql(statement)(Path(where))
+    before = Path(where).read_bytes()
+    with pytest.raises(Exception, match="a database of another program, or has triggers or views"):
+        run("second", *POINTS, *settings)
+    assert Path(where).read_bytes() == before
+
+
+def test_artifacts_at_an_address_that_looks_like_a_directory_are_refused() -> None:
+    """As a path ``http://host`` leads through a directory named ``http:``, which may have come with a run."""
+    pytest.importorskip("mlflow")
+    run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    Path("http:").symlink_to("outputs/mlruns")
+    run_sql("UPDATE experiments SET artifact_location = 'http://host/x'")(Path("outputs/mlflow.db"))
+    with pytest.raises(ValueError, match="has its artifacts at http://host/x"):
+        run("other", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+
+
+def test_csv_files_of_another_run_are_kept() -> None:
+    Path("mine").mkdir()
+    Path("mine/metrics.csv").write_text("mine\n")
+    with pytest.raises(Exception, match="logger=csv: mine has files in it, which would be removed"):
+        run("run", *POINTS, "logger=csv", f"logger.csv.name={Path('mine').resolve()}", "+logger.csv.version=.")
+    assert [path.name for path in Path("mine").iterdir()] == ["metrics.csv"]
 
 
 def test_names_of_classes_in_mlflow() -> None:

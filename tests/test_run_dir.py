@@ -844,3 +844,22 @@ def test_is_within_resolves_links_and_parents(tmp_path: Path) -> None:
     assert is_within(tmp_path / "a", tmp_path)
     for path in (tmp_path, tmp_path / "../x", tmp_path / "link/x", Path("/")):
         assert not is_within(path, tmp_path)
+
+
+@pytest.mark.parametrize("begun", ["lock", "config"])
+def test_run_and_sweep_do_not_share_a_directory(begun: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    if begun == "lock":
+        (tmp_path / "run/.lock").touch()
+    else:
+        (tmp_path / "run/config.yaml").write_text("choices: {}\nmodel: {}\n")
+    with pytest.raises(ValueError, match=r"run is the directory of a run: hydra\.sweep\.dir="):
+        check_sweep_dir(tmp_path / "run")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
+    check_sweep_dir(tmp_path / "sweep")
+    with pytest.raises(ValueError, match=r"sweep is the directory of a sweep: hydra\.run\.dir="):
+        overwrite.check_unused(tmp_path / "sweep", None)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/config.yaml").write_text("of: another program\n")
+    check_sweep_dir(tmp_path / "own")

@@ -1,6 +1,5 @@
 """Sweeps from untrusted sources: their study and other files in them."""
 
-import contextlib
 import itertools
 import os
 import re
@@ -22,10 +21,7 @@ from runs.result import write_result
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
-from tests.untrusted import (
-    TINY,
-    relative_paths,
-)
+from tests.untrusted import TINY, relative_paths, run_sql
 
 JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
@@ -136,16 +132,6 @@ def foreign_study(file: Path) -> None:
     study = optuna.create_study(storage=f"sqlite:///{file}", study_name="search")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     study.ask()
-
-
-def run_sql(*statements: str) -> Callable[[Path], None]:
-    def run(file: Path) -> None:
-        with contextlib.closing(sqlite3.connect(file)) as database:
-            for statement in statements:
-                database.execute(statement)
-            database.commit()
-
-    return run
 
 
 FOREIGN: dict[str, Callable[[Path], None]] = {

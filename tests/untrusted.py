@@ -1,5 +1,8 @@
 """What the tests of runs from untrusted sources share."""
 
+import contextlib
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,15 @@ def resume_config(*typed: str) -> Any:
     cfg = compose("resume=outputs/untrusted", *typed)
     cfg.choices.overrides = [*typed]
     return merge_resume_config(cfg, Path("outputs/untrusted/checkpoints/last.ckpt"))
+
+
+def run_sql(*statements: str) -> Callable[[Path], None]:
+    """Return a function that executes statements in an SQLite file."""
+
+    def run(file: Path) -> None:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            for statement in statements:
+                database.execute(statement)
+            database.commit()
+
+    return run
