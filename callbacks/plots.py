@@ -1,4 +1,4 @@
-"""Plots of a run, in its directory ``pictures/`` and in TensorBoard."""
+"""Plots of a run, in its directory ``pictures/`` and in each logger that takes pictures."""
 
 import logging
 from functools import partial
