@@ -139,7 +139,7 @@ def test_vae_compares_pixels_whatever_the_normalization(tiny: None) -> None:
 def test_gan_steps_equal_those_of_basic_gan(tiny: None) -> None:
     """Two epochs in plain torch: generator first, then the discriminator on the same fakes and the real images."""
     # Not Adam, which makes steps of the rounding errors of a bias before batch norm, whose gradient is zero.
-    overrides = (*settings("gan"), "optimizer=sgd", "scheduler=none", "+data.shuffle=false", "trainer.max_epochs=2")
+    overrides = (*settings("gan"), "optimizer=sgd", "scheduler=none", "data.shuffle=false", "trainer.max_epochs=2")
     cfg = compose(*overrides)
     datamodule, model = build(cfg)
     datamodule.setup()
