@@ -19,6 +19,7 @@ from cli import CONF, GROUPS, PROJECT
 from cli.help import default_settings
 from cli.job import is_multirun
 from runs.format import printable
+from runs.interrupts import PEER_DIED
 from runs.overrides import typed_setting
 from runs.rank import global_rank, is_rank_zero
 from sweeps.callback import SweepSummary
@@ -207,7 +208,6 @@ def _is_ours(file: Path) -> bool:
     return PROJECT in file.parent.parents and "site-packages" not in file.parts
 
 
-PEER_DIED = "another process of this run has ended; its own error line says why"
 # Part of a library's message, or the name of its exception -> the meaning here.
 KNOWN_ERRORS = {
     "onnection closed by peer": PEER_DIED,
