@@ -18,6 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from runs import internals
+from runs.format import check_positive_int
 
 
 class GradientSteps(internals.QuickHooks):
@@ -39,8 +40,7 @@ class GradientSteps(internals.QuickHooks):
 
     def __init__(self, steps_per_batch: int = 1) -> None:
         super().__init__()
-        if steps_per_batch < 1:
-            raise ValueError(f"model.steps_per_batch={steps_per_batch} must be at least 1")
+        check_positive_int("model.steps_per_batch", steps_per_batch)
         self.steps_per_batch = steps_per_batch
         self._fast = self._distributed = self._tiny_batches = False
         self._followed = ""  # the metric that ReduceLROnPlateau follows
