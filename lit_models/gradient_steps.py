@@ -261,7 +261,7 @@ class GradientSteps(internals.QuickHooks):
 
 
 # Arguments of schedulers that say how long the training is, in units of their own.
-LENGTHS = ("T_max", "epochs", "steps_per_epoch")
+REFUSED_LENGTHS = ("T_max", "epochs", "steps_per_epoch")
 UNKNOWN_LENGTH = (
     "this scheduler needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
     "or choose scheduler=none or scheduler=step"
@@ -279,7 +279,7 @@ def check_choices(optimizer: Any, scheduler: Any, trainer: pl.Trainer) -> None:
     for name, make, later in (("optimizer", optimizer, ()), ("scheduler", scheduler, lengths)):
         if not isinstance(make, functools.partial):
             continue
-        if given := [length for length in LENGTHS if later and length in make.keywords]:
+        if given := [length for length in REFUSED_LENGTHS if later and length in make.keywords]:
             raise ValueError(
                 f"scheduler.{given[0]}={make.keywords[given[0]]}: {make.func.__name__} gets the length of the whole "
                 "training, from trainer.max_epochs or trainer.max_steps; leave it out"
