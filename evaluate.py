@@ -17,7 +17,7 @@ from cli.main import main
 from cli.session import call
 from cli.validation import check_without_effect
 from runs.checkpoint import find_checkpoint
-from runs.files import atomic_write, is_writable
+from runs.files import atomic_write_text, is_writable
 from runs.format import format_metric
 from runs.result import finite_metrics
 
@@ -68,8 +68,7 @@ def evaluate_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
             fgsm.write(attacked, cfg.split, file, datamodule.class_names)
     result = {"checkpoint": str(file), "split": cfg.split, "metrics": finite_metrics(metrics)}
     if is_kept:
-        with atomic_write(written) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        atomic_write_text(written, json.dumps(result, indent=1) + "\n")
     else:
         log.warning("%s cannot be written, so the result is not kept", os.path.relpath(written.parent))
     return result

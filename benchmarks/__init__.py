@@ -1,1 +1,1 @@
-"""The figures of the README: speed ratios and results of the experiments."""
+"""Commands that measure speed, memory, scale, and the results of experiments over several seeds."""

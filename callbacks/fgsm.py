@@ -12,7 +12,7 @@ from torch import Tensor
 from callbacks import get_datamodule
 from plots.adversarial import adversarial_examples
 from plots.figure import to_pixels
-from runs.files import atomic_write, write_png
+from runs.files import atomic_write_text, write_png
 from runs.format import text_columns
 from runs.offers import Classifies
 
@@ -105,8 +105,7 @@ class FGSM(pl.Callback):
         """Write the accuracies as ``.json``, and their curve with some examples of each epsilon as ``.png``."""
         accuracies = {f"{epsilon:g}": round(accuracy, 6) for epsilon, accuracy in self.accuracies().items()}
         result = {"checkpoint": str(checkpoint), "split": split, "attack": "fgsm", "metrics": {"acc": accuracies}}
-        with atomic_write(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        atomic_write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
         figure = adversarial_examples(self.accuracies(), self._examples, class_names)
         write_png(path.with_suffix(".png"), to_pixels(figure))
 

@@ -1,4 +1,4 @@
-"""Plots of a run, in its directory ``pictures/`` and in TensorBoard."""
+"""Plots of a run, in its directory ``pictures/`` and in each logger that takes pictures."""
 
 import logging
 from functools import partial
@@ -26,6 +26,7 @@ from plots.line import line_fit, loss_surface
 from plots.training import accuracy_curve, loss_curve
 from runs import internals
 from runs.files import write_png
+from runs.format import check_positive_int
 from runs.offers import Classifies, HasUndecidedLoss, MeasuresGoodness, TransformsInputs
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ class Plots(GenerativePlots):
     measures = ()
 
     def __init__(self, every_n_epochs: int | None = None) -> None:
-        if every_n_epochs is not None and every_n_epochs < 1:
-            raise ValueError(f"callbacks.pictures.every_n_epochs={every_n_epochs} must be at least 1")
+        if every_n_epochs is not None:
+            check_positive_int("callbacks.pictures.every_n_epochs", every_n_epochs)
         super().__init__()
         self.every_n_epochs = every_n_epochs
         # Epoch -> state dict of a small net: 0 is before training, then every ``_stride`` epochs.

@@ -16,7 +16,7 @@ import yaml
 
 from callbacks import get_metrics_history, get_net, logged_metrics
 from runs import internals
-from runs.files import atomic_write, update_symlink
+from runs.files import atomic_write_text, update_symlink
 from runs.format import pluralize
 from runs.overrides import train_command
 from runs.result import git_revision, library_versions, write_result
@@ -57,8 +57,7 @@ class RunSummary(pl.Callback):
 
     def write_config(self, update_last: bool) -> None:
         """Write ``config.yaml``, and let ``outputs/last`` point to this run if ``update_last``."""
-        with atomic_write(self.run_dir / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+        atomic_write_text(self.run_dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         if update_last:
             try:
                 update_symlink(Path("outputs", "last"), self.run_dir)

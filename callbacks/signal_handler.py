@@ -21,7 +21,7 @@ from torch import Tensor
 
 from callbacks import at_optimizer_step
 from runs.internals import disable_lightning_signal_handlers, take_child_processes
-from runs.interrupts import ENDING_SIGNALS, REQUEUE_SIGNALS, is_repeated, was_interrupted
+from runs.interrupts import ENDING_SIGNALS, PEER_DIED, REQUEUE_SIGNALS, is_repeated, was_interrupted
 from runs.overrides import quote_value, train_command
 
 
@@ -133,8 +133,7 @@ class SignalHandler(Checkpoint):
         self._peer_died = True
         signal.raise_signal(signal.SIGINT)  # the main thread handles it as soon as it runs Python code again
         if not self._ended.wait(self.grace_period):
-            # The text of cli.errors.PEER_DIED.
-            _write_stderr("error: another process of this run has ended; its own error line says why")
+            _write_stderr(f"error: {PEER_DIED}")
             for process in self._child_procs:
                 process.kill()
             os._exit(1)  # sys.exit would end this thread only

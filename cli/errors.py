@@ -19,6 +19,7 @@ from cli import CONF, GROUPS, PROJECT
 from cli.help import default_settings
 from cli.job import is_multirun
 from runs.format import printable
+from runs.interrupts import PEER_DIED
 from runs.overrides import typed_setting
 from runs.rank import global_rank, is_rank_zero
 from sweeps.callback import SweepSummary
@@ -179,7 +180,7 @@ def _message(error: BaseException) -> str:
 
 
 def is_of_launcher(error: BaseException) -> bool:
-    """Return whether a job of submitit or Ray gave no result, because it was cancelled or its process was killed."""
+    """Return whether a job of submitit or Ray gave no result, because it was canceled or its process was killed."""
     return type(error).__module__.startswith(("submitit.", "ray."))
 
 
@@ -207,7 +208,6 @@ def _is_ours(file: Path) -> bool:
     return PROJECT in file.parent.parents and "site-packages" not in file.parts
 
 
-PEER_DIED = "another process of this run has ended; its own error line says why"
 # Part of a library's message, or the name of its exception -> the meaning here.
 KNOWN_ERRORS = {
     "onnection closed by peer": PEER_DIED,
@@ -222,7 +222,7 @@ KNOWN_ERRORS = {
     "worker process managed by the executor": "a process that ran jobs was killed, perhaps because memory ran out; "
     "hydra.launcher.n_jobs=1 needs less",
     "WorkerCrashedError": "a process that ran jobs was killed, perhaps because memory ran out",
-    "has not produced any output": "a job has ended without a result, perhaps because it was cancelled; its output is "
+    "has not produced any output": "a job has ended without a result, perhaps because it was canceled; its output is "
     "in .submitit/ in the sweep directory, and jobs that were submitted with it may still run",
     "DataLoader worker": "a worker process has died, perhaps because memory ran out; try data.num_workers=0",
 }

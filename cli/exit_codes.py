@@ -8,8 +8,9 @@ import signal
 import sys
 from typing import NoReturn
 
-from cli.errors import PEER_DIED, format_error, print_error
+from cli.errors import format_error, print_error
 from runs.format import printable
+from runs.interrupts import PEER_DIED
 from runs.overrides import quote_value, train_command
 from runs.rank import is_rank_zero
 from sweeps.callback import SweepSummary

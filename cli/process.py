@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 MAX_THREADS = 1024  # torch ends the process with a segmentation fault where the system has no more
 # Multiplications in a layer for which one thread is faster than two: the second takes longer to wake than it saves.
 SMALL_LAYER = 2**20
+LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
+# Those of the tables of trainer.profiler and enable_model_summary.
+LIGHTNING_TABLES = ("lightning.pytorch.profilers", "lightning.pytorch.callbacks.model_summary")
 
 
 class ImportElsewhere(MetaPathFinder):
@@ -84,11 +87,11 @@ def seed_and_set_threads(seed: int, threads: int | None) -> None:
     import torch
 
     _keep_freed_memory()
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in LIGHTNING_LOGGERS:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("profilers", "callbacks.model_summary"):  # the tables of trainer.profiler and enable_model_summary
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+    for name in LIGHTNING_TABLES:
+        logging.getLogger(name).setLevel(logging.INFO)
     default = _default_threads()
     if threads is not None:
         check_positive_int("threads", threads)

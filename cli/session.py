@@ -28,7 +28,7 @@ from cli.exit_codes import exit_code
 from cli.job import resumed_choices
 from cli.main import check_and_run, check_hydra_settings, check_surroundings, rewrite_arguments, set_import_path
 from cli.output import LogFile, PrintableFormatter
-from cli.process import leave_process_group
+from cli.process import LIGHTNING_LOGGERS, LIGHTNING_TABLES, leave_process_group
 from cli.resumed_run import RunEnded, resolve_auto, stored_choices
 from cli.validation import forget_defaults
 from runs.format import printable
@@ -36,8 +36,6 @@ from runs.overrides import override_key
 
 SWEEP = "a sweep is for the command line, python train.py -m; here a loop makes one"
 
-LIGHTNING_LOGGERS = [f"lightning{part}" for part in ("", ".fabric", ".pytorch")]
-LIGHTNING_LOGGERS += [f"lightning.pytorch.{part}" for part in ("profilers", "callbacks.model_summary")]
 DATED = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in conf/hydra/job_logging/run.yaml
 
 _running = threading.Lock()
@@ -166,7 +164,7 @@ def _kept_session(overrides: Sequence[str]) -> Iterator[None]:
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
     with contextlib.ExitStack() as kept:
-        for name in LIGHTNING_LOGGERS:
+        for name in (*LIGHTNING_LOGGERS, *LIGHTNING_TABLES):
             kept.enter_context(_kept_logger(logging.getLogger(name)))
         GlobalHydra.instance().clear()
         sys.argv = [str(PROJECT / "train.py"), *overrides]

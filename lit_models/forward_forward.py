@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_models.nets import ForwardForwardNet
 from lit_models.supervised import Batch, Classifier
+from runs.format import check_positive_int
 
 
 class ForwardForward(Classifier):
@@ -42,8 +43,8 @@ class ForwardForward(Classifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(net=net, loss=loss, **kwargs)
-        if epochs_per_layer is not None and (type(epochs_per_layer) is not int or epochs_per_layer < 1):
-            raise ValueError(f"model.epochs_per_layer={epochs_per_layer} must be a whole number of at least 1, or null")
+        if epochs_per_layer is not None:
+            check_positive_int("model.epochs_per_layer", epochs_per_layer)
         self.threshold, self.epochs_per_layer = threshold, epochs_per_layer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

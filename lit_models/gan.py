@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_models.exact import ExactModule
 from lit_models.supervised import Batch
 from runs import internals
+from runs.format import check_positive_int
 
 
 class GAN(ExactModule):
@@ -47,8 +48,7 @@ class GAN(ExactModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if type(latent_dim) is not int or latent_dim < 1:
-            raise ValueError(f"model.latent_dim={latent_dim} must be a whole number of at least 1")
+        check_positive_int("model.latent_dim", latent_dim)
         self.automatic_optimization = False
         self.latent_dim = latent_dim
         self.generator = generator(latent_dim=latent_dim, output_shape=input_shape)

@@ -18,6 +18,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from runs import internals
+from runs.format import check_positive_int
 
 
 class GradientSteps(internals.QuickHooks):
@@ -39,8 +40,7 @@ class GradientSteps(internals.QuickHooks):
 
     def __init__(self, steps_per_batch: int = 1) -> None:
         super().__init__()
-        if steps_per_batch < 1:
-            raise ValueError(f"model.steps_per_batch={steps_per_batch} must be at least 1")
+        check_positive_int("model.steps_per_batch", steps_per_batch)
         self.steps_per_batch = steps_per_batch
         self._fast = self._distributed = self._tiny_batches = False
         self._followed = ""  # the metric that ReduceLROnPlateau follows
@@ -261,7 +261,7 @@ class GradientSteps(internals.QuickHooks):
 
 
 # Arguments of schedulers that say how long the training is, in units of their own.
-LENGTHS = ("T_max", "epochs", "steps_per_epoch")
+REFUSED_LENGTHS = ("T_max", "epochs", "steps_per_epoch")
 UNKNOWN_LENGTH = (
     "this scheduler needs the length of the training: give trainer.max_epochs or trainer.max_steps, "
     "or choose scheduler=none or scheduler=step"
@@ -279,7 +279,7 @@ def check_choices(optimizer: Any, scheduler: Any, trainer: pl.Trainer) -> None:
     for name, make, later in (("optimizer", optimizer, ()), ("scheduler", scheduler, lengths)):
         if not isinstance(make, functools.partial):
             continue
-        if given := [length for length in LENGTHS if later and length in make.keywords]:
+        if given := [length for length in REFUSED_LENGTHS if later and length in make.keywords]:
             raise ValueError(
                 f"scheduler.{given[0]}={make.keywords[given[0]]}: {make.func.__name__} gets the length of the whole "
                 "training, from trainer.max_epochs or trainer.max_steps; leave it out"

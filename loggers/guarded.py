@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from runs.files import atomic_write
+from runs.files import atomic_write_text
 from runs.format import printable
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ def read_run_id(file: Path) -> list[str]:
 
 def write_run_id(file: Path, *lines: str) -> None:
     """Write the file by which a resumed run finds its run at a service."""
-    with atomic_write(file) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    atomic_write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def is_resumed(run_dir: str) -> bool:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from runs.files import atomic_write, is_within, make_unique_dir, unlink_other_names
+from runs.files import atomic_write_text, is_within, make_unique_dir, unlink_other_names
 from runs.result import ENDED
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,7 @@ class TensorBoard(TensorBoardLogger):
         else:
             recorded = str(make_unique_dir(f"outputs/{title}", " ({})")[0])
         for path, text in ((Path(recorded, "run.txt"), _way_back(run_dir, Path(recorded))), (file, recorded)):
-            with atomic_write(path) as temporary:
-                temporary.write_text(f"{text}\n", encoding="utf-8")
+            atomic_write_text(path, f"{text}\n")
         return recorded
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:

@@ -201,23 +201,24 @@ def _image_figure(
     return figure, axes
 
 
-def mosaic(images: Tensor, columns: int, pair_gap: bool = False) -> np.ndarray:
+def mosaic(images: Tensor, columns: int, pair_gap: bool = False, gap: int = GAP) -> np.ndarray:
     """Return images, uint8 ``(N, C, H, W)``, as one, ``(height, width)`` or with colors ``(height, width, 3)``.
 
     Args:
         columns: images in a row.
         pair_gap: leave more space after every second row.
+        gap: pixels around each image.
     """
     height, width = images.shape[2:]
-    tops = _tops(-(-len(images) // columns), height, pair_gap)
-    size = (tops[-1] + height + GAP, columns * (width + GAP) + GAP)
+    tops = _tops(-(-len(images) // columns), height, pair_gap, gap)
+    size = (tops[-1] + height + gap, columns * (width + gap) + gap)
     whole = np.full((*size, images.shape[1]), 255, dtype=np.uint8)
     for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = tops[index // columns], GAP + index % columns * (width + GAP)
+        top, left = tops[index // columns], gap + index % columns * (width + gap)
         whole[top : top + height, left : left + width] = image
     return whole.squeeze(-1) if images.shape[1] == 1 else whole
 
 
-def _tops(rows: int, height: int, pair_gap: bool) -> list[int]:
+def _tops(rows: int, height: int, pair_gap: bool, gap: int = GAP) -> list[int]:
     """Return the first line of each row of images in a mosaic."""
-    return [GAP + row * (height + GAP) + (row // 2 * 3 * GAP if pair_gap else 0) for row in range(rows)]
+    return [gap + row * (height + gap) + (row // 2 * 3 * gap if pair_gap else 0) for row in range(rows)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plots.figure import WRONG, literal, new_figure
+from plots.generative import mosaic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,15 +86,9 @@ def filters(weight: Tensor) -> "Figure":
     if images.shape[1] not in (1, 3):
         images = images[:, :1]
     columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    size = np.array(images.shape[2:]) + 1
-    mosaic = np.full((*(size * (rows, columns) - 1), images.shape[1]), 255, dtype=np.uint8)
-    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = size * (index // columns, index % columns)
-        mosaic[top : top + size[0] - 1, left : left + size[1] - 1] = image
-    figure = new_figure(0.9 * columns, 0.9 * rows + 0.4)
+    figure = new_figure(0.9 * columns, 0.9 * -(-len(images) // columns) + 0.4)
     axes = figure.subplots()
     axes.axis("off")
-    axes.imshow(mosaic.squeeze(-1) if mosaic.shape[-1] == 1 else mosaic, cmap="gray", interpolation="nearest")
+    axes.imshow(mosaic(images, columns, gap=1), cmap="gray", interpolation="nearest")
     figure.suptitle("filters of the first layer", fontsize=11)
     return figure

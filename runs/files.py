@@ -66,6 +66,12 @@ def atomic_write(path: Path, overwrite: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8. See :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _publish(temporary: Path, path: Path) -> None:
     """Give a file its final name, unless another file has it."""
     try:

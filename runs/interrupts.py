@@ -9,6 +9,9 @@ ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUS
 # submitit requeues a job on the second of these, or on the one that SUBMITIT_PREEMPT_SIGNAL names.
 REQUEUE_SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
+# What a process says that ends because another one of its run has.
+PEER_DIED = "another process of this run has ended; its own error line says why"
+
 _interrupted = False
 _last_sigterm = float("-inf")  # time.monotonic()
 

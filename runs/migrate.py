@@ -27,7 +27,7 @@ RENAMED_KEYS = {
 # Keys that older configs lack, with the value that reproduces the older behavior.
 ADDED_KEYS: dict[str, Any] = {"compile": False, "monitor": None, "mode": None, "metrics": {}, "tags": []}
 # Keys that conf/ has now, and that were added with a plus before.
-NEW_KEYS = ("callbacks.early_stopping.mode",)
+NEW_KEYS = ("callbacks.early_stopping.mode", "data.drop_last", "data.shuffle")
 # Options of a group, (group, old) -> new.
 RENAMED_OPTIONS = {("callbacks", "details"): "tensorboard_extras"}
 # Classes in ``_target_``, and below them the keys of the callbacks' states in a checkpoint.
@@ -54,7 +54,7 @@ def upgrade_overrides(overrides: Sequence[str], command: str = "train") -> tuple
             continue
         signs, key, value = match.groups()
         new_key, new_value = _new_key(key, command), _new_value(key, value)
-        signs = "" if signs == "+" and new_key in NEW_KEYS else signs
+        signs = "++" if signs == "+" and new_key in NEW_KEYS else signs
         upgraded.append(f"{signs}{new_key}" + ("" if new_value is None else f"={new_value}"))
         if new_key != key:
             notes.append(f"{key} is now {new_key}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runs.files import atomic_write
+from runs.files import atomic_write_text
 from runs.safety import stored_command
 
 ENDED = ("finished", "diverged")  # statuses of a run that trained to its end
@@ -42,9 +42,7 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
     """Write ``result.json``; JSON has no nan or inf, so a metric that is not finite becomes null."""
     metrics = finite_metrics(result["metrics"])
-    with atomic_write(run_dir / "result.json") as temporary:
-        text = json.dumps(result | {"metrics": metrics}, indent=1) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+    atomic_write_text(run_dir / "result.json", json.dumps(result | {"metrics": metrics}, indent=1) + "\n")
 
 
 def finite_metrics(metrics: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -43,7 +43,7 @@ INSTRUCTIONS = ("_target_", "_partial_", *UNUSED_INSTRUCTIONS)
 # Callbacks and the logger are made from the present command; the stored ones are never instantiated.
 NOT_INSTANTIATED = ("callbacks", "logger")
 # Arguments of the Trainer that may be a word. All others are numbers, so that a checkpoint names no file and no
-# service. train.py sets those of the second line itself and ignores the stored ones.
+# service. train.py sets those of TRAINER_REPLACED itself and ignores the stored ones.
 TRAINER_WORDS = ("accelerator", "devices", "gradient_clip_algorithm", "max_time", "precision", "profiler", "strategy")
 PRINTING_PROFILERS = ("simple", "advanced")  # the others write files, and are not taken from a checkpoint
 TRAINER_REPLACED = ("default_root_dir", "callbacks", "logger", "plugins")

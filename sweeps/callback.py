@@ -116,7 +116,7 @@ def _print_once(level: str, text: str) -> None:
 
 
 def _print(text: str) -> None:
-    """Print, and replace characters that the encoding of the terminal lacks."""
+    """Print, with one ``?`` for each character that the terminal lacks, which keeps the columns of a table aligned."""
     encoding = sys.stdout.encoding or "utf-8"
     with contextlib.suppress(BrokenPipeError):  # stdout is closed
         print(text.encode(encoding, "replace").decode(encoding), flush=True)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from runs.files import atomic_write
+from runs.files import atomic_write, atomic_write_text
 from runs.format import is_accuracy, markdown_table, pluralize, printable, text_columns
 from runs.monitor import DEFAULTS
 from sweeps.jobs import Job, read_jobs
@@ -111,8 +111,7 @@ class Summary:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        with atomic_write(self.sweep_dir / "summary.md") as temporary:
-            temporary.write_text(self._markdown(self.job_rows(True)), encoding="utf-8")
+        atomic_write_text(self.sweep_dir / "summary.md", self._markdown(self.job_rows(True)))
 
     def _markdown(self, rows: list[dict[str, str]]) -> str:
         lines = []

@@ -187,7 +187,7 @@ def test_batch_norm_of_a_siamese_net_sees_the_first_images_and_then_the_second()
 
 def test_layers_learn_one_after_the_other_as_in_the_example(tiny: None) -> None:
     """The example's layers in plain torch: an Adam for each, all images at once, and wrong labels that are kept."""
-    how = ("data.batch_size=null", "+data.shuffle=false", "optimizer=adam", "optimizer.lr=0.01", "scheduler=none")
+    how = ("data.batch_size=null", "data.shuffle=false", "optimizer=adam", "optimizer.lr=0.01", "scheduler=none")
     overrides = (*LAYERS, *how, "model.epochs_per_layer=2", "model.steps_per_batch=3", "trainer.max_epochs=4")
     datamodule, model = build(compose(*overrides))
     datamodule.setup()

@@ -90,6 +90,6 @@ def test_null_in_other_settings(key: str, choices: list[str], line: str | None, 
     ],
 )
 def test_added_settings_are_checked_by_the_data_set(settings: dict, line: str) -> None:
-    """Such as ``+data.shuffle=null``, where conf/ has no such setting."""
+    """Such as ``+data.shuffle=null``, where the file of a data set has no such setting."""
     with pytest.raises(ValueError, match=line):
         Separable(size=10, **settings)

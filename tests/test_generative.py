@@ -139,7 +139,7 @@ def test_vae_compares_pixels_whatever_the_normalization(tiny: None) -> None:
 def test_gan_steps_equal_those_of_basic_gan(tiny: None) -> None:
     """Two epochs in plain torch: generator first, then the discriminator on the same fakes and the real images."""
     # Not Adam, which makes steps of the rounding errors of a bias before batch norm, whose gradient is zero.
-    overrides = (*settings("gan"), "optimizer=sgd", "scheduler=none", "+data.shuffle=false", "trainer.max_epochs=2")
+    overrides = (*settings("gan"), "optimizer=sgd", "scheduler=none", "data.shuffle=false", "trainer.max_epochs=2")
     cfg = compose(*overrides)
     datamodule, model = build(cfg)
     datamodule.setup()
@@ -358,7 +358,12 @@ def test_vae_trains_in_two_processes_and_gan_refuses(shell: Callable, tmp_path: 
             "model=gan data.val_size=20 monitor=val/frechet",
             "(callbacks=judge measures it); there are train/d_loss, train/g_loss, val/d_loss, val/g_loss",
         ),
-        ("model=autoencoder model.steps_per_batch=0", "model.steps_per_batch=0 must be at least 1"),
+        ("model=autoencoder model.steps_per_batch=0", "model.steps_per_batch=0 must be a whole number of at least 1"),
+        ("model=vae model.steps_per_batch=1.5", "model.steps_per_batch=1.5 must be a whole number of at least 1"),
+        (
+            "model=autoencoder callbacks.pictures.every_n_epochs=1.5",
+            "callbacks.pictures.every_n_epochs=1.5 must be a whole number of at least 1",
+        ),
     ],
 )
 def test_wrong_settings_give_one_line(overrides: str, line: str, tiny: None) -> None:

@@ -98,6 +98,14 @@ def test_old_override_is_upgraded_with_a_note(command: str, old: str, new: str) 
     assert " is now " in note
 
 
+@pytest.mark.parametrize("key", ["data.shuffle", "data.drop_last", "callbacks.early_stopping.mode"])
+def test_setting_that_conf_has_by_now_may_still_be_added(key: str) -> None:
+    """In conf/ of another, such as a data set of one's own, it may be missing: the plus stays for that."""
+    overrides, notes = upgrade_overrides([f"+{key}=false"])
+    assert overrides == [f"++{key}=false"]
+    assert not notes
+
+
 def test_stored_callback_states_are_renamed() -> None:
     checkpoint = {"callbacks": {"Pictures": {"way": {0: {}}, "stride": 2}, "Record": {"rows": []}}}
     upgrade_checkpoint(checkpoint)

@@ -60,7 +60,7 @@ def test_drop_last_leaves_out_the_smaller_batch(random_images: Callable[[int, in
     settings = ("model=mlp", "model.net.hidden_sizes=[8]", "data.val_size=0", "data.batch_size=32", *TINY)
     settings += ("data.mean=[0.0]", "data.std=[1.0]")
     settings += ("trainer.max_epochs=1",)
-    steps = [run(drop, *settings, f"+data.drop_last={drop}")["steps"] for drop in ("false", "true")]
+    steps = [run(drop, *settings, f"data.drop_last={drop}")["steps"] for drop in ("false", "true")]
     assert steps == [3, 2]
 
 

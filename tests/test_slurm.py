@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: a sweep, two tasks as one run, a requeued job, and a sweep with a cancelled job.
+"""A real SLURM on this machine: a sweep, two tasks as one run, a requeued job, and a sweep with a canceled job.
 
 slurmctld and slurmd run on the loopback interface, with two CPUs. Everything they write is in a temporary directory.
 """
@@ -184,7 +184,7 @@ class HoldOnce(pl.Callback):
                 signal.pause()
 
 
-def test_sweep_with_a_cancelled_job_is_resumed(slurm: Callable[..., str], cluster: dict, tmp_path: Path) -> None:
+def test_sweep_with_a_canceled_job_is_resumed(slurm: Callable[..., str], cluster: dict, tmp_path: Path) -> None:
     command = ["python", str(PROJECT / "train.py"), "-m", *POINTS, "seed=1,2,3,4", "trainer.max_epochs=2"]
     command += ["hydra/launcher=submitit_slurm", f"+callbacks.hold._target_={__name__}.HoldOnce"]
     command += ["data.batch_size=20", "model.steps_per_batch=1"]

@@ -1,4 +1,4 @@
-"""Architectures: plain ``nn.Module`` classes that know torch alone. Classifiers return logits."""
+"""Architectures: plain ``nn.Module`` classes that import torch and torchvision only. Classifiers return logits."""
 
 from lit_models.nets.autoencoder import MLPVAE, MLPAutoencoder
 from lit_models.nets.cifar_net import CifarNet

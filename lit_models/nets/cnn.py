@@ -1,4 +1,7 @@
-"""The small convolutional nets of the MNIST tutorials. Shapes in the comments are those for a 28 x 28 gray image."""
+"""The small convolutional nets of the MNIST tutorials and of the one on distillation.
+
+Shapes in the comments are those for a 28 x 28 gray image where nothing else is said.
+"""
 
 from collections.abc import Sequence
 

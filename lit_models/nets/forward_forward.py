@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_models.nets.errors import unsupported_inputs
+
 
 class ForwardForwardNet(nn.Module):
     """Linear layers with ReLU on inputs that begin with a label. The goodness of a layer is its mean squared output.
@@ -29,10 +31,8 @@ class ForwardForwardNet(nn.Module):
         super().__init__()
         size = math.prod(input_shape)
         if size <= num_classes:
-            raise ValueError(
-                f"a forward-forward net takes inputs of more than {num_classes} numbers, because a label replaces the "
-                f"first {num_classes}, not inputs of shape {tuple(input_shape)}; model=mlp takes any inputs"
-            )
+            takes = f"inputs of more than {num_classes} numbers, because a label replaces the first {num_classes}"
+            raise unsupported_inputs(f"a forward-forward net takes {takes}", input_shape)
         if not hidden_sizes:
             raise ValueError("model.net.hidden_sizes=[] must have at least one layer")
         self.num_classes = num_classes
