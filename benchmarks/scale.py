@@ -5,7 +5,9 @@ python benchmarks/scale.py --jobs 50 --trials 50 --files 5000 --epochs 500
 """
 
 import argparse
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -55,7 +57,17 @@ def search(folder: Path, trials: int) -> list[str]:
         *("-m", "trainer.max_epochs=1", "logger=none", "data.val_size=20", "hydra/sweeper=optuna"),
         *(f"hydra.sweeper.n_trials={trials}", "optimizer.lr=tag(log, interval(1e-4, 1e-1))", "hydra.sweep.dir=sweep"),
     )
-    return watch(folder, settings, lambda: len(list(folder.glob("sweep/*/result.json"))), steps(trials))
+    study = folder / "sweep" / "study.db"
+
+    def completed() -> int:
+        """Return the number of trials. One that repeats an earlier one takes its result, and has no directory."""
+        if study.exists():
+            with contextlib.closing(sqlite3.connect(study)) as database, contextlib.suppress(sqlite3.OperationalError):
+                found: int = database.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
+                return found
+        return 0
+
+    return watch(folder, settings, completed, steps(trials))
 
 
 def epochs(folder: Path, number: int) -> list[str]:
