@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_recorded
 from runs.checkpoint import find_checkpoint
-from runs.files import check_folder, check_outputs, make_dirs, make_unique_dir
+from runs.files import check_folder, check_last, check_outputs, make_dirs, make_unique_dir
 from sweeps.jobs import is_sweep
 
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
@@ -82,6 +82,8 @@ def new_or_resumed_sweep_dir(sweep_resume: str | None, name: str) -> str:
     error = FileNotFoundError(f"{missing}; python train.py -m model=mlp,cnn makes one")
     if not directory.is_dir():
         raise error
+    if sweep_resume == "last":
+        check_last("outputs/last_sweep", directory)
     directory = Path(os.path.relpath(directory.resolve()))  # once: the link outputs/last_sweep may change
     check_folder(directory)
     check_outputs(directory)

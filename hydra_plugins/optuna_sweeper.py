@@ -102,8 +102,6 @@ class OptunaSweeper(Sweeper):
             self.at_once = os.cpu_count() or 1
 
     def sweep(self, arguments: list[str]) -> None:
-        from optuna.trial import TrialState
-
         from sweeps.study import check_metric, open_study, storage_errors
 
         self._parse(arguments)
@@ -138,22 +136,28 @@ class OptunaSweeper(Sweeper):
                 check_metric(study, sweep_dir, name)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
+            self._run_trials(study, sweep_dir, worker, fails_fast)
+
+    def _run_trials(self, study: "optuna.Study", sweep_dir: Path, worker: str, fails_fast: bool) -> None:
+        """Run trials until there are as many as asked for, or a failure ends the search."""
+        from optuna.trial import TrialState
+
+        trials = self._next_trials(study, sweep_dir, worker)
+        if fails_fast:
+            forget_failure(sweep_dir)
+        while trials:
+            for trial, job in zip(trials, self._launch(trials), strict=True):
+                if job.return_value["status"] != LEFT:  # such a trial is continued as an interrupted one is
+                    self._report(study, trial, job.return_value)
+            if fails_fast and has_failed(sweep_dir):
+                running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+                SweepSummary.left = max(self.n_trials - len(study.get_trials(deepcopy=False)) + len(running), 0)
+                break
+            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if not ended and len(failed) >= 3:
+                raise RuntimeError("the search has ended: its first runs have all failed")
             trials = self._next_trials(study, sweep_dir, worker)
-            if fails_fast:
-                forget_failure(sweep_dir)
-            while trials:
-                for trial, job in zip(trials, self._launch(trials), strict=True):
-                    if job.return_value["status"] != LEFT:  # such a trial is continued as an interrupted one is
-                        self._report(study, trial, job.return_value)
-                if fails_fast and has_failed(sweep_dir):
-                    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
-                    SweepSummary.left = max(self.n_trials - len(study.get_trials(deepcopy=False)) + len(running), 0)
-                    break
-                ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-                failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-                if not ended and len(failed) >= 3:
-                    raise RuntimeError("the search has ended: its first runs have all failed")
-                trials = self._next_trials(study, sweep_dir, worker)
 
     def _parse(self, arguments: list[str]) -> None:
         """Split the overrides, those of ``params`` included, into what all jobs share and what is searched."""

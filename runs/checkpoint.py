@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
-from runs.files import check_folder, is_within
+from runs.files import check_folder, check_last, is_within
 from runs.migrate import upgrade_checkpoint
 from runs.safety import check_safe, check_words
 
@@ -45,7 +45,9 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise ValueError(f"checkpoint={checkpoint} must be last or best")
     given = Path("outputs/last" if run == "last" else run)
     if given.parts[:2] == ("outputs", "last"):
-        given = Path(os.environ.get(LAST_RUN) or _last_run(), *given.parts[2:])
+        last = Path(os.environ.get(LAST_RUN) or _last_run())
+        check_last("outputs/last", last)
+        given = Path(last, *given.parts[2:])
     path = given.resolve()
     if path.is_file():
         _check_not_elsewhere(given)

@@ -222,6 +222,20 @@ def check_outputs(folder: Path) -> None:
         )
 
 
+def check_last(link: str, target: Path) -> None:
+    """Raise ValueError for a link such as ``outputs/last`` out of the working directory: it may have come with a run.
+
+    In the directory of this project the link is the user's.
+    """
+    here, real = Path.cwd(), target.resolve()
+    is_ours = here in (Path(__file__).resolve().parent.parent, real)
+    if not is_ours and target.exists() and not is_within(target, here, Path("outputs")):
+        raise ValueError(
+            f"{link} is refused: it is a link to {real}, outside of this directory, and may have come with it; name "
+            "that directory itself"
+        )
+
+
 def check_path(path: Path) -> None:
     """Raise ValueError for a directory whose name Hydra would evaluate, which keeps it in settings of its own."""
     if "${" in str(path):

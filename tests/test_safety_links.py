@@ -275,3 +275,22 @@ def test_outputs_may_be_a_link_of_the_user(untrusted: Path) -> None:
     assert new_or_resumed_run_dir("outputs/untrusted", "x") == str(untrusted / "disk/untrusted")
     shutil.move("disk/untrusted", untrusted.parent / "gift")
     assert new_or_resumed_run_dir("../gift", "x") == str(untrusted.parent / "gift")
+
+
+def test_last_leads_out_of_the_directory_of_this_project_only(untrusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a directory of somebody else it could lead to another run of the user's, and continue that."""
+    (own := untrusted.parent / "own").mkdir()
+    shutil.move("outputs/untrusted", own / "run")
+    Path("outputs/last").unlink(missing_ok=True)
+    Path("outputs/last").symlink_to("../../own/run")
+    Path("outputs/last_sweep").symlink_to("../../own")
+    with pytest.raises(ValueError, match=f"outputs/last is refused: it is a link to {own}/run, outside of this"):
+        find_checkpoint("last")
+    with pytest.raises(ValueError, match=f"outputs/last_sweep is refused: it is a link to {own}, outside of this"):
+        new_or_resumed_sweep_dir("last", "unused")
+    shutil.move("outputs", untrusted.parent / "disk")  # the user's outputs/ on another disk
+    Path("outputs").symlink_to("../disk")
+    shutil.move(own / "run", untrusted.parent / "disk/run")
+    Path("outputs/last").unlink()
+    Path("outputs/last").symlink_to("run")
+    assert find_checkpoint("last")[0] == untrusted.parent / "disk/run"
