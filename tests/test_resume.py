@@ -417,6 +417,7 @@ def test_signal_ends_a_sweep_and_prints_the_command_to_resume(tmp_path: Path) ->
     assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 1
 
 
+@pytest.mark.slow
 def test_nonfinite_loss_stops_before_the_update(shell, tmp_path: Path) -> None:
     lines = ("experiment=line_diverging", "trainer.max_epochs=100", "model.allow_divergence=false", "logger=none")
     answer = shell(*lines, "hydra.run.dir=run")
