@@ -40,10 +40,10 @@ def test_file_of_the_user_with_the_name_of_the_mark_is_kept(tmp_path: Path) -> N
     assert (tmp_path / ".first_failure").read_text() == "mine\n"
 
 
-@pytest.mark.parametrize("value", ["maybe", "True ", "[true]", "{a: 1}", "1", "0", "null", "1.5", "yes!", "'true'"])
-def test_other_values_are_refused(value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["maybe", "true", "null", "1", [True], {"a": 1}, 1, 0, 1.5, None])
+def test_other_values_are_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sweep_fail_fast=.* must be true or false"):
-        ends_at_failure(OmegaConf.create({"sweep_fail_fast": OmegaConf.create(f"v: {value!r}").v}), tmp_path)
+        ends_at_failure(OmegaConf.create({"sweep_fail_fast": value}), tmp_path)
 
 
 def test_wrong_commands_are_refused_with_one_line(shell: Shell, tmp_path: Path) -> None:

@@ -47,14 +47,19 @@ def test_cfg_prints_valid_yaml_and_refuses_wrong_overrides(shell) -> None:
     assert "did you mean lenet?" in wrong.stderr
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "predict.py", "export.py"])
+@pytest.mark.parametrize("script", ["evaluate.py", "predict.py", "export.py", "demo.py"])
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--cfg", "job")])
 def test_help_and_cfg_print_the_comments_of_a_command_config(script: str, arguments: tuple[str, ...], shell) -> None:
     answer = shell(*arguments, script=script)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "run: last # or the directory of a run, or a checkpoint file\n" in answer.stdout
-    own = {"evaluate.py": "split: test # or val, or train", "predict.py": "limit: 6 # how many examples of the split"}
-    assert own.get(script, "output: ??? # model.onnx or model.pt2") in answer.stdout
+    own = {
+        "evaluate.py": "split: test # or val, or train",
+        "predict.py": "limit: 6 # how many examples of the split",
+        "export.py": "output: ??? # model.onnx or model.pt2",
+        "demo.py": "port: 8000 # on this machine only; 0 takes a free one",
+    }
+    assert own[script] in answer.stdout
     assert ("python evaluate.py run=last\n" in answer.stdout) == (script == "evaluate.py" and "--cfg" not in arguments)
 
 

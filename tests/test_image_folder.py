@@ -573,8 +573,9 @@ def test_batches_do_not_use_shared_memory() -> None:
     folder = ImageFolder("pictures", **SETTINGS | {"num_workers": 2, "augment": "none"})
     folder.setup()
     loader = folder.train_dataloader()
-    for index, pictures, labels in loader._fetch([torch.arange(4), torch.arange(4, 8)]):
-        assert not any(tensor.is_shared() for tensor in (index, pictures, labels))
+    batches = list(loader._fetch([torch.arange(4), torch.arange(4, 8)]))
+    assert [len(labels) for _, _, labels in batches] == [4, 4]
+    assert not any(tensor.is_shared() for batch in batches for tensor in batch)
 
 
 SMALL_SHM = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]

@@ -399,6 +399,7 @@ def test_config_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
         overwrite.check_unused(tmp_path, None)
 
 
+@pytest.mark.slow
 def test_sweep_refuses_a_directory_with_files_of_a_sweep(shell: Shell, tmp_path: Path) -> None:
     make_paths(tmp_path, "s/summary.csv", "s/other")
     before = tree(tmp_path)

@@ -151,7 +151,7 @@ def test_loss_that_explodes_within_a_step_ends_the_run_before_it_is_saved() -> N
         run("run", *overrides)
     assert '"status": "diverged"' in Path("run/result.json").read_text()
     last = Path("run/checkpoints/last.ckpt")
-    assert not last.exists() or all(weight.isfinite().all() for weight in torch.load(last)["state_dict"].values())
+    assert not last.exists()
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
