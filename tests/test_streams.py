@@ -96,7 +96,7 @@ def test_warnings_of_libraries_stay_warnings(monkeypatch: pytest.MonkeyPatch) ->
 def test_run_has_the_progress_bar_that_was_chosen(overrides: list[str], bar: type | None) -> None:
     cfg = compose(*TINY, "trainer.accelerator=cpu", *overrides)
     datamodule, model = build(cfg)
-    config = train.resolve_config(cfg, datamodule, model)
+    config = train.resolve_config(cfg, datamodule)
     trainer = train.make_trainer(cfg, config, Path("run"), datamodule, model).trainer
     chosen = trainer.progress_bar_callback
     assert (None if chosen is None else type(chosen)) is bar
