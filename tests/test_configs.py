@@ -70,7 +70,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(("model", "data"), [*itertools.product(options("model"), options("data"))])
+# Of the pairs of a model and a data set the quick tests try some: those of one model, and those of two data sets.
+PAIRS = [
+    pytest.param(model, data, marks=() if model == "cnn" or data in ("mnist", "blobs") else pytest.mark.slow)
+    for model, data in itertools.product(options("model"), options("data"))
+]
+
+
+@pytest.mark.parametrize(("model", "data"), PAIRS)
 def test_model_trains_on_data_set_or_is_refused_with_one_line(
     model: str, data: str, files: dict[str, list[str]], random_images: Callable[[int, int], None]
 ) -> None:
@@ -114,7 +121,13 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "scheduler"), [*itertools.product(options("optimizer"), options("scheduler"))])
-@pytest.mark.parametrize("model", ["model=blobs_mlp data=blobs model.steps_per_batch=3", "model=mlp data=mnist"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "model=blobs_mlp data=blobs model.steps_per_batch=3",
+        pytest.param("model=mlp data=mnist", marks=pytest.mark.slow),
+    ],
+)
 def test_every_optimizer_trains_with_every_scheduler(
     model: str, optimizer: str, scheduler: str, tiny_images: None
 ) -> None:

@@ -96,10 +96,12 @@ def test_series_are_continued() -> None:
         answers.answer({"numbers": []})
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serve a run of points from a thread."""
-    answers = answers_of("model=blobs_mlp", "data=blobs", *SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("points"))
+        answers = answers_of("model=blobs_mlp", "data=blobs", *SHORT)
     answers.about["name"] = "</script><script>alert(1)"
     with Server(0, answers) as server:
         thread = threading.Thread(target=server.serve_forever)

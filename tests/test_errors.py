@@ -20,7 +20,7 @@ from cli.exit_codes import exit_with_error
 from tests.conftest import PROJECT
 
 # Command line: part of its error line. All of these fail before torch is loaded.
-QUICK = {
+EARLY = {
     # names
     "model=lenett": "there is no model=lenett (did you mean lenet?); there are autoencoder, blobs_mlp, cnn, ",
     "data=mnits": "did you mean mnist?",
@@ -217,9 +217,10 @@ def assert_one_error_line(command: str, hint: str, workspace: Path, shell: Calla
     assert modification_times(workspace) == before
 
 
-@pytest.mark.parametrize("command", QUICK)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EARLY)
 def test_wrong_command_line_gives_one_line(command: str, workspace: Path, shell: Callable) -> None:
-    assert_one_error_line(command, QUICK[command], workspace, shell)
+    assert_one_error_line(command, EARLY[command], workspace, shell)
 
 
 @pytest.mark.slow

@@ -166,6 +166,7 @@ def test_binary_cross_entropy_takes_log_odds() -> None:
     torch.testing.assert_close(losses.BinaryCrossEntropy()(log_odds, classes), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["blobs", "blobs_logits", "logistic"])
 def test_quick_experiments_reach_their_expected_figures(experiment: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):

@@ -189,7 +189,7 @@ def killed_after(patch: pytest.MonkeyPatch, batches: int, model: str) -> None:
     patch.setattr(cls, method, patched)
 
 
-@pytest.mark.parametrize("batches", [3, 10, 14])
+@pytest.mark.parametrize("batches", [10, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 14))])
 @pytest.mark.parametrize("model", MODELS)
 def test_killed_run_resumes_to_the_same_weights(model: str, batches: int, tiny: None) -> None:
     overrides = (*settings(model), "trainer.max_epochs=3", "checkpoint.every_n_steps=2")

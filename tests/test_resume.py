@@ -89,7 +89,7 @@ def test_resume_after_a_kill_is_exact(scheduler: str, tiny_images: None) -> None
     assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
-@pytest.mark.parametrize("step", [1, 4, 9, 10, 11, 19, 21])
+@pytest.mark.parametrize("step", [4, 10, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 9, 11, 19, 21))])
 def test_resume_in_mid_epoch_is_exact(step: int, tiny_images: None) -> None:
     run("whole", *RUN, "trainer.max_epochs=3", "logger=none")
     settings = (*RUN, "trainer.max_epochs=3", "logger=none", "checkpoint.every_n_steps=1", "record.every_n_batches=3")
@@ -202,6 +202,7 @@ def test_run_killed_before_its_test_is_tested_on_resume(tiny_images: None) -> No
     assert (result["epochs"], result["steps"]) == (1, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(path.stem for path in (PROJECT / "conf/model").glob("*.yaml")))
 def test_checkpoints_of_all_models_load_with_weights_only(model: str, tiny_images: None) -> None:
     data = {"blobs_mlp": "blobs", "logistic": "separable", "deep_logistic": "tabular", "mlp_regression": "readings"}
@@ -846,6 +847,7 @@ def test_resume_after_max_steps_is_exact(steps: int, scheduler: str, tiny_images
     assert_same_run("whole", "parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -880,6 +882,7 @@ def test_max_steps_with_several_steps_per_batch() -> None:
     assert (state["total_steps"], state["last_epoch"]) == (21, 21)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("batches", [3, 4, 14])
