@@ -231,8 +231,13 @@ def test_link_in_outputs_is_not_written_through(file: str, tmp_path: Path) -> No
         ("own.db", "CREATE TABLE notes (text)"),
     ],
 )
-def test_database_with_triggers_or_of_another_program_is_not_used(where: str, statement: str) -> None:
+def test_database_with_triggers_or_of_another_program_is_not_used(
+    where: str, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
+    # MLflow keeps its connection, and pytest may give the next case the same directory.
+    (folder := Path(statement.split()[1])).mkdir()
+    monkeypatch.chdir(folder)
     settings = ("logger=mlflow", "trainer.max_epochs=1")
     if where.startswith("outputs"):
         run("first", *POINTS, *settings)
