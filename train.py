@@ -104,7 +104,11 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         result = summary.write_result(status, exit_code=code)
         summary.end_loggers(trainer)
     if is_rank_zero():
-        result = report(cfg, config, result, summary, history)
+        try:
+            result = report(cfg, config, result, summary, history)
+        except ExpectationMissed as error:
+            summary.write_result(status, exit_code=error.exit_code)
+            raise
     if errors := write_errors(trainer):
         raise OSError(f"the training has ended, but not everything could be written: {'; '.join(map(str, errors))}")
     return result

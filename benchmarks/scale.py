@@ -49,7 +49,8 @@ def steps(total: int) -> list[int]:
 
 def sweep(folder: Path, jobs: int) -> list[str]:
     settings = ("-m", "trainer.max_epochs=1", "logger=none", f"seed=range({jobs})", "hydra.sweep.dir=sweep")
-    return watch(folder, settings, lambda: len(list(folder.glob("sweep/*/result.json"))), steps(jobs))
+    marks = [2, 10, *steps(jobs)[1:]]  # the start-up is in the first row
+    return watch(folder, settings, lambda: len(list(folder.glob("sweep/*/result.json"))), marks)
 
 
 def search(folder: Path, trials: int) -> list[str]:

@@ -31,8 +31,8 @@ RESUMABLE_CALLBACKS = [
     f"lightning.pytorch.callbacks.{name}"
     for name in ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "WeightAveraging")
 ]
-SERVICES = {"mlflow": "MLflow", "wandb": "W&B"}  # options of logger=
 RESUMABLE_CALLBACKS += ["lightning.pytorch.callbacks.LearningRateMonitor", "callbacks.early_stopping.EarlyStopping"]
+SERVICES = {"mlflow": "MLflow", "wandb": "W&B"}  # options of logger=
 
 
 def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
@@ -97,18 +97,18 @@ def _check_services(loggers: DictConfig, typed: dict[str, str]) -> None:
         )
 
 
-def overrides_to_repeat(cfg: DictConfig) -> list[str]:
-    """Return the overrides that a run must be given again when it is resumed: see :func:`_check_services`."""
-    groups = ("logger", "trainer.num_nodes") if any(map(cfg.logger.get, SERVICES)) else ("trainer.num_nodes",)
-    keys = rf"({'|'.join(map(re.escape, groups))})(\.|$)"
-    return [override for override in task_overrides() if re.match(keys, override_key(override))]
-
-
 def _check_nodes(merged: DictConfig, typed: dict[str, str]) -> None:
     """Raise ValueError where only the run says that other machines take part: it would wait for them."""
     nodes = merged.trainer.get("num_nodes", 1)
     if nodes != 1 and "num_nodes" not in {key.rpartition(".")[2] for key in typed}:
         raise ValueError(f"resume: this run was trained on {nodes} machines: trainer.num_nodes={nodes} continues it so")
+
+
+def overrides_to_repeat(cfg: DictConfig) -> list[str]:
+    """Return the overrides that a run must be given again when it is resumed, because they are not taken from it."""
+    groups = ("logger", "trainer.num_nodes") if any(map(cfg.logger.get, SERVICES)) else ("trainer.num_nodes",)
+    keys = rf"({'|'.join(map(re.escape, groups))})(\.|$)"
+    return [override for override in task_overrides() if re.match(keys, override_key(override))]
 
 
 def _drop_compile(merged: DictConfig, typed: dict[str, str]) -> None:

@@ -67,9 +67,9 @@ def resolve_auto(arguments: Sequence[str]) -> list[str]:
 
 
 def _exit_code(result: dict[str, Any], config: dict[str, Any]) -> int:
-    """Return the exit code with which a run has ended, by the README's table."""
-    if result.get("exit_code") == 4:
-        return 4
+    """Return the exit code with which a run has ended, by the README's table. Earlier versions did not store it."""
+    if (code := result.get("exit_code")) in (0, 3, 4):
+        return int(code)
     return 3 if config.get("check") and not result.get("as_expected") else 0
 
 

@@ -33,6 +33,10 @@ DEFAULT_URI = "sqlite:///outputs/mlflow.db"
 MAX_NAME = 200  # MLflow takes 250 letters for the whole name of a metric
 RUN_DIR = "run_dir"  # the tag with the run directory
 MLFLOW_TABLES = {"alembic_version", "experiments", "runs"}
+# MLflow has a trigger that refuses a change. One of this kind does nothing else.
+REFUSING_TRIGGER = (
+    r"CREATE TRIGGER \w+\s+BEFORE UPDATE ON \w+\s[^;'\"]*\sBEGIN\s+SELECT RAISE\(ABORT, '[^';]*'\);\s+END"
+)
 OMITTED = ("logger", "resume")  # of the settings: they say nothing about the run
 STATUSES = {"finished": "FINISHED", "diverged": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
 
@@ -261,10 +265,10 @@ def check_sqlite_file(file: Path, uri: str, is_made: bool) -> None:
 
 
 def _is_of_mlflow(file: Path) -> bool:
-    """Return whether a database has nothing but tables, and those of MLflow if any."""
+    """Return whether a database is empty or has the tables of MLflow, and nothing that would run when they are used."""
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=TIMEOUT)) as database:
-            tables = table_names(database)
+            tables = table_names(database, REFUSING_TRIGGER)
     except sqlite3.Error:
         return False
     return tables is not None and (not tables or tables >= MLFLOW_TABLES)

@@ -12,11 +12,6 @@ TIMEOUT = 60  # seconds to wait for another process that writes
 # A journal that ends with these bytes names a file, which SQLite deletes after it has rolled the journal back.
 JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
-# MLflow has one of these.
-REFUSING_TRIGGER = re.compile(
-    r"CREATE TRIGGER \w+\s+BEFORE UPDATE ON \w+\s[^;'\"]*\sBEGIN\s+SELECT RAISE\(ABORT, '[^';]*'\);\s+END"
-)
-
 
 def check_files(file: Path, made_by: str) -> None:
     """Raise ValueError for a database that is a link, or whose files beside it are not just a journal.
@@ -48,12 +43,13 @@ def _tail(file: Path, size: int) -> bytes:
         return content.read(size)
 
 
-def table_names(database: sqlite3.Connection) -> set[str] | None:
-    """Return the tables of a database, or None for one with a view, or a trigger that does more than refuse a change.
+def table_names(database: sqlite3.Connection, harmless: str | None = None) -> set[str] | None:
+    """Return the tables of a database, or None for one with a view or a trigger, which runs when a table is used.
 
-    Both run when a table is used.
+    Args:
+        harmless: a pattern of triggers that may be there.
     """
     schema = database.execute("SELECT type, name, sql FROM sqlite_master WHERE type != 'index'").fetchall()
-    if any(kind != "table" and not REFUSING_TRIGGER.fullmatch(sql or "") for kind, _, sql in schema):
+    if any(kind != "table" and not (harmless and re.fullmatch(harmless, sql or "")) for kind, _, sql in schema):
         return None
     return {name for kind, name, _ in schema if kind == "table"}

@@ -75,6 +75,7 @@ def test_run_that_has_ended_answers_with_its_result(status: str, capsys: pytest.
     [
         ("diverged", {"exit_code": 0}, {}, 0),
         ("diverged", {"exit_code": 4}, {"check": True}, 4),
+        ("finished", {"exit_code": 3, "as_expected": False}, {"check": True}, 3),
         ("diverged", {"exit_code": "4; touch pwned"}, {}, 0),
         ("finished", {"as_expected": True}, {"check": True}, 0),
         ("finished", {"as_expected": False}, {"check": True}, 3),

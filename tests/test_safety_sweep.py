@@ -140,6 +140,9 @@ FOREIGN: dict[str, Callable[[Path], None]] = {
     "another study": foreign_study,
     "a view": run_sql("CREATE VIEW studies AS SELECT 1"),
     "a trigger": run_sql("CREATE TABLE t (x)", "CREATE TRIGGER u AFTER INSERT ON t BEGIN DELETE FROM t; END"),
+    "a trigger as MLflow has": run_sql(
+        "CREATE TABLE t (x)", "CREATE TRIGGER u BEFORE UPDATE ON t WHEN OLD.x BEGIN SELECT RAISE(ABORT, 'no'); END"
+    ),
 }
 
 

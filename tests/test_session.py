@@ -171,8 +171,8 @@ def test_used_directory_is_refused_and_last_is_the_newest_run() -> None:
 
 def test_missed_expectation_has_its_exit_code() -> None:
     with pytest.raises(CommandError, match="was not compared with what it expects") as raised:
-        train(*POINTS, "check=true", "+expect={test/acc:{at_least:1.1}}")
-    assert raised.value.exit_code == 3
+        train(*POINTS, "check=true", "+expect={test/acc:{at_least:1.1}}", "hydra.run.dir=run")
+    assert raised.value.exit_code == json.loads(Path("run/result.json").read_text())["exit_code"] == 3
 
 
 def test_ended_run_is_returned_by_resume_auto() -> None:
