@@ -10,14 +10,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cli import CONF, GROUPS, PROJECT
 from cli.help import default_settings
-from cli.job import is_multirun
+from cli.job import job_number
 from runs.format import printable
 from runs.interrupts import PEER_DIED
 from runs.overrides import typed_setting
@@ -31,7 +30,7 @@ def print_error(error: BaseException, show_traceback: bool) -> None:
     """Print one line about an error on stderr."""
     if show_traceback:
         print(printable("".join(traceback.format_exception(error)), keep="\n\t"), end="", file=sys.stderr)
-    number = f"[{HydraConfig.get().job.num}] " if is_multirun() else ""
+    number = f"[{job}] " if (job := job_number()) is not None else ""
     number = f"[rank {global_rank()}] " if not is_rank_zero() else number
     line = format_error(error)
     line = line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} …"  # a stored string may be of any length

@@ -1,7 +1,10 @@
 """Ask Hydra about the running job: its overrides, whether it belongs to a sweep, and whether an error ends it alone."""
 
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 # The options of a resumed run that precede the overrides which were typed: see cli.resumed_run.stored_choices.
 resumed_choices: list[str] = []
@@ -27,6 +30,12 @@ def is_range_test() -> bool:
 def is_multirun() -> bool:
     """Return whether this run is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def job_number() -> int | None:
+    """Return the number of this job of a sweep. It is None in a run, and while Hydra composes a sweep."""
+    hydra_cfg: Any = HydraConfig.get() if is_multirun() else None
+    return None if hydra_cfg is None or OmegaConf.is_missing(hydra_cfg.job, "num") else hydra_cfg.job.num
 
 
 class JobDirError(ValueError):

@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Set before torch is loaded. The threads of several processes on the same cores mostly wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
+from hydra.core.hydra_config import HydraConfig
 from tensorboard.summary.writer import event_file_writer
 
 # An event file is named after the second and a counter, and TensorBoard reads event files in alphabetical order. If a
@@ -44,6 +45,14 @@ def _sigint() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(autouse=True)
+def _hydra_config() -> Iterator[None]:
+    """Forget the config that a test composes: after one of a sweep, the next test would run as a job of it."""
+    config = HydraConfig.instance().cfg
+    yield
+    HydraConfig.instance().cfg = config
 
 
 @pytest.fixture(autouse=True)

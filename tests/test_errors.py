@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 import train
 from cli.compose import compose
-from cli.errors import format_error
+from cli.errors import format_error, print_error
 from cli.exit_codes import exit_with_error
 from tests.conftest import PROJECT
 
@@ -421,3 +424,14 @@ def test_failing_job_does_not_stop_the_sweep(shell, tmp_path) -> None:
     assert [result["status"] for result in results] == ["failed", "finished", "finished"]
     assert results[0]["reason"].startswith("data.batch_size=0 must be")
     assert "failed: data.batch_size=0: data.batch_size=0 must be" in answer.stdout
+
+
+def test_error_while_hydra_composes_a_sweep_has_no_job_number(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Until a job starts, Hydra's config has a sweep's mode and no number."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    cfg = OmegaConf.create({"hydra": {"mode": RunMode.MULTIRUN, "job": {"num": "???"}}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
+    print_error(ValueError("wrong"), show_traceback=False)
+    cfg.hydra.job.num = 3
+    print_error(ValueError("wrong"), show_traceback=False)
+    assert capsys.readouterr().err == "error: wrong\n[3] error: wrong\n"
