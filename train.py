@@ -19,7 +19,7 @@ from cli.compose import relevant_overrides
 from cli.exit_codes import exit_code
 from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
-from cli.process import limit_threads
+from cli.process import limit_threads, suggest_fewer_threads
 from cli.resume import merge_resume_config, overrides_to_repeat
 from cli.session import call
 from cli.validation import check_expect
@@ -82,6 +82,8 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     check_run(cfg, trainer, model)
     if cfg.threads is None:
         limit_threads(model, datamodule)
+        if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
+            suggest_fewer_threads()
     if reason := refusal(config):  # the run is trained as asked
         log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
     begin_loggers(trainer.loggers)

@@ -18,7 +18,7 @@ from cli import CONF, PROJECT
 from runs.cards import take_cards, visible_cards
 from runs.format import check_positive_int
 from runs.overrides import quote_value
-from runs.threads import choose_wait_policy, start_thread_pool
+from runs.threads import choose_wait_policy, fewer_threads, start_thread_pool
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,13 @@ def limit_threads(model: Any, datamodule: Any) -> None:
     rows = datamodule.batch_size or len(datamodule.train_indices)
     if sizes and not is_convolutional and rows * max(sizes) < SMALL_LAYER:
         torch.set_num_threads(1)
+
+
+@functools.cache  # once for all jobs of a sweep
+def suggest_fewer_threads() -> None:
+    """Log a line if other programs keep cores busy that the threads of this process compute on."""
+    if line := fewer_threads():
+        log.info(line)
 
 
 @functools.cache

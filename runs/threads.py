@@ -20,7 +20,7 @@ _all_cpus: set[int] = set()  # where this process may run
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 KEEP_POLICY = 0x08
 SLICE = 100_000  # ns, the shortest that Linux grants
-BUSY = 0.7  # of all cores, from which on threads sleep while they wait
+BUSY = 0.6  # of all cores, from which on threads sleep while they wait
 
 
 def _core_seconds() -> tuple[float, float] | None:
@@ -39,6 +39,7 @@ def _core_seconds() -> tuple[float, float] | None:
 
 
 _at_start = _core_seconds()
+_busy_cores = 0.0  # by other programs, from then until torch is loaded
 
 
 def choose_wait_policy() -> None:
@@ -48,12 +49,28 @@ def choose_wait_policy() -> None:
     machine the loop is faster, because a sleeping thread takes a while to wake. A policy of the user's is kept. What
     is computed does not depend on it.
     """
-    now = _core_seconds()
-    if _at_start is None or now is None or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    global _busy_cores
+    if _at_start is None or (now := _core_seconds()) is None:
         return
     others, total = (seconds - before for seconds, before in zip(now, _at_start, strict=True))
-    if others > BUSY * total:
+    _busy_cores = (os.cpu_count() or 1) * others / max(total, 0.01)
+    if others > BUSY * total and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def fewer_threads() -> str | None:
+    """Return a line that names the threads for which other programs leave cores, if they leave too few.
+
+    Each step waits for the slowest thread, so one that shares its core holds up all. Only the user may change their
+    number, because the last digits of what is computed depend on it.
+    """
+    import torch
+
+    cores, busy = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0, round(_busy_cores)
+    threads = max(1, cores - busy)
+    if not busy or torch.get_num_threads() <= threads or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return f"other programs keep {_busy_cores:.1f} of {cores} cores busy: threads={threads} may be faster"
 
 
 def start_thread_pool() -> None:

@@ -94,6 +94,7 @@ def test_threads_take_short_turns_with_other_programs(two_threads: int) -> None:
     ("busy", "own", "environment", "expected"),
     [
         (1.9, 0.1, {}, "passive"),
+        (1.9, 0.6, {}, "passive"),  # beside two programs on two cores
         (1.9, 0.9, {}, None),  # half of the time is this process's
         (0.3, 0.3, {}, None),
         (1.9, 0.1, {"OMP_WAIT_POLICY": "active"}, "active"),
@@ -112,6 +113,20 @@ def test_threads_sleep_while_they_wait_where_others_keep_the_cores_busy(
     monkeypatch.setattr(threads, "_core_seconds", lambda: (5.0 + busy - own, 102.0))  # a second of two cores
     threads.choose_wait_policy()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+@needs_cores
+@pytest.mark.parametrize(("busy", "threads_left"), [(0.4, None), (1.1, len(CPUS) - 1), (len(CPUS), 1), (99, 1)])
+def test_fewer_threads_are_suggested_where_others_keep_cores_busy(
+    busy: float, threads_left: int | None, two_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_busy_cores", busy)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(len(CPUS))
+    line = f"other programs keep {busy:.1f} of {len(CPUS)} cores busy: threads={threads_left} may be faster"
+    assert threads.fewer_threads() == (line if threads_left else None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user has chosen
+    assert threads.fewer_threads() is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/stat")
