@@ -19,7 +19,7 @@ from cli.compose import relevant_overrides
 from cli.exit_codes import exit_code
 from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
-from cli.process import limit_threads, suggest_fewer_threads
+from cli.process import limit_threads, may_share_cores, suggest_fewer_threads
 from cli.resume import merge_resume_config, overrides_to_repeat
 from cli.session import call
 from cli.validation import check_expect
@@ -93,7 +93,7 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
     status, code = "failed", 1
     try:
-        with signals, spread_threads(enabled=trainer.world_size == 1):
+        with signals, spread_threads(trainer.world_size == 1, may_share_cores(model, datamodule)):
             fit_and_test(cfg, trainer, datamodule, model, ckpt_path)
         if not write_errors(trainer):
             status = "diverged" if has_diverged(history.rows, summary.result["metrics"]) else "finished"

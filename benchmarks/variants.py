@@ -23,7 +23,7 @@ import train
 from cli.compose import compose
 from cli.process import seed_and_set_threads
 from datamodules.batch_loader import derive_seed
-from lit_models.exact import TINY_BATCH
+from runs.threads import TINY_BATCH
 
 SLOW = 5  # the slow variants are timed on this fraction of an epoch: 1 / SLOW
 

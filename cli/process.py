@@ -18,7 +18,7 @@ from cli import CONF, PROJECT
 from runs.cards import take_cards, visible_cards
 from runs.format import check_positive_int
 from runs.overrides import quote_value
-from runs.threads import choose_wait_policy, fewer_threads, start_thread_pool
+from runs.threads import TINY_BATCH, choose_wait_policy, fewer_threads, start_thread_pool
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +110,18 @@ def limit_threads(model: Any, datamodule: Any) -> None:
     import torch
 
     sizes = [parameter.numel() for parameter in model.parameters()]
-    is_convolutional = any(parameter.dim() > 2 for parameter in model.parameters())
     rows = datamodule.batch_size or len(datamodule.train_indices)
-    if sizes and not is_convolutional and rows * max(sizes) < SMALL_LAYER:
+    if sizes and not _is_convolutional(model) and rows * max(sizes) < SMALL_LAYER:
         torch.set_num_threads(1)
+
+
+def may_share_cores(model: Any, datamodule: Any) -> bool:
+    """Return whether threads may wait for each other on one core. In oneDNN's convolutions they wait in busy loops."""
+    return not _is_convolutional(model) or (datamodule.batch_size or TINY_BATCH + 1) <= TINY_BATCH
+
+
+def _is_convolutional(model: Any) -> bool:
+    return any(parameter.dim() > 2 for parameter in model.parameters())
 
 
 @functools.cache  # once for all jobs of a sweep

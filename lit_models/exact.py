@@ -14,12 +14,9 @@ from torch import Tensor
 from lit_models.epoch_means import EpochMeans, widest_dtype
 from lit_models.gradient_steps import GradientSteps
 from runs import internals
+from runs.threads import TINY_BATCH
 
 log = logging.getLogger(__name__)
-
-# For batches this small oneDNN's convolutions take longer to prepare than they save. With torch's own, in torch's
-# default memory format, a step of LeNet takes a quarter less time. With 8 examples oneDNN is faster.
-TINY_BATCH = 4
 
 
 class ExactModule(GradientSteps):
