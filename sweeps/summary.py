@@ -46,6 +46,7 @@ class Summary:
         groups: dict[tuple[str, ...], list[Job]] = {}
         for job in self.jobs:
             groups.setdefault(tuple(job.settings.get(key, "") for key in self.keys), []).append(job)
+        self._published = list(dict.fromkeys(name for job in self.jobs for name in job.published))
         self.groups = dict(sorted(groups.items(), key=lambda item: self._sort_key(item[1])))
 
     def scores(self, jobs: Iterable[Job], metric: str | None = None) -> list[float]:
@@ -69,7 +70,8 @@ class Summary:
 
     def job_rows(self, percent: bool = False) -> list[dict[str, str]]:
         """Return a row for each job, with accuracies in percent where people read it."""
-        names = [self.monitor, *(name for job in self.jobs for name in job.metrics if name.count("/") == 1)]
+        measured = (name for job in self.jobs for name in job.metrics if name.count("/") == 1)
+        names = list(dict.fromkeys([self.monitor, *measured]))
         rows = []
         for rank, job in enumerate(self.jobs, 1):
             row = {"rank": str(rank)} | {key: job.settings.get(key, "") for key in (*self.keys, *self.replicates)}
@@ -82,23 +84,20 @@ class Summary:
         """Return a row for each combination of settings, with mean ± standard deviation over the replicates."""
         tested = f"test/{self.monitor.partition('/')[2]}"
         metrics = dict.fromkeys([self.monitor, tested, "test/acc", "test/loss"])
+        measured = [name for name in metrics if self.scores(self.jobs, name)]
         rows = []
         for rank, (values, jobs) in enumerate(self.groups.items(), 1):
             row = {"rank": str(rank)} | dict(zip(self.keys, values, strict=True))
-            for name in metrics:
-                if scores := self.scores(jobs, name):
-                    row[name] = _cell(name, scores, percent)
-                elif self.scores(self.jobs, name):
-                    row[name] = ""
+            for name in measured:
+                row[name] = _cell(name, scores, percent) if (scores := self.scores(jobs, name)) else ""
             rows.append(row | self._published_cells(jobs[0], percent) | {"n": str(len(self.scores(jobs)))})
         return rows
 
     def _published_cells(self, job: Job, percent: bool) -> dict[str, str]:
         """Return the published figures of a job, for columns that all rows have if any job has such figures."""
-        names = dict.fromkeys(name for one in self.jobs for name in one.published)
         return {
             f"published {name}": _cell(name, [job.published[name]], percent) if name in job.published else ""
-            for name in names
+            for name in self._published
         }
 
     def write(self) -> None:

@@ -80,6 +80,17 @@ def test_summary_files_list_every_job(seed_sweep: Summary) -> None:
     assert "    python train.py data=mnist model=cnn seed=3" in Path("sweep/summary.md").read_text()
 
 
+def test_summary_computes_each_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell for each job and each of its metrics, or a long sweep takes longer for its summary than for its jobs."""
+    computed = []
+    monkeypatch.setattr("sweeps.summary._cell", lambda name, *_: computed.append(name) or "")
+    for number in range(20):
+        write_job(number, [f"optimizer.lr={number}"], 0.9, published={"test/acc": 0.9})
+    summary = Summary(Path("sweep"))
+    columns = [name for name in summary.job_rows()[0] if "/" in name]
+    assert len(computed) == 20 * len(columns)
+
+
 def test_failed_job_is_ranked_last_with_its_reason() -> None:
     write_job(0, ["optimizer.lr=0.1"], 0.9)
     write_job(1, ["optimizer.lr=100"], None, status="failed", reason="the training loss is nan")
