@@ -306,29 +306,98 @@ def test_missed_expectation_has_exit_code_3(shell) -> None:
     assert missed.stderr == "error: line_slow did not reach the expected w\n"
 
 
-@pytest.mark.slow
+def line_of_results(experiment: str, seed: int, figure: str, value: str, job: str = "") -> dict[str, str]:
+    run = {"job": job, "epochs": "2", "params": "5000", "seconds": "1.25"}
+    return {"experiment": experiment, "seed": str(seed), "figure": figure, "value": value} | run
+
+
 @pytest.mark.parametrize(
     ("experiment", "figures", "cells"),
     [
-        ("mnist_cnn", {"test/acc": [0.98, 0.99]}, "98 % | 98.50 ± 0.71 % (2)"),
-        ("mnist_cnn", {"test/acc": [0.98]}, "98 % | 98.00 % (1)"),
-        ("mnist_vae", {"test/loss": [105.54, 105.72]}, "test loss 105.56 | test loss 105.6 ± 0.1 (2)"),
-        ("mnist_autoencoder", {"test/loss": [0.0375]}, " | test loss 0.0375 (1)"),
+        ("mnist_cnn", {"test/acc": ["0.98", "0.99"]}, "98.50 ± 0.71 % (2) | as published"),
+        ("mnist_cnn", {"test/acc": ["0.99"]}, "99.00 % (1) | higher"),
+        ("mnist_residual", {"test/acc": ["0.98", "0.9801"]}, "98.00 ± 0.01 % (2) | lower"),
+        ("mnist_vae", {"test/loss": ["105.54", "105.72"]}, "test loss 105.6 ± 0.1 (2) | as published"),
+        ("mnist_autoencoder", {"test/loss": ["0.0375"]}, "test loss 0.0375 (1) | "),
         (
             "mnist_gan",
-            {"train/g_loss": [3.62, 3.82, 3.7], "train/d_loss": [0.074, 0.081, 0.08]},
-            "train g_loss 2.67; train d_loss 0.0877 | train g_loss 3.7 ± 0.1 (3); train d_loss 0.078 ± 0.004 (3)",
+            {"train/g_loss": ["3.62", "3.82", "3.7"], "train/d_loss": ["0.074", "0.081", "0.08"]},
+            "train g_loss 3.7 ± 0.1 (3); train d_loss 0.078 ± 0.004 (3) | higher",
         ),
-        ("blobs", {"test/acc": [1.0] * 2, "val/acc": [1.0] * 2, "val/loss": [0.32] * 2}, " | 100.00 ± 0.00 % (2); val"),
-        ("mnist_dcgan", {"test/g_loss": [3.0]}, " | "),
+        (
+            "blobs",
+            {"test/acc": ["1", "1"], "val/loss": ["0.32", "0.32"]},
+            "100.00 ± 0.00 % (2); val loss 0.3200 (2) | ",
+        ),
+        (
+            "mnist_hello_lightning",
+            {"test/acc": ["0.92", "0.924"], "val/acc": ["0.87 0.9 0.91", "0.89 0.92 0.93"]},
+            "92.20 ± 0.28 % (2); val acc 88.0 91.0 92.0 % (2) | as published",
+        ),
     ],
 )
-def test_row_of_results_has_every_expected_figure(experiment: str, figures: dict[str, list], cells: str) -> None:
-    runs = [
-        {"params": 5, "epochs": 2, "seconds": {"fit": 1.0}, "metrics": dict(zip(figures, values, strict=True))}
-        for values in zip(*figures.values(), strict=True)
+def test_row_of_results_has_every_measured_figure(experiment: str, figures: dict[str, list[str]], cells: str) -> None:
+    lines = [
+        line_of_results(experiment, seed, figure, value)
+        for figure, values in figures.items()
+        for seed, value in enumerate(values)
     ]
-    assert results.row(experiment, runs).startswith(f"| `{experiment}` | 5 | 2 | {cells}")
+    row = results.row(experiment, lines)
+    assert row.startswith(f"| `{experiment}` | ")
+    assert row.endswith(f" | {cells} | 5,000 | 2 | 1.2 s |")
+
+
+def test_row_of_a_sweep_has_a_figure_for_each_job() -> None:
+    lines = [
+        line_of_results("fashion_optimizers", seed, "test/acc", f"0.8{value}", f"optimizer={name}")
+        for seed in (1, 2)
+        for name, value in (("by_hand", 8), ("adam", 7 + seed))
+    ]
+    row = results.row("fashion_optimizers", lines)
+    assert row.endswith(" | by_hand 88.00 ± 0.00 % (2); adam 88.50 ± 0.71 % (2) |  | 5,000 | 2 | 2.5 s |")
+
+
+def test_results_are_of_every_experiment_and_have_their_sources() -> None:
+    assert sorted(results.SEEDS) == EXPERIMENTS
+    assert results.describe("mnist_dcgan")[2:] == ("After dcgan of pytorch/examples.", "pictures")
+    assert results.describe("line_slow").source.startswith("Readings: Stevens, Antiga, Viehmann, Deep Learning with Py")
+    assert results.describe("fashion_optimizers")[2:] == (
+        "After tutorial 4 of the UvA deep learning course (Lippe), in Lightning's tutorials.",
+        "test accuracy: 89.09, 88.83 and 89.46 %",
+    )
+    assert all(results.describe(experiment).published for experiment in EXPERIMENTS)
+
+
+def test_both_readmes_have_the_results_of_the_file() -> None:
+    for name, (header, shelves) in results.LANGUAGES.items():
+        assert results.tables(header, shelves) in (PROJECT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_results_of_a_run_and_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "TABLE", tmp_path / "results.csv")
+    for experiment in ("line_scan", "line_slow", "line_slow"):
+        results.measure(experiment, 2, tmp_path / "runs")
+    lines = results.read_table()
+    assert [line["figure"] for line in lines[:3]] == ["train/loss", "w", "b"]
+    losses = [float(value) for value in lines[0]["value"].split()]
+    assert losses == pytest.approx(compose("experiment=line_slow").expect["train/loss"].published, rel=1e-6)
+    assert (lines[1]["experiment"], lines[1]["seed"], lines[1]["job"], lines[1]["epochs"]) == (
+        "line_slow",
+        "2",
+        "",
+        "10",
+    )
+    jobs = {line["job"]: float(line["value"]) for line in lines[3:]}
+    assert len(jobs) == 41
+    assert min(jobs, key=jobs.__getitem__) == "model.net.weight=2.0"
+
+
+def test_run_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: pytest.fail("a training started"))
+    (run_dir := tmp_path / "xor" / "1").mkdir(parents=True)
+    (run_dir / "result.json").write_text('{"status": "finished"}')
+    assert results.train("xor", 1, tmp_path) == run_dir
 
 
 @pytest.mark.parametrize(
