@@ -203,8 +203,9 @@ class ImageFolder(ImageDataModule):
 
     def _compare_digests(self, splits: dict[str, list[Path]]) -> None:
         digests = {split: _digest(files, self.root) for split, files in splits.items()}
-        self._digests = self._digests or digests
-        self._changed = {split for split in splits if self._digests[split] != digests[split]}
+        if self._is_new:
+            self._digests = digests
+        self._changed = {split for split in splits if self._digests.get(split) != digests[split]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Also raise ValueError if the run could train on, or be selected by, images that it held out."""

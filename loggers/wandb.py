@@ -52,7 +52,8 @@ class WandB(Guarded, WandbLogger):
         self._run_id = stored[0] if self.is_continued else self._id_here(secrets.token_hex(4))
         mode = mode or os.environ.get("WANDB_MODE")
         # What is printed belongs to train.log, and wandb would wrap the streams.
-        settings = wandb.Settings(console="off", quiet=True)
+        # Git obeys the .git/config of the working directory, which may have come with an untrusted run.
+        settings = wandb.Settings(console="off", quiet=True, disable_git=True)
         self._options = {"dir": "outputs", "id": self._run_id, "mode": mode, "settings": settings, **options}
         self._options["reinit"] = "finish_previous"  # that of an earlier job of this process
         self._is_online = mode in (None, "online")

@@ -123,7 +123,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if not stat.S_ISREG(path.lstat().st_mode):  # a FIFO is waited for
             return {}
         content = yaml.load(path.read_text(encoding="utf-8"), _LoaderWithoutAliases)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+    except Exception:  # the constructors of YAML's tags raise any, such as KeyError for !!bool maybe
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -171,6 +171,22 @@ def test_changed_test_images_are_read_where_their_directory_is_typed(
         assert [record.getMessage() for record in caplog.records].count(line) == 1
 
 
+@pytest.mark.parametrize("stored", [{}, {"train": "0"}])
+def test_images_without_a_stored_digest_are_not_those_of_the_run(stored: dict[str, str]) -> None:
+    """A checkpoint from anyone may lack the digests of a directory that it names."""
+    make_images(Path("pictures"))
+    run("run", *NOISY_RUN, "trainer.max_epochs=1")
+    for file in Path("run/checkpoints").glob("*.ckpt"):
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["config"]["data"]["fitted_state"]["digests"] = stored
+        torch.save(checkpoint, file)
+    for command in (evaluate_run, lambda run: predict_rows(run, split="test", limit=5)):
+        with pytest.raises(ValueError, match=r"the test images in .*pictures are not known to be those of the run"):
+            command(Path("run"))
+    with pytest.raises(ValueError, match=r"^resume: images in .*pictures \(train, val\) were added"):
+        run("run", "resume=run", "trainer.max_epochs=2")
+
+
 def test_resume_refuses_changed_training_images() -> None:
     make_images(Path("pictures"))
     run("run", *NOISY_RUN, "trainer.max_epochs=1")

@@ -149,6 +149,21 @@ def test_loggers_that_began_are_undone_where_another_one_refuses() -> None:
         shutil.rmtree(folder)
 
 
+def test_wandb_runs_no_git_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The .git/config there may have come with a run, and names programs that git starts."""
+    pytest.importorskip("wandb")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "bin").mkdir()
+    git = tmp_path / "bin" / "git"
+    git.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/started\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{git.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_SAVE_CODE", "true")
+    run("run", *POINTS, "logger=wandb", "logger.wandb.mode=offline", "trainer.max_epochs=1")
+    commands = (tmp_path / "started").read_text() if (tmp_path / "started").exists() else ""
+    assert "diff" not in commands and "config" not in commands
+
+
 def test_place_at_wandb_is_not_taken_from_a_run() -> None:
     pytest.importorskip("wandb")
     settings = ("logger.wandb.project=theirs", "logger.wandb.entity=they", "logger.wandb.mode=offline")

@@ -593,6 +593,13 @@ def test_yaml_with_aliases_is_not_read(tmp_path: Path) -> None:
     assert read_yaml(file) == {}
 
 
+@pytest.mark.parametrize("value", ["!!bool maybe", '!!int ""', '!!float ""', "!!timestamp x", "!!binary ä", "[" * 9999])
+def test_yaml_with_a_wrong_value_is_not_read(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"a: {value}\n", encoding="utf-8")
+    assert read_yaml(file) == {}
+
+
 def test_stored_target_of_any_type_is_looked_up() -> None:
     config = {"model": {"_target_": ["a"]}, "data": [{"_target_": {}}]}
     upgrade_checkpoint({"config": config})
