@@ -396,7 +396,7 @@ def test_results_of_a_run_and_of_a_sweep(tmp_path: Path, monkeypatch: pytest.Mon
 def test_run_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results.subprocess, "run", lambda *_, **__: pytest.fail("a training started"))
     (run_dir := tmp_path / "xor" / "1").mkdir(parents=True)
-    (run_dir / "result.json").write_text('{"status": "finished"}')
+    (run_dir / "result.json").write_text('{"status": "finished", "overrides": [], "metrics": {}}')
     assert results.train("xor", 1, tmp_path) == run_dir
 
 

@@ -24,6 +24,7 @@ SHORT += ("trainer.precision=32-true", "threads=1")
 CHAOTIC = {"cifar10_resnet18": ("trainer.limit_train_batches=1",), "resnet18_one_step": ("optimizer.lr=1e-5",)}
 # AdaDelta and Adam begin with steps that have the size of the learning rate, however small the gradient is.
 CHAOTIC |= {"mnist_siamese": ("optimizer.lr=1e-5",), "mnist_forward_forward": ("model.steps_per_batch=1",)}
+CHAOTIC |= {"cifar10_94": ("optimizer.lr=1e-3", "optimizer.bias_lr=1", "optimizer.head_lr=0.01")}
 TEACHERS = {"cifar10_distillation": "cifar10_teacher"}  # experiment -> the one whose run it learns from
 CHAOTIC |= {"sines_lstm": ("optimizer.max_iter=3", "trainer.precision=64-true")}
 NAMES = [f"{stage}/{loss}" for stage in ("train", "test") for loss in ("loss", "g_loss", "d_loss")]
