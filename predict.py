@@ -52,6 +52,8 @@ def predict_config(cfg: DictConfig, run_dir: Path) -> Path:
     Returns:
         The path of ``predictions.csv``. In a run that may be read and not written it is not kept, and a line says so.
     """
+    if empty := next((name for name in ("images", "csv", "split") if cfg[name] == ""), None):
+        raise ValueError(f"{empty}= names nothing")
     if [cfg.images, cfg.csv, cfg.split, cfg.samples].count(None) != 3:
         raise ValueError("exactly one of images='some/*.png', csv=rows.csv, split=test and samples=64 is required")
     if not cfg.split:

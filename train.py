@@ -65,10 +65,10 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     from loggers.guarded import begin_loggers
 
     cfg.choices.overrides = task_overrides()
-    cfg.name = str(cfg.name)  # it may look like a number
     ckpt_path = find_checkpoint(cfg.resume)[1] if cfg.resume else None
     if ckpt_path:
         cfg = merge_resume_config(cfg, ckpt_path)
+    cfg.name = str(cfg.name)  # it may look like a number
     datamodule, model = build(cfg)
     if is_range_test():
         if cfg.check:

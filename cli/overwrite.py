@@ -122,7 +122,8 @@ def _agrees(found: Any, fixed: Any) -> bool:
 
 def _has_rows_of(metrics: Path, checkpoint: dict[str, Any]) -> bool:
     """Return whether the epochs in ``metrics.csv`` that a checkpoint has too are the same, to the millisecond."""
-    state = checkpoint.get("callbacks", {}).get("MetricsHistory")
+    callbacks = checkpoint.get("callbacks")
+    state = callbacks.get("MetricsHistory") if isinstance(callbacks, dict) else None
     stored = state.get("rows") if isinstance(state, dict) else None
     if not os.path.lexists(metrics) or not isinstance(stored, list):
         return True

@@ -78,7 +78,8 @@ def find_classes(root: Path, splits: dict[str, str]) -> list[str]:
 def check_directory_names(*groups: Iterable[object]) -> None:
     """Raise ValueError for a stored name that is no directory in ``root``: the run may come from anyone."""
     for name in itertools.chain(*groups):
-        if not isinstance(name, str) or name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+        signs = ("/", "\0", os.sep)  # a backslash is part of a name except on Windows
+        if not isinstance(name, str) or name in ("", ".", "..") or any(sign in name for sign in signs):
             raise ValueError(f"{str(name)[:80]!r} in the data of the run is not the name of a directory")
 
 

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from datamodules.published import DATASETS, DatasetSpec, Files
 from runs.checkpoint import load_plain
+from runs.files import make_dirs
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +109,9 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
         if found:
             return found
         raise DataUnavailable(f"{dataset.title} is not in {root} ({'; '.join(tried)})")
+    lock = root / f".{name}.lock"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".{name}.lock", dataset.title):
+        with _made_root(root, lock), _lock(lock, dataset.title):
             # Another process may have written the cache while this one waited for the lock.
             with contextlib.suppress(Exception):
                 return _read_cache(cache, dataset)
@@ -126,6 +127,21 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
         # A read-only root that holds torchvision's directory is enough to train.
         log.warning("%s could not be cached: %s", dataset.title, _reason(error))
     return found
+
+
+@contextlib.contextmanager
+def _made_root(root: Path, lock: Path) -> Iterator[None]:
+    """Make the directory of the data, and remove it after an error: its name may be mistyped."""
+    made = make_dirs(root)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if made:
+                lock.unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _read_cache(cache: Path, dataset: DatasetSpec) -> Files:

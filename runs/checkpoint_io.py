@@ -8,6 +8,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from runs.checkpoint import read_checkpoint
 from runs.files import atomic_write
+from runs.training_state import forget_files_elsewhere
 
 # The parts of torch that write a checkpoint, as their errors name them.
 WRITERS = ("inline_container", "PytorchStreamWriter", "iostream")
@@ -29,4 +30,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_checkpoint(path, map_location)
+        checkpoint = read_checkpoint(path, map_location)
+        forget_files_elsewhere(checkpoint, Path(path))
+        return checkpoint

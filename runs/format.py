@@ -80,6 +80,15 @@ def text_columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Return the lines of a Markdown table; the keys of the first row are its header."""
+    """Return the lines of a Markdown table; the keys of the first row are its header.
+
+    No text becomes an image, a link or HTML: a viewer would fetch what a stored text of an untrusted run names.
+    """
     lines = (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))
-    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines]
+    return ["| " + " | ".join(map(_plain, cells)) + " |" for cells in lines]
+
+
+def _plain(cell: str) -> str:
+    for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", r"\<"), ("](", r"]\(")):
+        cell = cell.replace(special, escaped)
+    return cell

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from runs.files import is_within
 from runs.safety import walk
 
 NUMBERS: dict[type, Any] = {str: float}  # any number of them, by name
@@ -69,6 +70,21 @@ def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
         # Loggers get the learning rates. That of TensorBoard makes directories named by the keys of a dict.
         if not _has_form(groups, [dict]) or any(_holds_dict([*group.values()]) for group in groups):
             raise ValueError(f"{file} cannot be resumed: its optimizer_states hold no param_groups of torch")
+
+
+def forget_files_elsewhere(checkpoint: dict[str, Any], file: Path) -> None:
+    """Remove the names of files outside of the run's directory from the state of Lightning's ModelCheckpoint.
+
+    It deletes the file or the directory that an earlier checkpoint is said to be, if that lies in the directory which
+    the user has typed. Those that it really wrote there are kept, then.
+    """
+    run_dir = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    for stored in (checkpoint.get("callbacks") or {}).values():
+        if "best_model_path" in stored:
+            named = [stored.get(name) for name in ("best_model_path", "last_model_path", "kth_best_model_path")]
+            named += stored.get("best_k_models") or ()
+            if not all(is_within(Path(str(name)), run_dir) for name in filter(None, named)):
+                stored |= {"best_model_path": "", "last_model_path": "", "kth_best_model_path": "", "best_k_models": {}}
 
 
 def _damaged_key(state: Any, fresh: dict[str, Any], key: str) -> str | None:

@@ -228,6 +228,23 @@ def test_damaged_state_of_a_training_is_refused(
         resume_config("trainer.max_epochs=2")
 
 
+def test_model_checkpoint_deletes_no_directory_that_an_untrusted_checkpoint_names(tmp_path: Path) -> None:
+    """Lightning deletes the stored path of an earlier checkpoint, with all in it, below the directory that is typed."""
+    typed = ("+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.mine.dirpath=mine")
+    (run_dir := Path("damaged")).mkdir()
+    train.train_config(compose(*TINY, *typed, "trainer.max_epochs=1", "logger=none"), run_dir)
+    (kept := Path("mine/others/kept.txt")).parent.mkdir()
+    kept.touch()
+    (file := run_dir / "checkpoints/last.ckpt").stat()
+    callback = next(name for name in torch.load(file, weights_only=True)["callbacks"] if "ModelCheckpoint" in name)
+    for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
+        edit_checkpoint(file, "callbacks", callback, name, value=str(tmp_path / "mine/others"))
+    edit_checkpoint(file, "callbacks", callback, "best_k_models", value={"mine/others": torch.tensor(1.0)})
+    train.train_config(compose("resume=damaged", *typed, "trainer.max_epochs=3", "logger=none"), run_dir)
+    assert kept.exists()
+    assert len(list(Path("mine").glob("*.ckpt"))) == 2  # that of the first part is kept too
+
+
 def test_what_lightning_misses_in_a_checkpoint_is_one_line() -> None:
     (run_dir := Path("damaged")).mkdir()
     train.train_config(compose(*TINY, "callbacks=early_stopping", "trainer.max_epochs=1", "logger=none"), run_dir)

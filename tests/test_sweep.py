@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_summary_files_list_every_job(seed_sweep: Summary) -> None:
     assert (rows[0]["model"], rows[0]["seed"], rows[0]["val/acc"]) == ("mlp", "3", "0.99")
     assert "test/acc/cat" not in rows[0]
     assert "    python train.py data=mnist model=cnn seed=3" in Path("sweep/summary.md").read_text()
+
+
+def test_no_text_of_a_job_is_an_image_a_link_or_html_in_the_summary() -> None:
+    """A viewer of Markdown would fetch what the result.json of anyone names."""
+    for number, text in enumerate(["![x](http://there/x.png)", "<img src=http://there>", r"\<b>", r"\![x](y)", "a|b"]):
+        write_job(number, [f"name={text}"], 0.9)
+    summary = Summary(Path("sweep"))
+    summary.write()
+    table = "\n".join(line for line in Path("sweep/summary.md").read_text().splitlines() if line.startswith("|"))
+    assert not re.search(r"(?<!\\)(\\\\)*(<|\]\()", table)
+    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table.splitlines()} == {
+        table.splitlines()[0].count("|")
+    }
 
 
 def test_summary_computes_each_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
