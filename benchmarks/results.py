@@ -219,7 +219,8 @@ def verdict(expect: dict[str, dict[str, Any]], found: dict[str, list[list[str]]]
             digits = max(len(f"{want:.10g}".partition(".")[2]), 2 if is_accuracy(name) else 0)
             near = max(2 * statistics.stdev(column), 10**-digits, how.get("rtol", 0.0) * abs(want))
             difference = statistics.mean(column) - want
-            verdicts.append("as published" if abs(difference) <= near else "higher" if difference > 0 else "lower")
+            side = f"{_label('', name)}{'higher' if difference > 0 else 'lower'}"
+            verdicts.append("as published" if abs(difference) <= near else side)
     return next((word for word in verdicts if word != "as published"), verdicts[0] if verdicts else "")
 
 

@@ -319,12 +319,12 @@ def line_of_results(experiment: str, seed: int, figure: str, value: str, job: st
         ("mnist_cnn", {"test/acc": ["0.9868", "0.9869"]}, "98.69 ± 0.01 % (2) | as published"),  # 98 % is printed
         ("mnist_residual", {"test/acc": ["0.979", "0.979"]}, "97.90 ± 0.00 % (2) | lower"),
         ("mnist_vae", {"test/loss": ["105.54", "105.72"]}, "test loss 105.6 ± 0.1 (2) | as published"),
-        ("mnist_vae", {"test/loss": ["105.6", "105.6"]}, "test loss 105.6000 (2) | higher"),
+        ("mnist_vae", {"test/loss": ["105.6", "105.6"]}, "test loss 105.6000 (2) | test loss higher"),
         ("mnist_autoencoder", {"test/loss": ["0.0375"]}, "test loss 0.0375 (1) | "),
         (
             "mnist_gan",
             {"train/g_loss": ["3.62", "3.82", "3.7"], "train/d_loss": ["0.074", "0.081", "0.08"]},
-            "train g_loss 3.7 ± 0.1 (3); train d_loss 0.078 ± 0.004 (3) | higher",
+            "train g_loss 3.7 ± 0.1 (3); train d_loss 0.078 ± 0.004 (3) | train g_loss higher",
         ),
         (
             "blobs",
