@@ -235,7 +235,7 @@ def test_model_checkpoint_deletes_no_directory_that_an_untrusted_checkpoint_name
     train.train_config(compose(*TINY, *typed, "trainer.max_epochs=1", "logger=none"), run_dir)
     (kept := Path("mine/others/kept.txt")).parent.mkdir()
     kept.touch()
-    (file := run_dir / "checkpoints/last.ckpt").stat()
+    file = run_dir / "checkpoints/last.ckpt"
     callback = next(name for name in torch.load(file, weights_only=True)["callbacks"] if "ModelCheckpoint" in name)
     for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
         edit_checkpoint(file, "callbacks", callback, name, value=str(tmp_path / "mine/others"))
