@@ -58,10 +58,10 @@ def test_wrong_commands_are_refused_with_one_line(shell: Shell, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "begun"),
-    [("basic", {2}), ("joblib", {2, 3}), ("submitit_local", {2, 3, 4, 5, 6})],
+    [("basic", {2}), ("joblib", {1, 2, 3}), ("submitit_local", {1, 2, 3, 4, 5, 6})],
 )
 def test_grid_ends_at_the_first_failure(launcher: str, begun: set[int], shell: Shell, tmp_path: Path) -> None:
-    """Jobs that have begun beside the one that fails are finished."""
+    """Jobs that have begun beside the one that fails are finished; a worker that starts late may begin none."""
     more = ("hydra.launcher.n_jobs=2",) if launcher == "joblib" else ()
     answer = shell(*SWEEP, f"hydra/launcher={launcher}", *more)
     assert answer.returncode == 1
