@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import re
+import sys
 import threading
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +65,11 @@ class Server(ThreadingHTTPServer):
         self.answers, self.lock = answers, threading.Lock()
         self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing where the page has gone away before its answer came."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class Handler(BaseHTTPRequestHandler):
     """Serves the page, and answers no other one: a page from elsewhere has another host or origin."""
@@ -90,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
             with self.server.lock:  # the model computes one answer after the other
                 answer = self.server.answers.answer(asked)
             self._send(200, "application/json", json.dumps(answer))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
             self._send(400, "application/json", json.dumps({"error": printable(" ".join(str(error).split()))}))
 
     def _is_ours(self) -> bool:

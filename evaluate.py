@@ -86,6 +86,7 @@ def _test(cfg: DictConfig, stored: DictConfig, datamodule: Any, model: Any, atta
     from callbacks.epoch_metrics import EpochMetrics
     from callbacks.per_class_accuracy import PerClassAccuracy
     from callbacks.signal_handler import SignalHandler
+    from runs.checkpoint_io import check_slurm_checkpoints
 
     signals = SignalHandler()
     trainer = pl.Trainer(
@@ -97,6 +98,7 @@ def _test(cfg: DictConfig, stored: DictConfig, datamodule: Any, model: Any, atta
         enable_model_summary=False,
     )
     datamodule.test_split = datamodule.validate_on = cfg.split
+    check_slurm_checkpoints(trainer)
     datamodule.trainer = trainer  # for its device and precision
     datamodule.setup()
     if not len(datamodule.test_dataloader()):

@@ -21,7 +21,7 @@ from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
 from cli.process import limit_threads, may_share_cores, suggest_fewer_threads
 from cli.resume import merge_resume_config, overrides_to_repeat
-from cli.session import call
+from cli.session import CommandError, call
 from cli.validation import check_expect
 from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.expectations import ExpectationMissed, check_expected, is_checked
@@ -56,7 +56,10 @@ def train(*overrides: str) -> Run:
         CommandError, KeyboardInterrupt: see :func:`call`.
     """
     directory, _ = call(train_config, overrides)
-    return read_run(directory)
+    try:
+        return read_run(directory)
+    except (OSError, ValueError) as error:  # of a run that had ended before, and may come from anyone
+        raise CommandError(str(error)) from None
 
 
 def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
@@ -84,7 +87,9 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         limit_threads(model, datamodule)
         if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
             suggest_fewer_threads()
-    if reason := refusal(config):  # the run is trained as asked
+    if reason := refusal(config):
+        if ckpt_path:  # a checkpoint that can be used would be replaced
+            raise ValueError(f"resume: the checkpoints of this run would be refused then: {reason}")
         log.warning("this run cannot be resumed, evaluated or exported: its checkpoints are refused: %s", reason)
     begin_loggers(trainer.loggers)
     summary.write_config(update_last=is_rank_zero() and not is_debug_run())
@@ -211,6 +216,9 @@ def scan_learning_rates(cfg: DictConfig, run_dir: Path, datamodule: Any, model: 
 
 def set_up_data(trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:
     """Load the data and the stored weights. This reports what is wrong with them before the run writes anything."""
+    from runs.checkpoint_io import check_slurm_checkpoints
+
+    check_slurm_checkpoints(trainer)
     datamodule.trainer, trainer.datamodule = trainer, datamodule  # for its device and ranks, and for what is checked
     datamodule.setup()
     checkpoint = load_checkpoint(ckpt_path) if ckpt_path else {}

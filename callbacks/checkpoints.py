@@ -26,6 +26,7 @@ from runs.monitor import Monitors
 from runs.offers import Exact
 from runs.random_state import get_random_state, set_random_state
 from runs.result import git_revision
+from runs.training_state import check_optimizer_state
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class Checkpoints(Checkpoint):
         internals.start_next_epoch(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_load_state_dict_pre_hook(check_optimizer_state)
         remove_leftovers(self.dirpath, self.last.name, self.best.name)
         remove_leftovers(self.dirpath.parent, *RUN_FILES)
         remove_leftovers(self.dirpath.parent / "pictures", "*.png")

@@ -143,6 +143,17 @@ class SignalHandler(Checkpoint):
         self._training = True
         if trainer.world_size > 1:
             self._group: Any = torch.distributed.new_group(backend="gloo")  # does not wait for the GPU
+            self._check_same_step(trainer)
+
+    def _check_same_step(self, trainer: pl.Trainer) -> None:
+        """Raise ValueError where not all ranks see the checkpoint: they would wait in different places, for ever."""
+        steps: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(steps, trainer.global_step, group=self._group)
+        if len(set(steps)) > 1:
+            shown = ", ".join(map(str, steps))
+            raise ValueError(
+                f"the processes would begin at different steps: {shown}; each of them must see the checkpoint"
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

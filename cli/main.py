@@ -33,7 +33,7 @@ from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
-from runs.files import check_path
+from runs.files import check_path, check_utf8
 from runs.format import pluralize, printable
 from runs.interrupts import ENDING_SIGNALS, handle_early_signals
 from runs.migrate import upgrade_overrides
@@ -69,15 +69,13 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     # last: all other exit handlers have run by then.
     atexit.register(end)
     command = "train" if config_name == "config" else config_name
-    _prepare_process(alone=command != "train")
+    try:
+        check_surroundings(alone=command != "train")
+    except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        sys.exit(1)
     try:
         _rewrite_argv(command)
-        if command == "train":
-            try:
-                sys.argv[1:] = resolve_auto(sys.argv[1:])
-            except ValueError as error:
-                exit_with_error(error, show_traceback=False)
-            resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
         _run_under_hydra(task, config_name)
         code = SweepSummary.exit_code()
         if number := SweepSummary.left:
@@ -86,21 +84,6 @@ def main(task: Callable[[DictConfig, Path], object], config_name: str = "config"
     except SystemExit as error:
         code = error.code or 0
     sys.exit(code)
-
-
-def _prepare_process(alone: bool) -> None:
-    """Check what surrounds the process before anything is read or written, or end it with one line.
-
-    Args:
-        alone: whether the command runs in one process.
-    """
-    try:
-        check_surroundings(alone)
-        if not is_rank_zero():
-            _prepare_other_rank()
-    except (ValueError, OSError) as error:  # the ranks are not known, so each process prints
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(1)
 
 
 def check_surroundings(alone: bool) -> None:
@@ -271,7 +254,12 @@ def _rewrite_argv(command: str) -> None:
     try:
         sys.argv[1:] = rewrite_arguments(sys.argv[1:], command)
         check_hydra_settings(sys.argv[1:], command)
-    except ValueError as error:
+        if command == "train":
+            sys.argv[1:] = resolve_auto(sys.argv[1:])
+            resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
+        if not is_rank_zero():
+            _prepare_other_rank()  # last: the directory that was typed has the run that resume=auto continues
+    except (ValueError, OSError) as error:
         exit_with_error(error, show_traceback=False)
 
 
@@ -317,6 +305,8 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
             raise ValueError(f"{override} is refused: {command} chooses its directory itself")
         if key in directories and not value.strip("'\" "):
             raise ValueError(f"{override} names no directory; {override}. is this one")
+        if key in directories:
+            check_utf8(value)
         if key in directories and "://" in value:
             raise ValueError(f"{override} is refused: it is not a directory on this machine")
 

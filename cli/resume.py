@@ -58,7 +58,7 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
         if OmegaConf.select(merged, key.rpartition(".")[0]) and _is_kept(merged, key, value):
             OmegaConf.update(merged, key, value, force_add=True)
     _check_services(merged.logger, typed)
-    _check_nodes(merged, typed)
+    _check_nodes(merged, cfg, typed)
     _drop_compile(merged, typed)
     _add_callbacks(merged, stored["callbacks"], before)
     if OmegaConf.select(merged, "logger.tensorboard") is not None:
@@ -97,10 +97,14 @@ def _check_services(loggers: DictConfig, typed: dict[str, str]) -> None:
         )
 
 
-def _check_nodes(merged: DictConfig, typed: dict[str, str]) -> None:
-    """Raise ValueError where only the run says that other machines take part: it would wait for them."""
+def _check_nodes(merged: DictConfig, cfg: DictConfig, typed: dict[str, str]) -> None:
+    """Raise ValueError where only the run, and no override or launcher, says that other machines take part.
+
+    It would wait for them.
+    """
     nodes = merged.trainer.get("num_nodes", 1)
-    if nodes != 1 and "num_nodes" not in {key.rpartition(".")[2] for key in typed}:
+    is_typed = "num_nodes" in {key.rpartition(".")[2] for key in typed}
+    if not is_typed and nodes not in (1, cfg.trainer.get("num_nodes", 1)):
         raise ValueError(f"resume: this run was trained on {nodes} machines: trainer.num_nodes={nodes} continues it so")
 
 

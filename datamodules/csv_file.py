@@ -20,7 +20,8 @@ _DRESSED = re.compile(
     rf"(?:\d{{1,3}}(?:[,.'\u2019 \u00a0\u202f]\d{{3}})+|\d+)?(?:[.,]\d*)?(?:[eE][-+]?\d+)?"
     rf"\s?(?:{_CURRENCY}|[%‰])?\)?"
 )
-_BREAKS = re.compile(r"\s*[\t\n\v\f\r]\s*")
+_BLANKS = re.compile(r"\s+")
+_BREAK = re.compile(r"[\t\n\v\f\r]")
 
 
 def read_content(path: Path) -> bytes:
@@ -142,4 +143,4 @@ def is_dressed_number(cell: str) -> bool:
 
 def in_one_line(cell: str) -> str:
     """Strip a cell, and replace its line breaks with blanks. Spreadsheets write them into long column names."""
-    return _BREAKS.sub(" ", cell.strip())
+    return _BLANKS.sub(lambda blanks: " " if _BREAK.search(blanks[0]) else blanks[0], cell.strip())

@@ -131,13 +131,13 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
 
 @contextlib.contextmanager
 def _made_root(root: Path, lock: Path) -> Iterator[None]:
-    """Make the directory of the data, and remove it after an error: its name may be mistyped."""
-    made = make_dirs(root)
+    """Make the directory of the data, and remove it and the lock after an error: its name may be mistyped."""
+    made, was_locked = make_dirs(root), lock.exists()
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if made:
+            if not was_locked:
                 lock.unlink(missing_ok=True)
             for path in made:
                 path.rmdir()

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from runs.files import atomic_write_text, is_within, make_unique_dir, unlink_other_names
+from runs.files import NAMES_IN_OUTPUTS, atomic_write_text, is_within, make_unique_dir, unlink_other_names
 from runs.result import ENDED
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ CHARTS = {
 }
 
 
-RESERVED = ("mlflow.db", "mlruns", "wandb")  # what other loggers make in outputs/
 # Of the event file with the row of the tab HPARAMS.
 ROW_SUFFIX = ".hparams"
 
@@ -71,8 +70,8 @@ class TensorBoard(TensorBoardLogger):
             return recorded
         title = self.title
         is_link = Path("outputs", title).resolve() != Path("outputs").resolve() / title  # outputs/last
-        if is_link or title.partition("/")[0] in RESERVED:
-            title = title.replace("/", " ")
+        if is_link or title.partition("/")[0] in NAMES_IN_OUTPUTS:
+            title = title.replace("/", " ") if "/" in title else f"{title} (run)"
         if not is_url and _has_events_of(run_dir, Path(recorded)):
             if re.fullmatch(rf"{re.escape(f'outputs/{title}')}( \(\d+\))?", Path(recorded).as_posix()):
                 return recorded

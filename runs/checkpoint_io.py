@@ -3,15 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from runs.checkpoint import read_checkpoint
 from runs.files import atomic_write
 from runs.training_state import forget_files_elsewhere
 
+# What Lightning calls the checkpoint of a job of SLURM that it requeues. This project saves last.ckpt instead.
+SLURM_CHECKPOINTS = "hpc_ckpt_*.ckpt"
 # The parts of torch that write a checkpoint, as their errors name them.
 WRITERS = ("inline_container", "PytorchStreamWriter", "iostream")
+
+
+def check_slurm_checkpoints(trainer: pl.Trainer) -> None:
+    """Raise ValueError where Lightning would load a checkpoint that no command names.
+
+    In a job of SLURM a Trainer that is given none takes one from its directory, which may have come from anyone.
+    """
+    found = sorted(Path(trainer.default_root_dir).glob(SLURM_CHECKPOINTS)) if SLURMEnvironment.detect() else []
+    if found:
+        raise ValueError(f"{found[0]} is refused: Lightning would load it in a job of SLURM; move it elsewhere")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

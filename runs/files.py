@@ -25,6 +25,8 @@ RUN_DIRS = ("checkpoints", "pictures")
 # What the commands write into, without replacing it, in any directory that they are given, besides logs and locks:
 WRITTEN_INTO = (*RUN_DIRS, "csv", "evaluations", "predictions", "study.db", ".submitit")
 LOG_SUFFIXES = (".log", ".lock")
+# What the links to the last run and sweep, and the files of loggers, are called in outputs/. No run has such a name.
+NAMES_IN_OUTPUTS = ("last", "last_sweep", "mlflow.db", "mlruns", "wandb")
 # A directory with one of these is that of a run or of a sweep.
 MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 
@@ -236,8 +238,17 @@ def check_last(link: str, target: Path) -> None:
         )
 
 
+def check_utf8(path: str) -> None:
+    """Raise ValueError for the name of a directory that no file of a run could hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} cannot be used: the name of the directory is not UTF-8; rename it") from error
+
+
 def check_path(path: Path) -> None:
     """Raise ValueError for a directory whose name Hydra would evaluate, which keeps it in settings of its own."""
+    check_utf8(str(path))
     if "${" in str(path):
         raise ValueError(f"{path} cannot be used: Hydra would evaluate the name of the directory; rename it")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 # Control characters, surrogates (bytes that are not UTF-8) and the two line separators of Unicode.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
-BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def format_metric(name: str, value: float) -> str:
@@ -80,15 +80,16 @@ def text_columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Return the lines of a Markdown table; the keys of the first row are its header.
-
-    No text becomes an image, a link or HTML: a viewer would fetch what a stored text of an untrusted run names.
-    """
+    """Return the lines of a Markdown table; the keys of the first row are its header."""
     lines = (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))
-    return ["| " + " | ".join(map(_plain, cells)) + " |" for cells in lines]
+    return ["| " + " | ".join(map(escape_markdown, cells)) + " |" for cells in lines]
 
 
-def _plain(cell: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Return a text that becomes no image, link or HTML.
+
+    A viewer would fetch what a stored text of an untrusted run names.
+    """
     for special, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", r"\<"), ("](", r"]\(")):
-        cell = cell.replace(special, escaped)
-    return cell
+        text = text.replace(special, escaped)
+    return text

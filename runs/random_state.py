@@ -31,8 +31,10 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     try:
         version, keys, gauss = state["python"]
         random.setstate((version, tuple(keys), gauss))
-        numbers, *position = state["numpy"]
-        np.random.set_state(("MT19937", numbers.numpy().astype(np.uint32), *position))
+        numbers, position, *rest = state["numpy"]
+        if not 0 <= position <= len(numbers):  # numpy would read what lies behind them in memory
+            raise ValueError(f"there is no position {position} in {len(numbers)} numbers")
+        np.random.set_state(("MT19937", numbers.numpy().astype(np.uint32), position, *rest))
         torch.set_rng_state(state["torch"])
         if device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], device)

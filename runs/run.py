@@ -72,12 +72,18 @@ def read_rows(file: Path, words: Iterable[str] = ()) -> Rows:
     Args:
         file: a CSV file.
         words: columns that stay text, such as names of classes, which may look like numbers.
+
+    Raises:
+        ValueError: it is no such table.
     """
-    with open(file, newline="", encoding="utf-8") as lines:
-        return Rows(
-            {name: cell if name in words else _number(cell) for name, cell in row.items() if cell}
-            for row in csv.DictReader(lines)
-        )
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            return Rows(
+                {name: cell if name in words else _number(cell) for name, cell in row.items() if cell}
+                for row in csv.DictReader(lines)
+            )
+    except (TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def read_predictions(table: Path) -> Predictions:

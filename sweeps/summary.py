@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runs.files import atomic_write, atomic_write_text
-from runs.format import is_accuracy, markdown_table, pluralize, printable, text_columns
+from runs.format import escape_markdown, is_accuracy, markdown_table, pluralize, printable, text_columns
 from runs.monitor import DEFAULTS
 from sweeps.jobs import Job, read_jobs
 
@@ -115,13 +115,11 @@ class Summary:
     def _markdown(self, rows: list[dict[str, str]]) -> str:
         lines = []
         if self.scores(self.jobs):
-            lines += [
-                f"Ranked by {self.monitor}, the {ORDER[self.mode]} first. To repeat the best run:",
-                "",
-            ]
+            monitor = escape_markdown(str(self.monitor))
+            lines += [f"Ranked by {monitor}, the {ORDER[self.mode]} first. To repeat the best run:", ""]
             lines += [f"    {self.best().command}", ""]
         if self.importance:
-            lines += [self.importance, ""]
+            lines += [escape_markdown(self.importance), ""]
         for table in (self.mean_rows(True), rows) if self.replicates else (rows,):
             lines += [*markdown_table(table), ""]
         return "\n".join(lines)

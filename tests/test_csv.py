@@ -18,6 +18,7 @@ from cli.compose import compose
 from cli.errors import format_error
 from cli.resume import merge_resume_config
 from datamodules import CSVTable
+from datamodules.csv_file import in_one_line
 from tests.kill_and_resume import differences, final_state
 from tests.test_resume import Killed, kill_at
 from tests.test_scripts import evaluate_run, export_run, predict_rows, trained_net
@@ -221,6 +222,19 @@ def test_line_breaks_in_names_become_spaces() -> None:
     assert load_run("run", "last")[1].columns == ("height (cm)",)
     Path("rows.csv").write_text('"height\n(cm)"\n1\n')
     assert predict_rows(Path("run"), csv="rows.csv")[0]["label"] in ("cl0 a", "cl1 a")
+
+
+@pytest.mark.parametrize(
+    ("cell", "line"),
+    [
+        (" a\t", "a"),
+        ("a  b", "a  b"),
+        ("a \n\n b  c\r\nd", "a b  c d"),
+        (f"a{' ' * 10**6}b\n", f"a{' ' * 10**6}b"),  # takes no time that grows with its square
+    ],
+)
+def test_cell_becomes_one_line(cell: str, line: str) -> None:
+    assert in_one_line(cell) == line
 
 
 def test_evaluation_repeats_the_metrics_and_refuses_a_changed_table() -> None:

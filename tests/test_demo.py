@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.client import HTTPConnection
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ def test_server_answers_its_own_page_only(server: Server) -> None:
         '{"numbers": 3}',
         '{"numbers": ["a", "b"]}',
         '{"numbers": [1]}',
+        f'{{"numbers": [{"9" * 400}, 2]}}',
         '{"numbers": [[1, 2]]}',
     ],
 )
@@ -147,6 +148,18 @@ def test_nonsense_is_answered_with_one_line(body: str, server: Server) -> None:
     assert status == 400
     assert "\n" not in json.loads(answer)["error"]
     assert asked(server, "POST", "/answer", '{"numbers": [2, 2]}')[0] == 200  # it goes on
+
+
+def test_page_that_goes_away_before_its_answer_prints_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hang_up(*_: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("demo.Handler._send", hang_up)
+    with pytest.raises(RemoteDisconnected):
+        asked(server, "GET", "/")
+    assert capsys.readouterr().err == ""
 
 
 def test_connection_on_which_nothing_comes_blocks_nobody(server: Server) -> None:

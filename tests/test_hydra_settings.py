@@ -68,6 +68,12 @@ def test_no_log_is_opened_before_anything_is_checked(override: str) -> None:
         check_hydra_settings([override], "train")
 
 
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"])
+def test_directory_whose_name_no_file_could_hold_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="cannot be used: the name of the directory is not UTF-8"):
+        check_hydra_settings([f"{key}=a/\udcff"], "train")
+
+
 @pytest.mark.parametrize(
     "override",
     [

@@ -197,7 +197,7 @@ def test_two_processes_make_the_tables_of_one_file() -> None:
         FileLock("outputs/.mlflow.db.lock").acquire(timeout=0)
 
 
-def test_resumed_run_uses_a_service_or_other_machines_only_if_that_is_typed() -> None:
+def test_resumed_run_uses_a_service_or_other_machines_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     loggers = compose("logger=wandb").logger
     with pytest.raises(ValueError, match="this run is in W&B: logger=wandb continues it there, logger=none"):
         _check_services(loggers, {"seed": "seed=1"})
@@ -205,8 +205,11 @@ def test_resumed_run_uses_a_service_or_other_machines_only_if_that_is_typed() ->
     _check_services(compose("logger=[tensorboard,csv]").logger, {})
     cfg = compose("trainer.num_nodes=2")
     with pytest.raises(ValueError, match=r"trained on 2 machines: trainer\.num_nodes=2 continues it so"):
-        _check_nodes(cfg, {"trainer": "trainer=ddp"})
-    _check_nodes(cfg, {"trainer.num_nodes": "trainer.num_nodes=2"})
+        _check_nodes(cfg, compose("trainer=ddp"), {"trainer": "trainer=ddp"})
+    for nodes in ("trainer.num_nodes=2", "trainer.num_nodes=1"):
+        _check_nodes(cfg, compose(nodes), {"trainer.num_nodes": nodes})
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")  # of torchrun
+    _check_nodes(cfg, compose("trainer=ddp"), {"trainer": "trainer=ddp"})
 
 
 def test_interrupted_run_is_resumed_with_its_service(monkeypatch: pytest.MonkeyPatch) -> None:

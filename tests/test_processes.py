@@ -128,20 +128,47 @@ def test_torchrun_trains_like_one_process(single_process: tuple, tmp_path: Path)
     assert_same_figures(read_figures(only_run_dir(tmp_path)), single_process)
 
 
-def test_two_hosts_train_like_one_process(single_process: tuple, tmp_path: Path) -> None:
-    """Two torchrun agents share no directory and connect through a socket. The first host writes the run directory."""
+def test_torchrun_resumes_by_the_same_command(single_process: tuple, tmp_path: Path) -> None:
+    """Each process finds the checkpoint in the directory that was typed."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    command = (*torchrun, str(PROJECT / "train.py"), *RUN, *TWO, "hydra.run.dir=run", "resume=auto")
+    wait_all(start(tmp_path, *command, "trainer.max_epochs=2"))
+    ((printed, _),) = wait_all(start(tmp_path, *command))
+    assert "since it was resumed" in printed
+    assert_same_figures(read_figures(tmp_path / "run"), single_process)
+
+
+def start_two_hosts(folder: Path, *overrides: str) -> list[subprocess.Popen]:
+    """Start two torchrun agents that share no directory and connect through a socket."""
     meet = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
-    agents = [
+    return [
         start(
-            tmp_path / f"host{number}",
+            folder / f"host{number}",
             *("-m", "torch.distributed.run", f"--node_rank={number}", f"--local_addr=127.0.0.{number + 1}", *meet),
-            *(str(PROJECT / "train.py"), *RUN, *TWO),
+            *(str(PROJECT / "train.py"), *RUN, *TWO, *overrides),
         )
         for number in range(2)
     ]
-    wait_all(*agents)
+
+
+def test_two_hosts_train_like_one_process(single_process: tuple, tmp_path: Path) -> None:
+    """The first host writes the run directory."""
+    wait_all(*start_two_hosts(tmp_path))
     assert_same_figures(read_figures(only_run_dir(tmp_path / "host0")), single_process)
     assert list((tmp_path / "host1").iterdir()) == []
+
+
+def test_host_that_does_not_see_the_checkpoint_ends_the_run(tmp_path: Path) -> None:
+    """It would begin anew, and wait for the other one for ever."""
+    overrides = ("hydra.run.dir=run", "resume=auto")
+    wait_all(*start_two_hosts(tmp_path, *overrides, "trainer.max_epochs=1"))
+    agents = start_two_hosts(tmp_path, *overrides)
+    with kill_at_exit(*agents):
+        errors = [agent.communicate(timeout=100)[1] for agent in agents]
+    assert all(agent.returncode for agent in agents)
+    assert (
+        "error: the processes would begin at different steps: 15, 0; each of them must see the checkpoint" in errors[0]
+    )
 
 
 def test_slurm_tasks_train_like_one_process(single_process: tuple, tmp_path: Path) -> None:

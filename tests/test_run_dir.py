@@ -24,9 +24,11 @@ from cli import CONF, job_dir, overwrite, run_dir
 from cli.compose import register_resolvers
 from cli.errors import format_error
 from cli.job import JobDirError
+from cli.run_dir import new_or_resumed_run_dir
 from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
+from loggers.tensorboard import TensorBoard
 from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run
-from runs.files import is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
+from runs.files import NAMES_IN_OUTPUTS, is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
 from runs.result import read_result, write_result
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study
@@ -138,6 +140,15 @@ def test_failed_sweep_leaves_all_files_unchanged(
     answer = shell("-m", *wrong, *dir_overrides, cwd=tmp_path / "a/b/c")
     assert answer.returncode == 1, answer.stderr
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", NAMES_IN_OUTPUTS)
+def test_run_takes_no_name_that_something_else_has_in_outputs(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^name={name} is the name of something else in outputs/"):
+        new_or_resumed_run_dir(None, f"outputs/{name}/2026")
+    logger = TensorBoard(str(tmp_path), name)
+    assert logger.log_dir == f"outputs/{name} (run)"
+    assert TensorBoard(str(tmp_path / "other"), f"{name}/seed=1").log_dir == f"outputs/{name} seed=1"
 
 
 @pytest.mark.parametrize(

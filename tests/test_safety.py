@@ -36,12 +36,14 @@ from loggers.tensorboard import TensorBoard
 from runs.checkpoint import _rebuild, load_checkpoint, read_checkpoint
 from runs.files import read_yaml
 from runs.migrate import upgrade_checkpoint
+from runs.random_state import get_random_state, set_random_state
 from runs.result import read_result
 from runs.run import read_image, read_rows
 from runs.safety import check_safe
 from runs.training_state import check_training_state
 from sweeps.study import open_study
 from tests.conftest import PROJECT
+from tests.test_scripts import evaluate_run
 from tests.untrusted import SECRET, TINY, edit_checkpoint, relative_paths, resume_config
 
 
@@ -243,6 +245,88 @@ def test_model_checkpoint_deletes_no_directory_that_an_untrusted_checkpoint_name
     train.train_config(compose("resume=damaged", *typed, "trainer.max_epochs=3", "logger=none"), run_dir)
     assert kept.exists()
     assert len(list(Path("mine").glob("*.ckpt"))) == 2  # that of the first part is kept too
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run with a fused optimizer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder := tmp_path_factory.mktemp("trained"))
+        Path("run").mkdir()
+        train.train_config(compose(*TINY, "trainer.max_epochs=1", "logger=none"), Path("run"))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("exp_avg", lambda state: torch.zeros(1)),
+        ("exp_avg", lambda state: torch.zeros(())),
+        ("exp_avg_sq", lambda state: torch.zeros(1).expand(state.shape)),
+        ("exp_avg_sq", lambda state: torch.zeros(state.numel())[1:]),
+        ("exp_avg", lambda state: torch.zeros(state.shape, device="meta")),
+        ("exp_avg", lambda state: torch.zeros(state.shape).to_sparse()),
+        ("step", lambda state: torch.zeros(3)),
+    ],
+)
+def test_state_with_less_memory_than_a_weight_is_not_given_to_a_fused_optimizer(
+    name: str, change: Any, trained: Path
+) -> None:
+    """It would read and write what lies behind it."""
+    shutil.copytree(trained, "run")
+    file = Path("run/checkpoints/last.ckpt")
+    for states in torch.load(file, weights_only=True)["optimizer_states"]:
+        assert states["param_groups"][0]["fused"]
+        for number, state in states["state"].items():
+            edit_checkpoint(file, "optimizer_states", 0, "state", number, name, value=change(state[name]))
+    with pytest.raises(ValueError, match=f"resume: {name} of the optimizer in the checkpoint has not the shape of its"):
+        train.train_config(compose("resume=run", "trainer.max_epochs=2", "logger=none"), Path("run"))
+
+
+def test_states_of_other_weights_are_not_given_to_a_fused_optimizer(trained: Path) -> None:
+    shutil.copytree(trained, "run")
+    file = Path("run/checkpoints/last.ckpt")
+    numbers = torch.load(file, weights_only=True)["optimizer_states"][0]["param_groups"][0]["params"]
+    edit_checkpoint(file, "optimizer_states", 0, "param_groups", 0, "params", value=numbers[::-1])
+    with pytest.raises(ValueError, match="resume: exp_avg of the optimizer in the checkpoint has not the shape of its"):
+        train.train_config(compose("resume=run", "trainer.max_epochs=2", "logger=none"), Path("run"))
+
+
+@pytest.mark.parametrize("position", [-1, 625, 10**6, 2 * 10**9, None, "1"])
+def test_position_outside_of_the_state_of_numpy_is_refused(position: Any) -> None:
+    """numpy would read memory that is not its own."""
+    state = get_random_state(torch.device("cpu"))
+    state["numpy"][1] = position
+    with pytest.raises(ValueError, match="the random_state in the checkpoint is none"):
+        set_random_state(state, torch.device("cpu"))
+
+
+def test_checkpoint_that_lightning_would_load_in_a_job_of_slurm_is_refused(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the place of the one that was named, or of none, and no check would see it."""
+    shutil.copytree(trained, "run")
+    shutil.copy(trained / "checkpoints/last.ckpt", "run/hpc_ckpt_1.ckpt")
+    shutil.copy(trained / "checkpoints/last.ckpt", "hpc_ckpt_3.ckpt")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    for name, value in {"NTASKS": "1", "PROCID": "0", "JOB_ID": "1", "JOB_NAME": "a", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(ValueError, match=r"^run/hpc_ckpt_1.ckpt is refused: Lightning would load it in a job of SLURM"):
+        train.train_config(compose("resume=run", "trainer.max_epochs=2", "logger=none"), Path("run"))
+    with pytest.raises(ValueError, match=r"hpc_ckpt_3.ckpt is refused: Lightning would load it in a job of SLURM"):
+        evaluate_run("run")
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_of_a_run_are_not_replaced_by_ones_that_would_be_refused(trained: Path) -> None:
+    shutil.copytree(trained, "run")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    profiler = "+trainer.profiler._target_=lightning.pytorch.profilers.AdvancedProfiler"
+    with pytest.raises(
+        ValueError, match=r"^resume: the checkpoints of this run would be refused then: config\.trainer"
+    ):
+        train.train_config(compose("resume=run", "trainer.max_epochs=2", "logger=none", profiler), Path("run"))
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
 def test_what_lightning_misses_in_a_checkpoint_is_one_line() -> None:

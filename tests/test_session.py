@@ -181,6 +181,15 @@ def test_ended_run_is_returned_by_resume_auto() -> None:
     assert second.result == first.result and len(second.metrics) == 2
 
 
+@pytest.mark.parametrize("table", [b"epoch\n1,2,3\n", b"epoch\n\xff\n", b"epoch\n" + b"1" * 200_000 + b"\n"])
+def test_damaged_metrics_of_an_ended_run_are_one_line(table: bytes) -> None:
+    command = (*POINTS, "hydra.run.dir=run", "resume=auto")
+    train(*command)
+    Path("run/metrics.csv").write_bytes(table)
+    with pytest.raises(CommandError, match=r"^run/metrics.csv is damaged: .*$"):
+        train(*command)
+
+
 def test_interrupted_cell_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = MetricsHistory.on_train_batch_end
     epochs: list[int] = []

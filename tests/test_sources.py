@@ -606,7 +606,11 @@ def test_mistyped_root_is_not_left_behind(server: Server, tmp_path: Path, no_npm
     assert list((tmp_path / "mine").iterdir()) == []
     with pytest.raises(sources.DataUnavailable):
         sources.load("mnist", tmp_path / "mine")
-    assert (tmp_path / "mine").is_dir()
+    assert list((tmp_path / "mine").iterdir()) == []
+    (lock := tmp_path / "mine/.mnist.lock").touch()
+    with pytest.raises(sources.DataUnavailable):
+        sources.load("mnist", tmp_path / "mine")
+    assert lock.exists()
 
 
 def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> None:
@@ -704,7 +708,7 @@ def test_data_is_used_if_the_cache_does_not_fit(existing: bool, server: Server, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "MNIST could not be cached: " in caplog.text
     left = sorted(os.listdir(root)) if root.exists() else []
-    assert left == ([".mnist.lock", "MNIST"] if existing else [])
+    assert left == (["MNIST"] if existing else [])
 
 
 # --- several processes -------------------------------------------------------------------------------------------

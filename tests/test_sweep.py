@@ -265,6 +265,19 @@ def test_control_characters_and_pipes_are_escaped_in_tables() -> None:
     assert r"| a\\nb\|c\\x1b[2J\\ud800 |" in table[2]  # Markdown shows one of two backslashes
 
 
+def test_nothing_that_a_job_or_a_study_names_is_fetched_by_a_viewer_of_the_summary() -> None:
+    image = "![x](http://a.example/x.png) <img src=http://a.example/y.png>"
+    write_job(0, [f"tags={image}", "seed=1"], 0.9)
+    write_job(1, ["tags=plain", "seed=1"], 0.8)
+    summary = Summary(Path("sweep"))
+    summary.monitor, summary.importance = image, f"importance: {image} 0.9"
+    text = "\n".join(summary._markdown(summary.job_rows(True)).splitlines())
+    outside_of_code = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+    assert outside_of_code.count("a.example") == 6
+    assert "](" not in outside_of_code.replace(r"]\(", "")
+    assert "<img" not in outside_of_code.replace(r"\<img", "")
+
+
 @pytest.fixture
 def sweep_config(monkeypatch: pytest.MonkeyPatch) -> DictConfig:
     """Return a config for the hooks of SweepSummary, and reset what earlier hooks recorded."""
