@@ -156,8 +156,9 @@ def figures(experiment: str, seed: int, run: Path) -> list[Line]:
     return lines or [shared | {"figure": "test/loss", "value": f"{result['metrics']['test/loss']:.9g}"}]
 
 
-def expected(experiment: str) -> dict[str, dict[str, Any]]:
-    found: Any = OmegaConf.to_container(compose(f"experiment={experiment}").expect or OmegaConf.create())
+def expected(experiment: str, job: str = "") -> dict[str, dict[str, Any]]:
+    overrides = [f"experiment={experiment}", *job.split()]
+    found: Any = OmegaConf.to_container(compose(*overrides).expect or OmegaConf.create(), resolve=True)
     return found
 
 
@@ -174,7 +175,12 @@ def row(experiment: str, lines: list[Line]) -> str:
         for name in dict.fromkeys(line["figure"] for line in lines if line["job"] == job)
     }
     cells.append("; ".join(f"{_label(job, name)}{_mean(name, values)}" for (job, name), values in found.items()))
-    cells.append("" if len(jobs) > 1 else verdict(expected(experiment), {name: found[_, name] for _, name in found}))
+    verdicts = {
+        job: verdict(expected(experiment, job), {name: found[of, name] for of, name in found if of == job})
+        for job in jobs
+    }
+    differ = [f"{_label(job, 'test/acc')}{word}" for job, word in verdicts.items() if word not in ("", "as published")]
+    cells.append("; ".join(differ) or max(verdicts.values()))
     cells += [f"{int(lines[0]['params']):,}", _span(int(line["epochs"]) for line in lines)]
     runs = {(line["seed"], line["job"]): float(line["seconds"]) for line in lines}
     seconds = [sum(time for (number, _), time in runs.items() if number == seed) for seed in {seed for seed, _ in runs}]
