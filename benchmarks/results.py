@@ -49,7 +49,7 @@ VERSIONS = ("python", "torch", "lightning")
 SEEDS = {
     **{"line_diverging": 3, "line_slow": 3, "line_rescaled": 3, "line_scan": 0},
     **{"logistic": 3, "deep_logistic": 3, "blobs": 3, "blobs_logits": 3, "xor": 20},
-    **{"mnist_mlp": 3, "mnist_hello_lightning": 3, "mnist_cnn": 3, "mnist_residual": 3, "mnist_dropout_cnn": 3},
+    **{"mnist_mlp": 3, "mnist_hello_lightning": 10, "mnist_cnn": 3, "mnist_residual": 3, "mnist_dropout_cnn": 3},
     **{"lenet_one_step": 0, "lenet_mnist": 3, "mnist_conv_dropout": 3, "mnist_rnn": 3, "mnist_spatial_transformer": 3},
     **{"mnist_siamese": 1, "mnist_forward_forward": 1, "mnist_99": 20},
     **{"fashion_quickstart": 3, "fashion_lenet": 3, "fashion_activations": 3, "fashion_optimizers": 3},
