@@ -148,15 +148,34 @@ def _rebuild(value: Any, rebuilt: dict[int, Any]) -> Any:
         for key, one in dict.items(value):
             new[_rebuild(key, rebuilt)] = _rebuild(one, rebuilt)
         if kind is OrderedDict:  # a state dict
-            internals.copy_layer_versions(value, new, lambda versions: _rebuild(versions, rebuilt))
+            internals.copy_layer_versions(value, new)
     elif kind in (list, tuple, set):
         new = kind(_rebuild(one, rebuilt) for one in kind.__iter__(value))
     elif kind in (torch.Tensor, torch.nn.Parameter):
-        new = torch.Tensor.detach(value)
+        new = _own_memory(torch.Tensor.detach(value), rebuilt)
     else:
         raise ValueError(f"it holds a {kind.__name__}, which this project does not write")
     rebuilt[id(value)] = new
     return new
+
+
+def _own_memory(tensor: Any, rebuilt: dict[int, Any]) -> Any:
+    """Return a tensor whose memory is that of its numbers, and of no other tensor.
+
+    torch's optimizers trust that. Steps of one that are written into another, such as the indices of a sparse tensor,
+    would let it write anywhere.
+    """
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        raise ValueError(f"it holds a tensor of another kind ({tensor.layout}), which this project does not write")
+    memory = tensor.untyped_storage()
+    is_whole = memory.nbytes() == tensor.numel() * tensor.element_size()
+    key = -memory.data_ptr()  # identities are positive
+    if not is_whole or key in rebuilt:
+        return tensor.clone()
+    rebuilt[key] = tensor
+    return tensor
 
 
 def check_undamaged(file: Path) -> None:

@@ -3,6 +3,7 @@
 tests/test_internals.py fails with a clear message when a new version of a library lacks one of these.
 """
 
+import struct
 from subprocess import Popen
 from typing import Any
 
@@ -38,13 +39,29 @@ def attached_trainer(pl_module: pl.LightningModule) -> pl.Trainer | None:
     return pl_module._trainer
 
 
-def copy_layer_versions(state_dict: dict[str, Any], copy: dict[str, Any], rebuild: Any) -> None:
+def copy_layer_versions(state_dict: dict[str, Any], copy: dict[str, Any]) -> None:
     """Give the copy of a state dict the versions of its layers, by which torch reads those of its earlier releases.
 
-    They have no public name.
+    They have no public name. Another word there makes torch take the stored tensors as they are for the weights.
     """
-    if isinstance(versions := vars(state_dict).get("_metadata"), dict):
-        copy._metadata = rebuild(versions)  # type: ignore[attr-defined]
+    if isinstance(layers := vars(state_dict).get("_metadata"), dict):
+        versions = {name: dict.get(layer, "version") for name, layer in dict.items(layers) if isinstance(layer, dict)}
+        copy._metadata = {  # type: ignore[attr-defined]
+            name: {"version": version} for name, version in versions.items() if type(version) is int
+        }
+
+
+def check_mersenne_twister(state: Tensor) -> None:
+    """Raise ValueError for a state of torch's generator on the CPU in which the position is not one of its 624 numbers.
+
+    torch would return what lies behind them in memory. In the state ``left`` numbers follow the one at ``next``, and a
+    new generator has 1 and 0. No public function reads them.
+    """
+    if state.shape != torch.get_rng_state().shape:
+        raise ValueError("it has another size")
+    left, position = struct.unpack_from("=i4xQ", state.numpy().tobytes(), 8)
+    if (left, position) != (1, 0) and not (1 <= left <= 624 and left + position == 625):
+        raise ValueError(f"there is no position {position} in 624 numbers")
 
 
 def share_step_counter(trainer: pl.Trainer) -> None:

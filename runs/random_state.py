@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from runs.internals import check_mersenne_twister
+
 
 def get_random_state(device: torch.device) -> dict[str, Any]:
     """Return the state of the generators of Python, numpy and torch: on the CPU and on the device."""
@@ -35,6 +37,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         if not 0 <= position <= len(numbers):  # numpy would read what lies behind them in memory
             raise ValueError(f"there is no position {position} in {len(numbers)} numbers")
         np.random.set_state(("MT19937", numbers.numpy().astype(np.uint32), position, *rest))
+        check_mersenne_twister(state["torch"])
         torch.set_rng_state(state["torch"])
         if device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], device)

@@ -73,31 +73,20 @@ def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
 
 
 def check_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Raise ValueError for a state with less memory than a weight has, before an optimizer loads it.
+    """Raise ValueError for a state that has not the shape of its weight, before an optimizer loads it.
 
-    The fused optimizers of torch read and write as many numbers as the weight has, from the first of the state on. They
-    check neither its shape nor its memory, and whether an optimizer is fused is part of the state. This is a hook for
+    The fused optimizers of torch read and write as many numbers as the weight has, and check no shape. Whether an
+    optimizer is fused is part of the state. This is a hook for
     ``torch.optim.Optimizer.register_load_state_dict_pre_hook``.
     """
     for group, own in zip(state["param_groups"], optimizer.param_groups, strict=False):  # torch compares the lengths
         for number, weight in zip(group["params"], own["params"], strict=False) if group.get("fused") else ():
             for name, value in state["state"].get(number, {}).items():
-                if not hasattr(value, "untyped_storage"):
-                    continue
-                is_count = name == "step" and value.numel() == 1
-                if not (is_count or value.shape == weight.shape) or not _has_own_memory(value):
+                is_count = name == "step" and getattr(value, "shape", None) == ()
+                if hasattr(value, "shape") and not is_count and value.shape != weight.shape:
                     raise ValueError(
                         f"resume: {name} of the optimizer in the checkpoint has not the shape of its weight"
                     )
-
-
-def _has_own_memory(tensor: Any) -> bool:
-    """Return whether a tensor has memory for all its numbers, unlike one that was expanded."""
-    from torch import strided
-
-    if tensor.layout != strided or tensor.is_meta:
-        return False
-    return bool(tensor.untyped_storage().nbytes() >= (tensor.storage_offset() + tensor.numel()) * tensor.element_size())
 
 
 def forget_files_elsewhere(checkpoint: dict[str, Any], file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import signal
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,5 +173,17 @@ def test_strategies_that_copy_this_process_are_known() -> None:
 
 def test_state_dict_has_the_versions_of_its_layers() -> None:
     weights = torch.nn.BatchNorm1d(2).state_dict()
-    internals.copy_layer_versions(weights, copy := type(weights)(), dict)
-    assert copy._metadata[""]["version"] == 2, missing_message("torch", "_metadata of a state dict")
+    weights._metadata |= {"": {"version": 2, "assign_to_params_buffers": True}, "a": 3, "b": {"version": [1]}}
+    internals.copy_layer_versions(weights, copy := type(weights)())
+    assert copy._metadata == {"": {"version": 2}}, missing_message("torch", "_metadata of a state dict")
+
+
+def test_position_of_the_generator_of_torch_is_where_it_is_read() -> None:
+    """After every draw it is one that is accepted, and the state is as long as the 624 numbers and what is read."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for count in (0, 1, 622, 1, 1, 700, 3):
+            torch.rand(count)
+            internals.check_mersenne_twister(torch.get_rng_state())
+            left, position = struct.unpack_from("=i4xQ", torch.get_rng_state().numpy().tobytes(), 8)
+        assert (left, position) == (625 - 80, 80)  # of 1,328 draws in all

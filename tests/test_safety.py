@@ -8,6 +8,7 @@ import logging.config
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections import Counter, OrderedDict
@@ -33,7 +34,7 @@ from cli.resumed_run import stored_choices
 from datamodules import sources
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
-from runs.checkpoint import _rebuild, load_checkpoint, read_checkpoint
+from runs.checkpoint import _rebuild, load_checkpoint, load_plain, read_checkpoint
 from runs.files import read_yaml
 from runs.migrate import upgrade_checkpoint
 from runs.random_state import get_random_state, set_random_state
@@ -262,16 +263,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("exp_avg", lambda state: torch.zeros(1)),
         ("exp_avg", lambda state: torch.zeros(())),
-        ("exp_avg_sq", lambda state: torch.zeros(1).expand(state.shape)),
         ("exp_avg_sq", lambda state: torch.zeros(state.numel())[1:]),
-        ("exp_avg", lambda state: torch.zeros(state.shape, device="meta")),
-        ("exp_avg", lambda state: torch.zeros(state.shape).to_sparse()),
         ("step", lambda state: torch.zeros(3)),
     ],
 )
-def test_state_with_less_memory_than_a_weight_is_not_given_to_a_fused_optimizer(
-    name: str, change: Any, trained: Path
-) -> None:
+def test_state_of_another_shape_is_not_given_to_a_fused_optimizer(name: str, change: Any, trained: Path) -> None:
     """It would read and write what lies behind it."""
     shutil.copytree(trained, "run")
     file = Path("run/checkpoints/last.ckpt")
@@ -281,6 +277,52 @@ def test_state_with_less_memory_than_a_weight_is_not_given_to_a_fused_optimizer(
             edit_checkpoint(file, "optimizer_states", 0, "state", number, name, value=change(state[name]))
     with pytest.raises(ValueError, match=f"resume: {name} of the optimizer in the checkpoint has not the shape of its"):
         train.train_config(compose("resume=run", "trainer.max_epochs=2", "logger=none"), Path("run"))
+
+
+def test_tensors_of_a_checkpoint_share_no_memory() -> None:
+    """What is written into one of them would change another, or lie behind the end of one that was expanded."""
+    whole = torch.arange(6.0).reshape(2, 3)
+    parts = [whole, whole.view(-1), whole[1], whole.t(), torch.ones(1).expand(2, 3)]
+    torch.save({"parts": parts, "empty": [torch.zeros(0), torch.zeros(0)]}, "tensors.pt")
+    read = load_plain("tensors.pt")["parts"]
+    assert all(torch.equal(one, other) for one, other in zip(read, parts, strict=True))
+    assert read[0].stride() == whole.stride() and read[3].stride() == whole.t().stride()
+    memories = [tensor.untyped_storage() for tensor in read]
+    assert len({memory.data_ptr() for memory in memories}) == len(read)
+    assert [memory.nbytes() for memory in memories] == [part.numel() * part.element_size() for part in parts]
+
+
+def test_stored_tensors_are_copied_into_the_weights(trained: Path) -> None:
+    """torch would assign them, with their own type and memory, where the checkpoint asks for it."""
+    shutil.copytree(trained, "run")
+    file = Path("run/checkpoints/last.ckpt")
+    checkpoint = torch.load(file, weights_only=True)
+    for layer in (weights := checkpoint["state_dict"])._metadata.values():
+        layer["assign_to_params_buffers"] = True
+    name = next(name for name in weights if name.endswith("weight"))
+    weights[name] = torch.full((1,), 3.25, dtype=torch.float64).expand(weights[name].shape)
+    torch.save(checkpoint, file)
+    weight = load_run("run", "last")[2].state_dict()[name]
+    assert weight.dtype == torch.float32 and weight.is_contiguous() and (weight == 3.25).all()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.empty(3, device="meta"),
+        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "sparse rows", "meta", "quantized"],
+)
+def test_tensor_of_another_kind_is_refused(tensor: torch.Tensor, trained: Path) -> None:
+    """An optimizer may take the numbers of a sparse one for places in memory."""
+    shutil.copytree(trained, "run")
+    file = Path("run/checkpoints/last.ckpt")
+    edit_checkpoint(file, "optimizer_states", 0, "state", 0, "exp_avg", value=tensor)
+    with pytest.raises(ValueError, match="it holds a tensor of another kind"):
+        load_checkpoint(file)
 
 
 def test_states_of_other_weights_are_not_given_to_a_fused_optimizer(trained: Path) -> None:
@@ -299,6 +341,20 @@ def test_position_outside_of_the_state_of_numpy_is_refused(position: Any) -> Non
     state["numpy"][1] = position
     with pytest.raises(ValueError, match="the random_state in the checkpoint is none"):
         set_random_state(state, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("left", "position"), [(624, 624), (624, 0), (1, 623), (2, 624), (625, 0), (0, 625), (1, 2**40), (-1, 626)]
+)
+def test_position_outside_of_the_state_of_torch_is_refused(left: int, position: int) -> None:
+    """torch would return memory that is not its own."""
+    state = get_random_state(torch.device("cpu"))
+    kept = bytes(state["torch"].numpy())
+    raw = kept[:8] + struct.pack("=i", left) + kept[12:16] + struct.pack("=Q", position) + kept[24:]
+    state["torch"] = torch.tensor(list(raw), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="the random_state in the checkpoint is none"):
+        set_random_state(state, torch.device("cpu"))
+    assert bytes(torch.get_rng_state().numpy()) == kept
 
 
 def test_checkpoint_that_lightning_would_load_in_a_job_of_slurm_is_refused(
