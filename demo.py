@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not self._is_ours():
             return
-        if self.path != "/answer" or not re.fullmatch("[0-9]+", length) or int(length) > MAX_BYTES:
+        if self.path != "/answer" or not re.fullmatch("[0-9]{1,10}", length) or int(length) > MAX_BYTES:
             self._send(413, "application/json", json.dumps({"error": "that is too much"}))
             return
         try:

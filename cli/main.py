@@ -301,6 +301,8 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
             raise ValueError(f"{override} is refused: {message}")
         if key.startswith("hydra.") and value.strip("'\" ") == "???":
             raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
+        if key == "resume" and not value.strip("'\" "):
+            raise ValueError(f"{override} names no run; resume=last is the one that was started last")
         if key in directories and command != "train":
             raise ValueError(f"{override} is refused: {command} chooses its directory itself")
         if key in directories and not value.strip("'\" "):

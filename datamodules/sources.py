@@ -132,7 +132,7 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
 @contextlib.contextmanager
 def _made_root(root: Path, lock: Path) -> Iterator[None]:
     """Make the directory of the data, and remove it and the lock after an error: its name may be mistyped."""
-    made, was_locked = make_dirs(root), lock.exists()
+    made, was_locked = make_dirs(root), os.path.lexists(lock)
     try:
         yield
     except BaseException:
@@ -159,7 +159,10 @@ def _open_cache(cache: Path, dataset: DatasetSpec, mmap: bool) -> Files:
     tensors = load_plain(cache, mmap=mmap)
     if tensors.keys() != dataset.md5.keys():
         raise ValueError("it holds something else")
-    return {name: data.numpy() for name, data in tensors.items()}
+    files = {name: data.numpy() for name, data in tensors.items()}
+    if any((data.dtype, data.ndim) != (np.uint8, 1) for data in files.values()):  # the same bytes as other numbers
+        raise ValueError("it holds no bytes")
+    return files
 
 
 def _keep_foreign(cache: Path, dataset: DatasetSpec) -> None:

@@ -167,10 +167,11 @@ def test_connection_on_which_nothing_comes_blocks_nobody(server: Server) -> None
         assert asked(server, "GET", "/")[0] == 200
 
 
-def test_too_much_is_not_read(server: Server) -> None:
+@pytest.mark.parametrize("length", [str(MAX_BYTES + 1), "9" * 5000, "1.5", "-1", ""])
+def test_too_much_is_not_read(length: str, server: Server) -> None:
     connection = HTTPConnection("127.0.0.1", server.server_port, timeout=30)
     connection.putrequest("POST", "/answer")
-    connection.putheader("Content-Length", str(MAX_BYTES + 1))
+    connection.putheader("Content-Length", length)
     connection.endheaders()
     assert connection.getresponse().status == 413
 

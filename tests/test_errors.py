@@ -112,6 +112,7 @@ EARLY = {
     "checkpoint.every_n_steps=0": "checkpoint.every_n_steps=0 must be a whole number of at least 1",
     "record.every_n_batches=-1": "record.every_n_batches=-1 must be a whole number of at least 1",
     # runs and sweeps
+    "resume=": "resume= names no run; resume=last is the one that was started last",
     "resume=nowhere": "nowhere is neither a run directory nor a checkpoint; python train.py makes one",
     "resume=notes": "notes is not a run directory: it has no config.yaml",
     "resume=notes/mine.txt": "mine.txt is damaged or not a checkpoint",

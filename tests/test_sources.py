@@ -487,6 +487,16 @@ def test_damaged_cache_is_replaced(damage: str, cached_root: Path, caplog) -> No
     assert cache.read_bytes() == raw
 
 
+@pytest.mark.parametrize("change", [lambda data: data.view(torch.int8), lambda data: data[None]])
+def test_cache_with_the_published_bytes_as_other_numbers_is_replaced(change, cached_root: Path, caplog) -> None:
+    cache = cached_root / "mnist.pt"
+    raw = cache.read_bytes()
+    torch.save({name: change(data) for name, data in torch.load(cache, weights_only=True).items()}, cache)
+    check_mnist(sources.load("mnist", cached_root))
+    assert f"{cache} is damaged or not a cache of MNIST (it holds no bytes)" in caplog.text
+    assert cache.read_bytes() == raw
+
+
 @pytest.mark.parametrize("content", ["model", "text", "directory"])
 def test_foreign_file_in_the_place_of_the_cache_is_kept(content: str, cached_root: Path, caplog) -> None:
     """Such as the weights of a model that the user named after the data set that it was trained on."""
@@ -611,6 +621,11 @@ def test_mistyped_root_is_not_left_behind(server: Server, tmp_path: Path, no_npm
     with pytest.raises(sources.DataUnavailable):
         sources.load("mnist", tmp_path / "mine")
     assert lock.exists()
+    lock.unlink()
+    lock.symlink_to("nowhere")
+    with pytest.raises(sources.DataUnavailable):
+        sources.load("mnist", tmp_path / "mine")
+    assert lock.is_symlink()
 
 
 def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> None:
