@@ -33,7 +33,7 @@ from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
-from runs.files import check_path, check_utf8
+from runs.files import check_name_in_outputs, check_path, check_utf8
 from runs.format import pluralize, printable
 from runs.interrupts import ENDING_SIGNALS, handle_early_signals
 from runs.migrate import upgrade_overrides
@@ -259,7 +259,7 @@ def _rewrite_argv(command: str) -> None:
             resumed_choices[:], sys.argv[1:] = stored_choices(sys.argv[1:])
         if not is_rank_zero():
             _prepare_other_rank()  # last: the directory that was typed has the run that resume=auto continues
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyboardInterrupt) as error:
         exit_with_error(error, show_traceback=False)
 
 
@@ -309,8 +309,11 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
             raise ValueError(f"{override} names no directory; {override}. is this one")
         if key in directories:
             check_utf8(value)
+            check_name_in_outputs(value.strip("'\" "), override)
         if key in directories and "://" in value:
             raise ValueError(f"{override} is refused: it is not a directory on this machine")
+    if is_sweep and command != "train":
+        raise ValueError(f"-m is for train.py: {command}.py takes one run")
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

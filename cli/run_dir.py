@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_recorded
 from runs.checkpoint import find_checkpoint
-from runs.files import NAMES_IN_OUTPUTS, check_folder, check_last, check_outputs, make_dirs, make_unique_dir
+from runs.files import check_folder, check_last, check_name_in_outputs, check_outputs, make_dirs, make_unique_dir
 from sweeps.jobs import is_sweep
 
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
@@ -66,8 +66,7 @@ def _make_unique(name: str) -> str:
 def new_or_resumed_run_dir(resume: str | None, name: str) -> str:
     """Return the directory of the run to resume, or make a new one."""
     if not resume:
-        if reserved := set(Path(name).parts[1:2]) & set(NAMES_IN_OUTPUTS):
-            raise ValueError(f"name={reserved.pop()} is the name of something else in outputs/; choose another one")
+        check_name_in_outputs(os.path.dirname(name), f"name={os.path.relpath(os.path.dirname(name), 'outputs')}")
         return _make_unique(name)
     directory = find_checkpoint(resume)[0]
     check_outputs(directory)

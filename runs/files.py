@@ -246,6 +246,13 @@ def check_utf8(path: str) -> None:
         raise ValueError(f"{path} cannot be used: the name of the directory is not UTF-8; rename it") from error
 
 
+def check_name_in_outputs(directory: str, setting: str) -> None:
+    """Raise ValueError for a new directory with the name of something else in ``outputs/``."""
+    directory = os.path.normpath(directory)
+    if directory in (os.path.join("outputs", name) for name in NAMES_IN_OUTPUTS) and not os.path.islink(directory):
+        raise ValueError(f"{setting} is refused: {directory} is something else; choose another name")
+
+
 def check_path(path: Path) -> None:
     """Raise ValueError for a directory whose name Hydra would evaluate, which keeps it in settings of its own."""
     check_utf8(str(path))

@@ -34,8 +34,8 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         version, keys, gauss = state["python"]
         random.setstate((version, tuple(keys), gauss))
         numbers, position, *rest = state["numpy"]
-        if not 0 <= position <= len(numbers):  # numpy would read what lies behind them in memory
-            raise ValueError(f"there is no position {position} in {len(numbers)} numbers")
+        if len(numbers) != 624 or not 0 <= position <= 624:  # numpy would read what lies behind them in memory
+            raise ValueError(f"there is no position {position} in 624 numbers")
         np.random.set_state(("MT19937", numbers.numpy().astype(np.uint32), position, *rest))
         check_mersenne_twister(state["torch"])
         torch.set_rng_state(state["torch"])

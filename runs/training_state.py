@@ -95,12 +95,16 @@ def forget_files_elsewhere(checkpoint: dict[str, Any], file: Path) -> None:
     It deletes the file or the directory that an earlier checkpoint is said to be, if that lies in the directory which
     the user has typed. Those that it really wrote there are kept, then.
     """
-    run_dir = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    run_dir = file.parent.parent
+    is_of_run = (
+        file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()
+    )  # else among files of the user
     for stored in (checkpoint.get("callbacks") or {}).values():
         if "best_model_path" in stored:
             named = [stored.get(name) for name in ("best_model_path", "last_model_path", "kth_best_model_path")]
             named += stored.get("best_k_models") or ()
-            if not all(is_within(Path(str(name)), run_dir) for name in filter(None, named)):
+            paths = [Path(str(name)) for name in named if name]
+            if not (is_of_run and all(path.suffix == ".ckpt" and is_within(path, run_dir) for path in paths)):
                 stored |= {"best_model_path": "", "last_model_path": "", "kth_best_model_path": "", "best_k_models": {}}
 
 

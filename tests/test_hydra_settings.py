@@ -139,3 +139,10 @@ def test_directory_of_a_run_that_is_a_url_is_refused(override: str, monkeypatch:
 def test_no_pickle_is_run_again(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is refused: it unpickles a file"):
         check_hydra_settings([option, "x.pickle"], "train")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export", "demo"])
+@pytest.mark.parametrize("option", ["-m", "--multirun"])
+def test_only_training_has_sweeps(option: str, command: str) -> None:
+    with pytest.raises(ValueError, match=f"^-m is for train.py: {command}.py takes one run$"):
+        check_hydra_settings([option, "run=a,b"], command)

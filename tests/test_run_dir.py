@@ -24,6 +24,7 @@ from cli import CONF, job_dir, overwrite, run_dir
 from cli.compose import register_resolvers
 from cli.errors import format_error
 from cli.job import JobDirError
+from cli.main import check_hydra_settings
 from cli.run_dir import new_or_resumed_run_dir
 from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
 from loggers.tensorboard import TensorBoard
@@ -144,8 +145,10 @@ def test_failed_sweep_leaves_all_files_unchanged(
 
 @pytest.mark.parametrize("name", NAMES_IN_OUTPUTS)
 def test_run_takes_no_name_that_something_else_has_in_outputs(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^name={name} is the name of something else in outputs/"):
-        new_or_resumed_run_dir(None, f"outputs/{name}/2026")
+    with pytest.raises(ValueError, match=f"^name={name} is refused: outputs/{name} is something else; choose another"):
+        new_or_resumed_run_dir(None, f"outputs/x/../{name}/2026")
+    with pytest.raises(ValueError, match=f"^hydra.run.dir=outputs/{name} is refused: outputs/{name} is something else"):
+        check_hydra_settings([f"hydra.run.dir=outputs/{name}"], "train")
     logger = TensorBoard(str(tmp_path), name)
     assert logger.log_dir == f"outputs/{name} (run)"
     assert TensorBoard(str(tmp_path / "other"), f"{name}/seed=1").log_dir == f"outputs/{name} seed=1"

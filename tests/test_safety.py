@@ -245,6 +245,21 @@ def test_model_checkpoint_deletes_no_directory_that_an_untrusted_checkpoint_name
     assert len(list(Path("mine").glob("*.ckpt"))) == 2  # that of the first part is kept too
 
 
+def test_model_checkpoint_deletes_nothing_that_a_checkpoint_among_files_of_the_user_names(tmp_path: Path) -> None:
+    typed = ("+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.mine.dirpath=mine")
+    (run_dir := Path("run")).mkdir()
+    train.train_config(compose(*TINY, *typed, "trainer.max_epochs=1", "logger=none"), run_dir)
+    (kept := Path("mine/thesis.ckpt/kept.txt")).parent.mkdir()
+    kept.touch()
+    callbacks = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    name = next(name for name in callbacks if "ModelCheckpoint" in name)
+    shutil.copy(run_dir / "checkpoints/last.ckpt", "sent.ckpt")
+    edit_checkpoint(Path("sent.ckpt"), "callbacks", name, "best_model_path", value="mine/thesis.ckpt")
+    (new := Path("new")).mkdir()
+    train.train_config(compose("resume=sent.ckpt", *typed, "trainer.max_epochs=3", "logger=none"), new)
+    assert kept.exists()
+
+
 def test_what_lightning_misses_in_a_checkpoint_is_one_line() -> None:
     (run_dir := Path("damaged")).mkdir()
     train.train_config(compose(*TINY, "callbacks=early_stopping", "trainer.max_epochs=1", "logger=none"), run_dir)

@@ -103,10 +103,13 @@ def test_states_of_other_weights_are_not_given_to_a_fused_optimizer(trained: Pat
         train.train_config(compose("resume=run", "trainer.max_epochs=2", "logger=none"), Path("run"))
 
 
-@pytest.mark.parametrize("position", [-1, 625, 10**6, 2 * 10**9, None, "1"])
-def test_position_outside_of_the_state_of_numpy_is_refused(position: Any) -> None:
+@pytest.mark.parametrize(
+    ("length", "position"), [(624, -1), (624, 625), (624, 2 * 10**9), (701, 700), (624, None), (624, "1")]
+)
+def test_position_outside_of_the_state_of_numpy_is_refused(length: int, position: Any) -> None:
     """numpy would read memory that is not its own."""
     state = get_random_state(torch.device("cpu"))
+    state["numpy"][0] = torch.zeros(length, dtype=torch.int64)
     state["numpy"][1] = position
     with pytest.raises(ValueError, match="the random_state in the checkpoint is none"):
         set_random_state(state, torch.device("cpu"))
