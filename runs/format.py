@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 # Control characters, surrogates (bytes that are not UTF-8) and the two line separators of Unicode.
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
-BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# That embed or override a direction. The marks of one, U+061C, U+200E and U+200F, are part of Arabic and Hebrew texts.
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def format_metric(name: str, value: float) -> str:

@@ -49,9 +49,11 @@ class SweepSummary(Callback):
         """Return whether a job of the sweep has left something, so that the sweep can be resumed."""
         if cls.sweep_dir is None and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             cls.sweep_dir = Path(HydraConfig.get().sweep.dir)  # in a process that a launcher has started for jobs
-        return cls.sweep_dir is not None and any(
-            next(cls.sweep_dir.glob(f"*/{name}"), None) for name in ("config.yaml", "result.json")
-        )
+        with contextlib.suppress(OSError):  # it cannot be looked at, which is reported
+            return cls.sweep_dir is not None and any(
+                next(cls.sweep_dir.glob(f"*/{name}"), None) for name in ("config.yaml", "result.json")
+            )
+        return False
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         start = time.monotonic()

@@ -141,6 +141,13 @@ def test_no_pickle_is_run_again(option: str) -> None:
         check_hydra_settings([option, "x.pickle"], "train")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "a\u202eb"])
+def test_directory_with_control_characters_is_refused(name: str) -> None:
+    """No checkpoint in it could be resumed."""
+    with pytest.raises(ValueError, match="is refused: the name has control characters"):
+        check_hydra_settings([f"hydra.run.dir='{name}'"], "train")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export", "demo"])
 @pytest.mark.parametrize("option", ["-m", "--multirun"])
 def test_only_training_has_sweeps(option: str, command: str) -> None:

@@ -171,7 +171,7 @@ def test_printed_text_has_no_control_characters(shell, untrusted: Path) -> None:
     record = logging.LogRecord("name", logging.INFO, "path", 1, "\x1b[2J%s", ("x\r",), None)
     assert PrintableFormatter("%(message)s").format(record) == "\\x1b[2Jx\\r"
     assert printable("a\x1b[2Jb\u202e\r\n\t图片", keep="\n\t") == "a\\x1b[2Jb\\u202e\\r\n\t图片"
-    assert printable("a\u200fb\u061cc\u200ed") == "a\\u200fb\\u061cc\\u200ed"
+    assert printable("a\u200fb\u061cc\u200ed") == "a\u200fb\u061cc\u200ed"
 
 
 @pytest.mark.slow

@@ -265,6 +265,11 @@ def test_control_characters_and_pipes_are_escaped_in_tables() -> None:
     assert r"| a\\nb\|c\\x1b[2J\\ud800 |" in table[2]  # Markdown shows one of two backslashes
 
 
+def test_sweep_that_cannot_be_looked_at_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SweepSummary, "sweep_dir", Path("a" * 300))  # a name that no file system has
+    assert not SweepSummary.has_begun()
+
+
 def test_nothing_that_a_job_or_a_study_names_is_fetched_by_a_viewer_of_the_summary() -> None:
     image = "![x](http://a.example/x.png) <img src=http://a.example/y.png>"
     write_job(0, [f"tags={image}", "seed=1"], 0.9)
