@@ -356,7 +356,7 @@ def test_row_of_a_sweep_has_a_figure_for_each_job() -> None:
         for name, value in (("by_hand", 8), ("adam", 7 + seed))
     ]
     row = results.row("fashion_optimizers", lines)
-    assert row.endswith(" | by_hand 88.00 ± 0.00 % (2); adam 88.50 ± 0.71 % (2) |  | 5,000 | 2 | 2.5 s |")
+    assert row.endswith(" | by_hand 88.00 ± 0.00 % (2); adam 88.50 ± 0.71 % (2) | by_hand lower | 5,000 | 2 | 2.5 s |")
 
 
 def test_results_are_of_every_experiment_and_have_their_sources() -> None:
