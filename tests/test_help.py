@@ -92,7 +92,7 @@ def test_comment_of_a_base_file_is_the_fallback(tmp_path: Path, monkeypatch: pyt
     ("arguments", "words"),
     [
         (("--nonsense",), "unrecognized arguments: --nonsense"),
-        (("-m", "--cfg"), "argument --cfg/-c: expected one argument"),
+        (("--cfg",), "argument --cfg/-c: expected one argument"),
         (("--cfg", "foo"), "argument --cfg/-c: invalid choice: 'foo'"),
         (("--info", "x"), "argument --info/-i: invalid choice: 'x'"),
     ],

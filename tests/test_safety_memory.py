@@ -81,9 +81,8 @@ def test_stored_tensors_are_copied_into_the_weights(trained: Path) -> None:
         torch.eye(3).to_sparse(),
         torch.eye(3).to_sparse_csr(),
         torch.empty(3, device="meta"),
-        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
     ],
-    ids=["sparse", "sparse rows", "meta", "quantized"],
+    ids=["sparse", "sparse rows", "meta"],
 )
 def test_tensor_of_another_kind_is_refused(tensor: torch.Tensor, trained: Path) -> None:
     """An optimizer may take the numbers of a sparse one for places in memory."""
