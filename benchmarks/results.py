@@ -141,7 +141,8 @@ def figures(experiment: str, seed: int, run: Path) -> list[Line]:
     own = " ".join(override for override in result["overrides"] if override not in typed)
     job = own if is_sweep(experiment) else ""
     shared = {"experiment": experiment, "seed": seed, "job": job} | {key: result[key] for key in ("epochs", "params")}
-    shared |= {"seconds": result["seconds"]["fit"], "processor": machine(), "device": result["device"]}
+    seconds = "" if result["resumed"] else result["seconds"]["fit"]  # those of a resumed run are of its last part
+    shared |= {"seconds": seconds, "processor": machine(), "device": result["device"]}
     shared |= {name: result["versions"][name] for name in VERSIONS}
     expect = expected(experiment)
     lines = []
@@ -182,9 +183,10 @@ def row(experiment: str, lines: list[Line]) -> str:
     differ = [f"{_label(job, 'test/acc')}{word}" for job, word in verdicts.items() if word not in ("", "as published")]
     cells.append("; ".join(differ) or max(verdicts.values()))
     cells += [f"{int(lines[0]['params']):,}", _span(int(line["epochs"]) for line in lines)]
-    runs = {(line["seed"], line["job"]): float(line["seconds"]) for line in lines}
-    seconds = [sum(time for (number, _), time in runs.items() if number == seed) for seed in {seed for seed, _ in runs}]
-    cells.append(_duration(min(seconds)))
+    runs = {(line["seed"], line["job"]): line["seconds"] for line in lines}
+    times = [[time for (number, _), time in runs.items() if number == seed] for seed in {seed for seed, _ in runs}]
+    seconds = [sum(map(float, parts)) for parts in times if "" not in parts]
+    cells.append(_duration(min(seconds)) if seconds else "")
     return f"| {' | '.join(cells)} |"
 
 

@@ -152,14 +152,14 @@ def _rebuild(value: Any, rebuilt: dict[int, Any]) -> Any:
     elif kind in (list, tuple, set):
         new = kind(_rebuild(one, rebuilt) for one in kind.__iter__(value))
     elif kind in (torch.Tensor, torch.nn.Parameter):
-        new = _own_memory(torch.Tensor.detach(value), rebuilt)
+        new = _with_own_memory(torch.Tensor.detach(value), rebuilt)
     else:
         raise ValueError(f"it holds a {kind.__name__}, which this project does not write")
     rebuilt[id(value)] = new
     return new
 
 
-def _own_memory(tensor: Any, rebuilt: dict[int, Any]) -> Any:
+def _with_own_memory(tensor: Any, rebuilt: dict[int, Any]) -> Any:
     """Return a tensor whose memory is that of its numbers, and of no other tensor.
 
     torch's optimizers trust that. Steps of one that are written into another, such as the indices of a sparse tensor,

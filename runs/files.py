@@ -239,7 +239,7 @@ def check_last(link: str, target: Path) -> None:
 
 
 def check_utf8(path: str) -> None:
-    """Raise ValueError for the name of a directory that no file of a run could hold."""
+    """Raise ValueError for a directory whose name is not UTF-8: the files of a run could not hold it."""
     try:
         path.encode()
     except UnicodeEncodeError as error:
@@ -250,7 +250,7 @@ def check_name_in_outputs(directory: str, setting: str) -> None:
     """Raise ValueError for a new directory with the name of something else in ``outputs/``."""
     directory = os.path.normpath(directory)
     if directory in (os.path.join("outputs", name) for name in NAMES_IN_OUTPUTS) and not os.path.islink(directory):
-        raise ValueError(f"{setting} is refused: {directory} is something else; choose another name")
+        raise ValueError(f"{setting} is refused: {directory} has another use; choose another name")
 
 
 def check_path(path: Path) -> None:

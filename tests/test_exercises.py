@@ -359,6 +359,14 @@ def test_row_of_a_sweep_has_a_figure_for_each_job() -> None:
     assert row.endswith(" | by_hand 88.00 ± 0.00 % (2); adam 88.50 ± 0.71 % (2) | by_hand lower | 5,000 | 2 | 2.5 s |")
 
 
+def test_time_of_a_resumed_run_is_not_shown() -> None:
+    """Its seconds are those of the last part."""
+    whole, resumed = (line_of_results("mnist_cnn", seed, "test/acc", "0.98") for seed in (1, 2))
+    resumed["seconds"] = ""
+    assert results.row("mnist_cnn", [whole, resumed]).endswith("| 1.2 s |")
+    assert results.row("mnist_cnn", [resumed]).endswith("| 2 |  |")
+
+
 def test_results_are_of_every_experiment_and_have_their_sources() -> None:
     assert sorted(results.SEEDS) == EXPERIMENTS
     assert results.describe("mnist_dcgan")[2:] == ("After dcgan of pytorch/examples.", "pictures")

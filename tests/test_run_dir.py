@@ -145,9 +145,9 @@ def test_failed_sweep_leaves_all_files_unchanged(
 
 @pytest.mark.parametrize("name", NAMES_IN_OUTPUTS)
 def test_run_takes_no_name_that_something_else_has_in_outputs(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^name={name} is refused: outputs/{name} is something else; choose another"):
+    with pytest.raises(ValueError, match=f"^name={name} is refused: outputs/{name} has another use; choose another"):
         new_or_resumed_run_dir(None, f"outputs/x/../{name}/2026")
-    with pytest.raises(ValueError, match=f"^hydra.run.dir=outputs/{name} is refused: outputs/{name} is something else"):
+    with pytest.raises(ValueError, match=f"^hydra.run.dir=outputs/{name} is refused: outputs/{name} has another use"):
         check_hydra_settings([f"hydra.run.dir=outputs/{name}"], "train")
     logger = TensorBoard(str(tmp_path), name)
     assert logger.log_dir == f"outputs/{name} (run)"

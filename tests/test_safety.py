@@ -228,35 +228,41 @@ def test_damaged_state_of_a_training_is_refused(
         resume_config("trainer.max_epochs=2")
 
 
+# Lightning deletes the stored path of an earlier checkpoint, with all in it, below the directory that is typed.
+MODEL_CHECKPOINT = (
+    "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint",
+    "+callbacks.mine.dirpath=mine",
+)
+
+
+def train_with_model_checkpoint() -> tuple[Path, str]:
+    """Return the checkpoint of a run, and the key of its ModelCheckpoint."""
+    (run_dir := Path("run")).mkdir()
+    train.train_config(compose(*TINY, *MODEL_CHECKPOINT, "trainer.max_epochs=1", "logger=none"), run_dir)
+    file = run_dir / "checkpoints/last.ckpt"
+    return file, next(name for name in torch.load(file, weights_only=True)["callbacks"] if "ModelCheckpoint" in name)
+
+
 def test_model_checkpoint_deletes_no_directory_that_an_untrusted_checkpoint_names(tmp_path: Path) -> None:
-    """Lightning deletes the stored path of an earlier checkpoint, with all in it, below the directory that is typed."""
-    typed = ("+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.mine.dirpath=mine")
-    (run_dir := Path("damaged")).mkdir()
-    train.train_config(compose(*TINY, *typed, "trainer.max_epochs=1", "logger=none"), run_dir)
+    file, callback = train_with_model_checkpoint()
     (kept := Path("mine/others/kept.txt")).parent.mkdir()
     kept.touch()
-    file = run_dir / "checkpoints/last.ckpt"
-    callback = next(name for name in torch.load(file, weights_only=True)["callbacks"] if "ModelCheckpoint" in name)
     for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
         edit_checkpoint(file, "callbacks", callback, name, value=str(tmp_path / "mine/others"))
     edit_checkpoint(file, "callbacks", callback, "best_k_models", value={"mine/others": torch.tensor(1.0)})
-    train.train_config(compose("resume=damaged", *typed, "trainer.max_epochs=3", "logger=none"), run_dir)
+    train.train_config(compose("resume=run", *MODEL_CHECKPOINT, "trainer.max_epochs=3", "logger=none"), Path("run"))
     assert kept.exists()
     assert len(list(Path("mine").glob("*.ckpt"))) == 2  # that of the first part is kept too
 
 
-def test_model_checkpoint_deletes_nothing_that_a_checkpoint_among_files_of_the_user_names(tmp_path: Path) -> None:
-    typed = ("+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.mine.dirpath=mine")
-    (run_dir := Path("run")).mkdir()
-    train.train_config(compose(*TINY, *typed, "trainer.max_epochs=1", "logger=none"), run_dir)
+def test_model_checkpoint_deletes_nothing_that_a_checkpoint_among_files_of_the_user_names() -> None:
+    file, callback = train_with_model_checkpoint()
     (kept := Path("mine/thesis.ckpt/kept.txt")).parent.mkdir()
     kept.touch()
-    callbacks = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
-    name = next(name for name in callbacks if "ModelCheckpoint" in name)
-    shutil.copy(run_dir / "checkpoints/last.ckpt", "sent.ckpt")
-    edit_checkpoint(Path("sent.ckpt"), "callbacks", name, "best_model_path", value="mine/thesis.ckpt")
+    shutil.copy(file, "sent.ckpt")
+    edit_checkpoint(Path("sent.ckpt"), "callbacks", callback, "best_model_path", value="mine/thesis.ckpt")
     (new := Path("new")).mkdir()
-    train.train_config(compose("resume=sent.ckpt", *typed, "trainer.max_epochs=3", "logger=none"), new)
+    train.train_config(compose("resume=sent.ckpt", *MODEL_CHECKPOINT, "trainer.max_epochs=3", "logger=none"), new)
     assert kept.exists()
 
 
