@@ -29,6 +29,8 @@ PROJECT = Path(__file__).parent.parent
 DATA_ROOT = Path(os.environ.get("DATA_ROOT") or PROJECT / "data")
 
 
+# A run on the images of ``tiny_images``.
+TINY_RUN = ("model=dropout_cnn", "data.batch_size=16", "data.val_size=40", "trainer.accelerator=cpu", "threads=1")
 # What makes an experiment on generated data small enough for a test.
 SMALLER = {"sines_lstm": ("data.size=10", "data.length=50")}
 
@@ -82,6 +84,11 @@ def replace_images(train: int, test: int, replace: Callable[[object, str, object
 def random_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Return a function: ``random_images(200, 50)`` replaces the image data sets during one test."""
     return functools.partial(replace_images, replace=monkeypatch.setattr)
+
+
+@pytest.fixture
+def tiny_images(random_images: Callable[[int, int], None]) -> None:
+    random_images(200, 50)
 
 
 @pytest.fixture
@@ -184,6 +191,31 @@ def run(folder: str, *overrides: str) -> dict[str, Any]:
     path = Path(folder)
     path.mkdir(exist_ok=True)
     return train.train_config(compose(*overrides), path)
+
+
+def call_at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Call ``action`` when ``step`` steps have been taken and the next one is about to begin."""
+    from lit_models import Supervised
+
+    training_step = Supervised.training_step
+
+    def patched(self, batch, batch_idx):
+        if self.global_step == step:
+            action()
+        return training_step(self, batch, batch_idx)
+
+    patch.setattr(Supervised, "training_step", patched)
+
+
+class Killed(BaseException):
+    """Ends a run in this process as abruptly as possible."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    def kill() -> None:
+        raise Killed
+
+    call_at_step(patch, step, kill)
 
 
 def count_parameters(net: torch.nn.Module) -> int:

@@ -19,8 +19,8 @@ from cli.errors import format_error
 from cli.resume import merge_resume_config
 from datamodules import CSVTable
 from datamodules.csv_file import in_one_line
+from tests.conftest import Killed, kill_at
 from tests.kill_and_resume import differences, final_state
-from tests.test_resume import Killed, kill_at
 from tests.test_scripts import evaluate_run, export_run, predict_rows, trained_net
 
 HEADER = ("age", "name", "height", "kind", "price")

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -19,12 +20,29 @@ import train
 from cli import output
 from cli.compose import compose
 from loggers.tensorboard import _ignore_failed_writer_threads
-from tests.conftest import PROJECT
-from tests.test_resume import fill_disk, small_disk  # noqa: F401  # a fixture
+from tests.conftest import PROJECT, TINY_RUN, run
 
 BLOBS = (
     *("model=blobs_mlp", "data=blobs", "model.steps_per_batch=20", "trainer.max_epochs=2", "trainer.accelerator=cpu"),
 )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """Mount a file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill_disk(folder: Path, leave: int) -> None:
+    """Fill a file system except for ``leave`` bytes."""
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    (folder / "filler").write_bytes(b"x" * (free - leave))
 
 
 class BlockPath(pl.Callback):
@@ -56,7 +74,7 @@ def test_training_ends_and_fails_if_result_or_plots_cannot_be_written(
 
 
 def test_training_ends_and_fails_if_event_files_cannot_be_written(
-    small_disk: Path,  # noqa: F811
+    small_disk: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -102,7 +120,7 @@ def test_evaluation_prints_metrics_that_cannot_be_written(caplog: pytest.LogCapt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [30_000, 48_000, 70_000, 100_000, 150_000, 250_000])
-def test_full_disk_gives_one_line_and_exit_code_1(leave: int, small_disk: Path) -> None:  # noqa: F811
+def test_full_disk_gives_one_line_and_exit_code_1(leave: int, small_disk: Path) -> None:
     fill_disk(small_disk, leave)
     command = [sys.executable, str(PROJECT / "train.py"), *BLOBS]
     answer = subprocess.run(command, cwd=small_disk, capture_output=True, text=True)
@@ -171,3 +189,42 @@ def test_incomplete_help_gives_exit_code_1() -> None:
         answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert answer.returncode == 1
     assert answer.stderr.startswith("error: ") and "No space left on device" in answer.stderr
+
+
+def test_full_disk_keeps_the_previous_checkpoint(small_disk: Path, tiny_images: None) -> None:
+    run(str(small_disk / "run"), *TINY_RUN, "trainer.max_epochs=1", "logger=none")
+    before = (small_disk / "run/checkpoints/last.ckpt").read_bytes()
+    fill_disk(small_disk, 100_000)  # half a checkpoint
+    with pytest.raises(OSError, match="is the disk full") as error:
+        run(str(small_disk / "run"), f"resume={small_disk / 'run'}", "trainer.max_epochs=2", "logger=none")
+    assert "last.ckpt could not be written" in str(error.value)
+    assert (small_disk / "run/checkpoints/last.ckpt").read_bytes() == before
+    assert not list(small_disk.rglob("*.tmp"))
+    (small_disk / "filler").unlink()
+    result = run(str(small_disk / "run"), f"resume={small_disk / 'run'}", "trainer.max_epochs=2", "logger=none")
+    assert (result["status"], result["epochs"]) == ("finished", 2)
+
+
+def test_full_tmpdir_does_not_matter(small_disk: Path, tiny_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_disk(small_disk, 0)
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert run("run", *TINY_RUN, "trainer.max_epochs=1", "logger=none")["status"] == "finished"
+
+
+def test_event_files_on_a_full_disk_warn_once(
+    small_disk: Path, tiny_images: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    from loggers.tensorboard import TensorBoard
+
+    fill_disk(small_disk, 0)
+    Path("outputs").symlink_to(small_disk)
+    logger = TensorBoard("run", title="events")
+    for step in range(3000):
+        logger.log_metrics({"train/loss": 1.0}, step)
+        if step % 100 == 0:
+            logger.save()
+    logger.finalize("success")
+    warnings = [record.message for record in caplog.records if "TensorBoard" in record.message]
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0]

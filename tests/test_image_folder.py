@@ -22,9 +22,8 @@ from datamodules import CIFAR10, ImageFolder
 from datamodules.image_file_loader import ImageFileDataset, ImageFileLoader
 from datamodules.images import flip_crop
 from runs.checkpoint import load_checkpoint
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, Killed, kill_at
 from tests.kill_and_resume import differences, final_state
-from tests.test_resume import Killed, kill_at
 from tests.test_scripts import evaluate_run, predict_rows
 
 

@@ -30,10 +30,9 @@ from cli.build import build
 from cli.compose import compose
 from lit_models.exact import ExactModule
 from runs import safety
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, Killed
 from tests.kill_and_resume import differences, final_state
 from tests.test_readme import _not_copied
-from tests.test_resume import Killed
 
 IMPORTABLE = safety.IMPORTABLE
 SHORT = ("data.val_size=40", "data.batch_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=3", "threads=1")

@@ -21,9 +21,8 @@ from cli.compose import compose
 from cli.errors import format_error
 from datamodules import Sines
 from lit_models import Forecaster, nets
-from tests.conftest import read_predictions
+from tests.conftest import Killed, read_predictions
 from tests.kill_and_resume import differences, final_state
-from tests.test_resume import Killed
 
 SMALL = ("data.size=8", "data.length=40", "model.net.hidden_size=6", "trainer.accelerator=cpu", "threads=1")
 SINES = ("experiment=sines_lstm", *SMALL, "logger=none", "trainer.max_epochs=3")

@@ -18,8 +18,8 @@ from datamodules.images import flip_crop
 from lit_models import nets
 from lit_models.optim import LinearDecay, Muon
 from lit_models.optim.muon import newton_schulz
+from tests.conftest import Killed, kill_at
 from tests.kill_and_resume import differences, final_state
-from tests.test_resume import Killed, kill_at
 
 NARROW = ("experiment=cifar10_94", "model.net.widths=[8,16,16]", "data.batch_size=50", "trainer.accelerator=cpu")
 NARROW += ("trainer.precision=32-true", "trainer.benchmark=false", "threads=1", "logger=none")

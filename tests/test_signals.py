@@ -1,0 +1,159 @@
+"""A signal saves a checkpoint and ends the command with its exit code."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import OmegaConf
+
+import evaluate
+from callbacks.per_class_accuracy import PerClassAccuracy
+from callbacks.signal_handler import Interrupted
+from cli.exit_codes import exit_with_error
+from tests.conftest import PROJECT, TINY_RUN, run
+
+
+def start_training(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+LONG = (
+    "model=blobs_mlp",
+    "data=blobs",
+    "model.steps_per_batch=1",
+    "trainer.max_epochs=100000",
+    "trainer.accelerator=cpu",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+)
+def test_signal_saves_a_checkpoint_and_has_its_exit_code(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    process = start_training(tmp_path, *LONG, "hydra.run.dir=run", "logger=none")
+    for line in process.stdout:  # wait for the third epoch
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(number)
+    _, printed = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in printed
+    assert f"error: interrupted by {number.name}; saved in" in printed
+    assert "resume with: python train.py resume=" in printed
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "interrupted"
+    step = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert step >= 3
+    result = run(str(tmp_path / "run"), f"resume={tmp_path / 'run'}", f"trainer.max_epochs={step + 2}", "logger=none")
+    assert result["status"] == "finished"
+    assert result["steps"] == step + 2
+
+
+class SignalInFinalizer:
+    """Sends SIGTERM while it is finalized: Python drops what a signal handler raises there."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signal_dropped_in_a_finalizer_still_ends_the_run(tiny_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+
+    def patched(self: PerClassAccuracy, trainer: Trainer, *_: object) -> None:
+        batches.append(SignalInFinalizer() and None)
+
+    settings = (*TINY_RUN, "trainer.max_epochs=1", "data.eval_batch_size=10", "logger=none")
+    monkeypatch.setattr(PerClassAccuracy, "on_test_batch_end", patched)
+    with pytest.raises(Interrupted, match="SIGTERM; saved in") as caught:
+        run("run", *settings)
+    assert caught.value.exit_code == 143
+    assert len(batches) == 1  # of the five test batches
+    assert json.loads(Path("run/result.json").read_text())["status"] == "interrupted"
+    eval_settings = {
+        "run": "run",
+        "checkpoint": "last",
+        "split": "test",
+        "trainer": {"accelerator": "cpu", "devices": 1},
+    }
+    with pytest.raises(Interrupted, match="SIGTERM; there was nothing to save"):
+        evaluate.evaluate_config(OmegaConf.create(eval_settings), Path("run"))
+    assert len(batches) == 2
+
+
+SAVING_PROCESS = """
+import os, signal
+import runs.interrupts
+from callbacks.signal_handler import Interrupted, SignalHandler
+runs.interrupts.handle_early_signals()
+try:
+    with SignalHandler():
+        os.kill(os.getpid(), signal.SIGTERM)
+except Interrupted:
+    os.kill(os.getpid(), signal.SIGTERM)  # the second of two at once, while result.json is written
+    print("written", flush=True)
+    runs.interrupts._last_sigterm = 0  # a later one does
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("not ended")
+"""
+
+
+def test_second_of_two_sigterms_does_not_end_a_run_that_is_writing() -> None:
+    answer = subprocess.run([sys.executable, "-c", SAVING_PROCESS], cwd=PROJECT, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (-signal.SIGTERM, "written\n")
+
+
+@pytest.mark.slow
+def test_signal_ends_a_sweep_and_prints_the_command_to_resume(tmp_path: Path) -> None:
+    process = start_training(tmp_path, "-m", *LONG, "seed=1,2", "logger=none")
+    for line in process.stdout:
+        if line.startswith("[0] epoch 3/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143
+    (sweep,) = tmp_path.glob("outputs/sweep/*")
+    assert errors.splitlines()[-1].endswith(f"seed=1,2 logger=none sweep_resume=outputs/sweep/{sweep.name}")
+    assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 1
+
+
+def test_signal_before_the_first_epoch_reports_nothing_to_save(
+    tiny_images: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_models import Supervised
+
+    monkeypatch.setattr(Supervised, "on_train_start", lambda _: os.kill(os.getpid(), signal.SIGTERM), raising=False)
+    with pytest.raises(Interrupted, match="there was nothing to save yet"):
+        run("run", *TINY_RUN, "trainer.max_epochs=1", "logger=none")
+
+
+def test_keyboard_interrupt_has_exit_code_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        exit_with_error(KeyboardInterrupt(), show_traceback=False)
+    signal.signal(signal.SIGINT, handler)
+    assert ended.value.code == 130
+
+
+class DropsInterrupt(Callback):
+    """Receives Ctrl-C in its constructor and drops it, as a library may do while it is imported."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_keyboard_interrupt_dropped_by_a_library_still_ends_the_run(shell) -> None:
+    answer = shell(*TINY_RUN, "logger=none", "+callbacks.drops._target_=tests.test_signals.DropsInterrupt")
+    assert answer.returncode == 130
+    assert answer.stderr == "error: interrupted by SIGINT; there was nothing to save yet\n"
+    assert "epoch" not in answer.stdout
