@@ -1,5 +1,6 @@
 """Check the state of a training in a checkpoint, which may come from anyone, before anything is made of it."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "Checkpoints": {"best": float, "by": [str]},
     "Plots": {"weight_history": {int: object}, "stride": int, "samples": {int: object}, "sample_stride": int},
 }
+PATHS_OF_MODEL_CHECKPOINT = ("best_model_path", "last_model_path", "kth_best_model_path")
 MAY_BE_NONE = ("monitor", "best", "by")
-ELSEWHERE = re.compile(r"://|::|(^|/)\.\.(/|$)")  # in a path: a URL, as fsspec reads it, or out of its directory
+# In a path: a home or a URL, as fsspec reads them, or a way out of its directory.
+ELSEWHERE = re.compile(r"^~|://|::|(^|/)\.\.(/|$)")
 
 
 def check_training_state(checkpoint: dict[str, Any], file: Path) -> None:
@@ -90,22 +93,29 @@ def check_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
 
 
 def forget_files_elsewhere(checkpoint: dict[str, Any], file: Path) -> None:
-    """Remove the names of files outside of the run's directory from the state of Lightning's ModelCheckpoint.
+    """Keep only checkpoints of the run, by their absolute paths, in the state of Lightning's ModelCheckpoint.
 
     It deletes the file or the directory that an earlier checkpoint is said to be, if that lies in the directory which
-    the user has typed. Those that it really wrote there are kept, then.
+    the user has typed. fsspec, which deletes it, reads a path in its own way: it expands ``~``.
     """
     run_dir = file.parent.parent
-    is_of_run = (
-        file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()
-    )  # else among files of the user
+    # Else the checkpoint lies among files of the user.
+    is_of_run = file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()
     for stored in (checkpoint.get("callbacks") or {}).values():
         if "best_model_path" in stored:
-            named = [stored.get(name) for name in ("best_model_path", "last_model_path", "kth_best_model_path")]
-            named += stored.get("best_k_models") or ()
-            paths = [Path(str(name)) for name in named if name]
-            if not (is_of_run and all(path.suffix == ".ckpt" and is_within(path, run_dir) for path in paths)):
-                stored |= {"best_model_path": "", "last_model_path": "", "kth_best_model_path": "", "best_k_models": {}}
+            found = {name: stored.get(name) for name in PATHS_OF_MODEL_CHECKPOINT}
+            scores = stored.get("best_k_models")
+            scores = scores if isinstance(scores, dict) else {}
+            names = {name for name in (*found.values(), *scores) if isinstance(name, str) and name}
+            real = {name: os.path.realpath(name) for name in names}
+            if not (is_of_run and all(_is_checkpoint(Path(path), run_dir) for path in real.values())):
+                real = {}
+            stored |= {name: real.get(str(path), "") for name, path in found.items()}
+            stored["best_k_models"] = {real[path]: score for path, score in scores.items() if path in real}
+
+
+def _is_checkpoint(path: Path, run_dir: Path) -> bool:
+    return path.suffix == ".ckpt" and is_within(path, run_dir) and not path.is_dir()
 
 
 def _damaged_key(state: Any, fresh: dict[str, Any], key: str) -> str | None:

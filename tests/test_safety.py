@@ -1,5 +1,6 @@
 """Runs from untrusted sources: their files cannot run code, and nothing outside of the run is read or written."""
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -39,7 +40,7 @@ from runs.migrate import upgrade_checkpoint
 from runs.result import read_result
 from runs.run import read_image, read_rows
 from runs.safety import check_safe
-from runs.training_state import check_training_state
+from runs.training_state import check_training_state, forget_files_elsewhere
 from sweeps.study import open_study
 from tests.conftest import PROJECT
 from tests.untrusted import SECRET, TINY, edit_checkpoint, relative_paths, resume_config
@@ -211,6 +212,7 @@ def test_stored_value_of_the_wrong_type_is_refused(key_path: tuple[str, ...], va
             {"best_k_models": {"local:///x": 1.0}},
             "the state of X holds 'local:///x', a path elsewhere",
         ),
+        (("callbacks", "X"), {"best_model_path": "~/x.ckpt"}, "the state of X holds '~/x.ckpt', a path elsewhere"),
         (("callbacks", "X"), {"kth_best_model_path": ".."}, "the state of X holds '..', a path elsewhere"),
         (("epoch_sums",), {"loss": {"../y": 1.0}}, "its epoch_sums are no numbers"),
         (("epoch_sums",), [1.0], "its epoch_sums are no numbers"),
@@ -264,6 +266,36 @@ def test_model_checkpoint_deletes_nothing_that_a_checkpoint_among_files_of_the_u
     (new := Path("new")).mkdir()
     train.train_config(compose("resume=sent.ckpt", *MODEL_CHECKPOINT, "trainer.max_epochs=3", "logger=none"), new)
     assert kept.exists()
+
+
+@pytest.mark.parametrize("name", ["~/thesis.ckpt", "checkpoints/thesis.ckpt"])
+def test_model_checkpoint_deletes_neither_a_home_nor_a_directory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the working directory is the run's, "~" may be a directory of it. For fsspec it is a home."""
+    file, callback = train_with_model_checkpoint()
+    monkeypatch.chdir("run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (kept := Path(name.replace("~", str(tmp_path))) / "kept.txt").parent.mkdir()
+    kept.touch()
+    checkpoint = torch.load(file.relative_to("run"), weights_only=True)
+    checkpoint["callbacks"][callback]["best_model_path"] = name
+    forget_files_elsewhere(checkpoint, Path("checkpoints/last.ckpt"))
+    assert checkpoint["callbacks"][callback]["best_model_path"] != name
+    edit_checkpoint(Path("checkpoints/last.ckpt"), "callbacks", callback, "best_model_path", value=name)
+    overrides = (MODEL_CHECKPOINT[0], "+callbacks.mine.dirpath=.", "trainer.max_epochs=3", "logger=none")
+    with contextlib.suppress(ValueError):
+        train.train_config(compose("resume=.", *overrides), Path())
+    assert kept.exists()
+
+
+def test_model_checkpoint_of_the_run_goes_on_with_its_best() -> None:
+    settings = ("+callbacks.mine.monitor=train/loss", "+callbacks.mine.save_top_k=2")
+    (run_dir := Path("run")).mkdir()
+    mine = (MODEL_CHECKPOINT[0], "+callbacks.mine.dirpath=run/mine", *settings)
+    train.train_config(compose(*TINY, *mine, "trainer.max_epochs=2", "logger=none"), run_dir)
+    train.train_config(compose("resume=run", *mine, "trainer.max_epochs=4", "logger=none"), run_dir)
+    assert len(list(run_dir.glob("mine/*.ckpt"))) == 2
 
 
 def test_what_lightning_misses_in_a_checkpoint_is_one_line() -> None:
