@@ -6,7 +6,7 @@ from typing import Any
 
 from runs.format import format_metric
 
-KINDS = ("at_least", "at_most", "published", "rtol", "atol", "epochs")
+KINDS = ("at_least", "at_most", "published", "rtol", "atol", "epochs", "if_measured")
 
 
 class ExpectationMissed(Exception):
@@ -39,7 +39,7 @@ class Comparison:
 
 def is_checked(how: Mapping[str, Any]) -> bool:
     """Return whether ``expect:`` has more of a metric than a published figure, which is only printed."""
-    return bool(set(how) - {"published", "epochs"})
+    return bool(set(how) - {"published", "epochs", "if_measured"})
 
 
 def check_expectations(expect: Any) -> None:
@@ -53,7 +53,10 @@ def check_expectations(expect: Any) -> None:
         for kind, value in how.items():
             numbers = value if kind == "published" and isinstance(value, list) else [value]
             unknown = kind == "published" and value is None
-            if not (unknown or (numbers and all(type(number) in (int, float) for number in numbers))):
+            if kind == "if_measured":
+                if not isinstance(value, bool):
+                    raise ValueError(f"expect.{metric}.if_measured={value} must be true or false")
+            elif not (unknown or (numbers and all(type(number) in (int, float) for number in numbers))):
                 raise ValueError(f"expect.{metric}.{kind}={'null' if value is None else value} must be a number")
         if {"rtol", "atol"} & set(how) and "published" not in how:
             raise ValueError(f"expect.{metric}: rtol and atol are a tolerance around published, which is missing")
@@ -70,7 +73,8 @@ def check_expected(
     Args:
         expect: metric -> ``at_least`` and ``at_most``, or a tolerance, ``rtol`` or ``atol``, around ``published``: a
             number, or a list with one number for each epoch. A ``published`` alone is printed and not checked, and a
-            tolerance around None is left out. With ``epochs`` it applies to a training of that length only.
+            tolerance around None is left out. With ``epochs`` it applies to a training of that length only, with
+            ``if_measured`` only to a run that measures the metric.
         metrics: their values at the end of the run.
         rows: the rows of ``metrics.csv``.
         epochs: number of epochs trained.
@@ -78,7 +82,9 @@ def check_expected(
     return [
         _compare(metric, how, metrics.get(metric), [row[metric] for row in rows if metric in row])
         for metric, how in expect.items()
-        if how.get("epochs", epochs) == epochs and not ({"rtol", "atol"} & set(how) and how.get("published") is None)
+        if how.get("epochs", epochs) == epochs
+        and not ({"rtol", "atol"} & set(how) and how.get("published") is None)
+        and not (how.get("if_measured") and metric not in metrics)
     ]
 
 

@@ -281,6 +281,13 @@ def test_check_expected_compares_metrics_and_curves(expect: dict, passed: bool) 
     assert comparison.passed is passed
 
 
+def test_figure_of_a_callback_is_compared_where_it_was_measured() -> None:
+    expect = {"test/recognized": {"at_least": 0.5, "if_measured": True}}
+    assert check_expected(expect, {"test/loss": 1.0}, []) == []
+    (comparison,) = check_expected(expect, {"test/recognized": 0.4}, [])
+    assert not comparison.passed
+
+
 def test_figure_that_is_only_published_is_not_checked() -> None:
     settings = ["model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "callbacks.pictures=null"]
     settings.append("ignore_overrides=[model,data,trainer,ignore_overrides]")

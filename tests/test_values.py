@@ -24,6 +24,7 @@ REFUSED = {
     "expect=5": "expect=5 must be a mapping of metrics, such as {test/acc:{at_least:0.9}}, or null",
     "expect=[1]": "expect=[1] must be a mapping of metrics",
     "expect={w:5}": "expect.w=5 must be a mapping with some of at_least, at_most, published, rtol, atol, epochs",
+    "expect={w:{at_least:5,if_measured:2}}": "expect.w.if_measured=2 must be true or false",
     "expect={w:{at_leest:5}}": "expect.w={'at_leest': 5} must be a mapping with some of at_least",
     "expect={w:{at_least:x}}": "expect.w.at_least=x must be a number",
     "expect={w:{at_least:null}}": "expect.w.at_least=null must be a number",
