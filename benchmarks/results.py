@@ -53,7 +53,7 @@ SEEDS = {
     **{"lenet_one_step": 0, "lenet_mnist": 3, "mnist_conv_dropout": 3, "mnist_rnn": 3, "mnist_spatial_transformer": 3},
     **{"mnist_siamese": 1, "mnist_forward_forward": 1, "mnist_99": 20},
     **{"fashion_quickstart": 3, "fashion_lenet": 3, "fashion_activations": 3, "fashion_optimizers": 3},
-    **{"cifar10_lenet": 3, "cifar10_teacher": 3, "cifar10_student": 3, "cifar10_distillation": 3},
+    **{"cifar10_lenet": 3, "cifar10_teacher": 3, "cifar10_student": 10, "cifar10_distillation": 3},
     **{
         "resnet18_one_step": 0,
         "cifar10_resnet18_5_epochs": 1,
