@@ -19,7 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cli.job import is_recorded
 from runs.checkpoint import find_checkpoint
-from runs.files import check_folder, check_last, check_name_in_outputs, check_outputs, make_dirs, make_unique_dir
+from runs.files import (
+    check_folder,
+    check_last,
+    check_name_in_outputs,
+    check_outputs,
+    hold_lock,
+    holds_lock,
+    make_dirs,
+    make_unique_dir,
+)
 from sweeps.jobs import is_sweep
 
 _made_dirs: list[Path] = []  # directories that this process has made, the innermost first
@@ -114,7 +123,7 @@ def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
         lock = _acquire(directory / ".lock", timeout=-1 if wait else 0)
     except Timeout:
         raise ValueError(f"another process is training in {directory}") from None
-    with lock:
+    with lock, hold_lock(directory / ".lock"):
         try:
             yield
         except BaseException as error:
@@ -123,7 +132,8 @@ def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
                     for handler in [one for one in logger.handlers if isinstance(one, logging.FileHandler)]:
                         handler.close()
                         logger.removeHandler(handler)  # torch logs at exit, which would open the file again
-                _remove_files(directory, {f"{HydraConfig.get().job.name}.log", ".lock"})
+                if holds_lock(directory):
+                    _remove_files(directory, {f"{HydraConfig.get().job.name}.log", ".lock"})
             raise
 
 

@@ -1,6 +1,7 @@
 """Lightning's CSV files."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
@@ -12,12 +13,17 @@ class CSV(Guarded, CSVLogger):  # type: ignore[misc]  # Lightning's own classes 
     """Writes ``csv/version_0/metrics.csv`` in the run directory, and ``version_1`` when the run is resumed.
 
     Raises:
-        ValueError: a directory was named that has files in it, which Lightning would remove.
+        ValueError: a directory was named that has files in it, which Lightning would remove, or one in the run's
+            directory that is a link to another place. A checkpoint from anyone may name it.
     """
 
     title = "the files of CSVLogger"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        if os.path.isdir(self.log_dir) and os.listdir(self.log_dir):
-            raise ValueError(f"logger=csv: {os.path.relpath(self.log_dir)} has files in it, which would be removed")
+        log_dir, save_dir = Path(os.path.abspath(self.log_dir)), Path(os.path.abspath(self.save_dir))
+        shown = os.path.relpath(log_dir)
+        if log_dir.is_relative_to(save_dir) and not log_dir.resolve().is_relative_to(save_dir.resolve()):
+            raise ValueError(f"logger=csv: {shown} is a link out of {os.path.relpath(save_dir)}")
+        if log_dir.is_dir() and os.listdir(log_dir):
+            raise ValueError(f"logger=csv: {shown} has files in it, which would be removed")

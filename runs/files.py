@@ -30,6 +30,9 @@ NAMES_IN_OUTPUTS = ("last", "last_sweep", "mlflow.db", "mlruns", "wandb")
 # A directory with one of these is that of a run or of a sweep.
 MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 
+# The lock files that this process holds, as they were then, by their absolute directories.
+_held_locks: dict[Path, tuple[Path, os.stat_result]] = {}
+
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a file that may be read and not written
 
 
@@ -37,6 +40,36 @@ def is_writable(folder: Path) -> bool:
     """Return whether files can be made in a directory, which need not exist yet. A file in its place is no reason."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)
+
+
+@contextlib.contextmanager
+def hold_lock(lock: Path) -> Iterator[None]:
+    """Let :func:`atomic_write` write into the directory of a lock file, which this process holds, while that is there.
+
+    After ``rm -r`` another run may have made the directory anew.
+    """
+    directory = Path(os.path.abspath(lock.parent))
+    _held_locks[directory] = lock, lock.stat()
+    try:
+        yield
+    finally:
+        del _held_locks[directory]
+
+
+def holds_lock(directory: Path) -> bool:
+    """Return whether the lock file of a directory, which this process holds, is still there."""
+    lock, held = _held_locks[Path(os.path.abspath(directory))]
+    try:
+        return os.path.samestat(held, lock.lstat())
+    except OSError:
+        return False
+
+
+def _check_locks(path: Path) -> None:
+    for directory in path.parents:
+        if directory in _held_locks and not holds_lock(directory):
+            lock, _ = _held_locks[directory]
+            raise ValueError(f"{lock} was removed while this run trained; the run writes nothing more there")
 
 
 @contextlib.contextmanager
@@ -48,7 +81,11 @@ def atomic_write(path: Path, overwrite: bool = True) -> Iterator[Path]:
 
     Args:
         overwrite: False raises ValueError where another program has made the file in the meantime.
+
+    Raises:
+        ValueError: this process had locked the directory, and the lock file was removed.
     """
+    _check_locks(Path(os.path.abspath(path)))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random: two containers may number their processes alike, and an untrusted run may hold a link of a known name.
     temporary = path.parent / f".{path.name}.{secrets.randbelow(10**15)}.tmp"

@@ -286,6 +286,17 @@ def test_csv_files_of_another_run_are_kept() -> None:
     assert [path.name for path in Path("mine").iterdir()] == ["metrics.csv"]
 
 
+def test_link_that_a_stored_name_of_csv_leads_through_is_refused() -> None:
+    run("run", *POINTS, "logger=csv", "logger.csv.name=photos/x", "trainer.max_epochs=1")
+    Path("mine").mkdir()
+    shutil.copy("run/checkpoints/last.ckpt", "mine/sent.ckpt")
+    Path("elsewhere").mkdir()
+    Path("mine/photos").symlink_to("../elsewhere")
+    with pytest.raises(Exception, match="logger=csv: mine/photos/x/version_0 is a link out of mine"):
+        run("mine", "resume=mine/sent.ckpt", "trainer.max_epochs=2")
+    assert not any(Path("elsewhere").iterdir())
+
+
 def test_names_of_classes_in_mlflow() -> None:
     pytest.importorskip("mlflow")
     from mlflow.utils.validation import _validate_metric_name

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 import filelock
 import hydra
+import lightning.pytorch as pl
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
@@ -28,7 +30,7 @@ from cli.main import check_hydra_settings
 from cli.run_dir import new_or_resumed_run_dir
 from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
 from loggers.tensorboard import TensorBoard
-from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run
+from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run, load_checkpoint
 from runs.files import NAMES_IN_OUTPUTS, is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
 from runs.result import read_result, write_result
 from sweeps.jobs import check_sweep_dir
@@ -878,3 +880,33 @@ def test_run_and_sweep_do_not_share_a_directory(begun: str, tmp_path: Path) -> N
     (tmp_path / "own").mkdir()
     (tmp_path / "own/config.yaml").write_text("of: another program\n")
     check_sweep_dir(tmp_path / "own")
+
+
+class RemovesRun(pl.Callback):
+    """Does in the second epoch what a user, or another run, may do to the directory ``r`` of a run."""
+
+    def __init__(self, keep: bool, replace: bool) -> None:
+        self.keep, self.replace = keep, replace
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            Path("r/.lock").unlink() if self.keep else shutil.rmtree("r")
+            if self.replace:
+                Path("r").mkdir(exist_ok=True)
+                Path("r/.lock").touch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["true", "false"])
+@pytest.mark.parametrize("replace", ["true", "false"])
+def test_run_whose_directory_was_removed_writes_nothing_there(keep: str, replace: str, shell, tmp_path: Path) -> None:
+    """Another run may have made it anew, and train there."""
+    removes = f"+callbacks.removes={{_target_:tests.test_run_dir.RemovesRun,keep:{keep},replace:{replace}}}"
+    answer = shell("model=blobs_mlp", "data=blobs", "trainer.max_epochs=3", "logger=none", "hydra.run.dir=r", removes)
+    assert answer.returncode == 1
+    assert re.fullmatch(r"error: \S+/r/\.lock was removed while this run trained; .*\n", answer.stderr)
+    kept = {".lock"} if replace == "true" else set()
+    if keep == "true":
+        kept |= {"checkpoints", "config.yaml", "metrics.csv", "train.log"}
+        assert load_checkpoint(tmp_path / "r/checkpoints/last.ckpt")["epoch"] == 0
+    assert {path.name for path in tmp_path.glob("r/*")} == kept
