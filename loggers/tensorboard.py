@@ -66,8 +66,6 @@ class TensorBoard(TensorBoardLogger):
         recorded = recorded if recorded.isprintable() and len(recorded) < 1000 else ""
         # The run may come from anyone and name any directory here, or a URL, which would lie in it if it were a path.
         is_url = "://" in recorded
-        if not is_url and is_within(Path(recorded), run_dir):
-            return recorded
         title = self.title
         is_link = Path("outputs", title).resolve() != Path("outputs").resolve() / title  # outputs/last
         if is_link or title.partition("/")[0] in NAMES_IN_OUTPUTS:

@@ -76,8 +76,9 @@ def _check_locks(path: Path) -> None:
 def atomic_write(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary name in the directory of ``path``, and replace ``path`` with what was written there.
 
-    The file is flushed to the disk first. After an error ``path`` is what it was before. Lightning stages checkpoints
-    in the system's temporary directory instead, and a full disk then costs the previous checkpoint.
+    The file is flushed to the disk first. After an error ``path`` is what it was before, and directories that were
+    made for it are removed. Lightning stages checkpoints in the system's temporary directory instead, and a full disk
+    then costs the previous checkpoint.
 
     Args:
         overwrite: False raises ValueError where another program has made the file in the meantime.
@@ -86,7 +87,8 @@ def atomic_write(path: Path, overwrite: bool = True) -> Iterator[Path]:
         ValueError: this process had locked the directory, and the lock file was removed.
     """
     _check_locks(Path(os.path.abspath(path)))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = make_dirs(path.parent)
+    path.parent.mkdir(exist_ok=True)  # raises an error where there is a file
     # Random: two containers may number their processes alike, and an untrusted run may hold a link of a known name.
     temporary = path.parent / f".{path.name}.{secrets.randbelow(10**15)}.tmp"
     try:
@@ -103,6 +105,9 @@ def atomic_write(path: Path, overwrite: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        for directory in made:
+            with contextlib.suppress(OSError):  # it has the file, or others
+                directory.rmdir()
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -224,9 +229,9 @@ def check_folder(folder: Path) -> None:
 
     In an untrusted run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
     written by :func:`atomic_write`, which replaces a link. Of a run and of a sweep everything is checked: event files
-    go to any directory in a run that its ``dashboard.txt`` names, and to ``outputs/`` of a sweep that is the working
-    directory. Of a directory in which only a checkpoint lies, such as the user's own, it is what the commands write
-    into. That may be no link to another run within the run either: two trainings would write the checkpoints of one.
+    go to ``outputs/`` of one that is the working directory. Of a directory in which only a checkpoint lies, such as the
+    user's own, it is what the commands write into. That may be no link to another run within the run either: two
+    trainings would write the checkpoints of one.
     """
     check_path(folder.resolve())
     written = {path for path in folder.iterdir() if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES)}

@@ -535,6 +535,19 @@ def test_dashboard_txt_names_a_directory_of_the_runs_event_files_only(there: str
     assert TensorBoard("outputs/untrusted", title="important/run").log_dir == "outputs/important/run (2)"
 
 
+@pytest.mark.parametrize("events", ["mydocs", "outputs/mine/seed=1"])
+def test_dashboard_txt_names_no_directory_of_the_users_in_the_run(
+    events: str, untrusted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user works in the directory of a run that somebody gave him. Files of this name would be replaced."""
+    monkeypatch.chdir("outputs/untrusted")
+    (parameters := Path(events, "best.hparams")).parent.mkdir(parents=True)
+    parameters.touch()
+    Path("dashboard.txt").write_text(f"{events}\n")
+    assert TensorBoard(".", title="mine/seed=1").log_dir in ("outputs/mine/seed=1", "outputs/mine/seed=1 (2)")
+    assert Path("dashboard.txt").read_text().strip() != events
+
+
 def test_stored_name_does_not_lead_event_files_through_a_link(untrusted: Path) -> None:
     """The stored name begins with ``last``: a link to this run, in which another one leads out of it."""
     (untrusted.parent / "home").mkdir()

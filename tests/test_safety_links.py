@@ -69,7 +69,7 @@ def test_what_is_written_into_is_no_link_into_a_run_within_the_run(name: str, un
 )
 @pytest.mark.parametrize("kind", ["link", "dangling link", "link to a directory", "fifo"])
 def test_link_or_special_file_anywhere_in_a_run_is_refused(name: str, kind: str, untrusted: Path) -> None:
-    """The run's dashboard.txt may name any directory in it, whose files TensorBoard's projector overwrites."""
+    """The run's dashboard.txt may name a directory in it, whose files TensorBoard's projector overwrites."""
     path = Path("outputs/untrusted", name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -187,7 +187,8 @@ def test_projector_writes_into_no_file_with_another_name(untrusted: Path) -> Non
         (path := Path("outputs/untrusted/events", name)).parent.mkdir(parents=True, exist_ok=True)
         (mine := untrusted.parent / path.name).write_text("mine\n")
         path.hardlink_to(mine)
-    logger = TensorBoard("outputs/untrusted", title="a/b")
+    Path("outputs/untrusted/events/run.txt").write_text("..\n")
+    logger = TensorBoard("outputs/untrusted", title="untrusted/events")
     logger.log_embedding("points", torch.zeros(3, 2), ["a", "b", "c"], None, 1)
     logger.finalize("success")
     for name in names:
@@ -245,6 +246,18 @@ def test_worker_name_of_a_trial_is_not_used_as_a_path(name: Any, tmp_path: Path)
     sweeper.space, sweeper.at_once = space, 1
     assert [trial.number for trial in sweeper._next_trials(study, tmp_path / "sweep", "me")] == [0]
     assert home.read_text() == "mine\n"
+
+
+def test_directories_of_an_interrupted_write_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine/new/deep/file.csv", tmp_path / "mine/file.csv"):
+        with pytest.raises(KeyboardInterrupt), atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+    assert relative_paths(tmp_path) == {"mine"}
+    with atomic_write(tmp_path / "mine/new/file.csv") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "mine/new/file.csv").read_text() == "whole"
 
 
 def test_atomic_write_does_not_follow_an_existing_link(tmp_path: Path) -> None:
