@@ -19,7 +19,7 @@ GPU the bare loop keeps the data there as bytes, and its weights are not compare
 Three rows compare something else. ``whole process`` is a command against a script, from start to end, with the plots.
 ``mnist_99`` is the training to 99 % against the epochs of ``mnist_cnn`` that the tutorial takes to 98 %. ``beside a
 busy program`` is timed while another program computes on one core. Peak MB is the resident size of a process that runs
-one variant only, without memory on the GPU.
+one variant only; it is not measured with a GPU.
 
 Needs the data of the experiments. Nothing else should run on the machine.
 """
@@ -97,7 +97,7 @@ def time_epochs(name: str, accelerator: str, rounds: int) -> dict[str, Any]:
     for variant, times in seconds.items():
         factor = 1 / workload.epochs if variant in ("project", "bare") else SLOW * tutorial_epochs
         seconds[variant] = [factor * time for time in times]
-    peaks = {variant: peak_memory(name, accelerator, variant) for variant in variants}
+    peaks = {variant: peak_memory(name, variant) for variant in variants} if accelerator == "cpu" else {}
     return summarize(seconds) | {"peak_mb": peaks}
 
 
@@ -180,9 +180,9 @@ def ratio(above: list[float], below: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def peak_memory(name: str, accelerator: str, variant: str) -> float:
+def peak_memory(name: str, variant: str) -> float:
     """Return the peak resident size, in MB, of a process that runs one variant of a workload, without its workers."""
-    command = [sys.executable, __file__, "--accelerator", accelerator, "--peak", variant, name]
+    command = [sys.executable, __file__, "--peak", variant, name]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(answer.stdout.split()[-1])
 
@@ -242,9 +242,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return arguments, names
 
 
-def print_peak_memory(accelerator: str, name: str, variant: str) -> None:
+def print_peak_memory(name: str, variant: str) -> None:
     """Run one variant, and print the peak resident size of this process in MB."""
-    GENERATIVE.get(name, Workload)(accelerator, workloads(accelerator)[name][0], 1, 1.0).variants()[variant]()
+    GENERATIVE.get(name, Workload)("cpu", WORKLOADS[name][0], 1, 1.0).variants()[variant]()
     # Not getrusage: its value begins with that of the parent process.
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))
@@ -266,7 +266,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     if arguments.peak:
-        print_peak_memory(arguments.accelerator, arguments.rows[0], arguments.peak)
+        print_peak_memory(arguments.rows[0], arguments.peak)
         return
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {pl.__version__}"
     about = f"{machine()}, {torch.get_num_threads()} threads; {versions}"

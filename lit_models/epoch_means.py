@@ -51,8 +51,8 @@ class EpochMeans:
         self.sums = dict(state)
         if device.type != "cpu":
             dtype = widest_dtype(device)
-            as_tensors = {name: torch.tensor(total, dtype=dtype, device=device) for name, total in state.items()}
-            self.sums = as_tensors | {"count": state["count"]}
+            for name in self.sums.keys() - {"count"}:
+                self.sums[name] = torch.tensor(state[name], dtype=dtype, device=device)
 
     def clear(self) -> None:
         """Forget the sums, for the next epoch."""

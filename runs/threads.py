@@ -87,7 +87,7 @@ def start_thread_pool() -> None:
         before = _threads()
         torch.zeros(torch.get_num_threads() << 15).add_(1)  # torch gives each thread at least 2^15 elements
         started = sorted(_threads() - before)
-        _pool.extend(started)
+        _pool[:] = [thread for thread in _pool if thread in before] + started  # OpenMP ends those that it has too many
         for thread in (0, *started):
             _shorten_slice(thread)
 
@@ -100,7 +100,10 @@ def _shorten_slice(thread: int) -> None:
     """
     if (number := SCHED_SETATTR.get(platform.machine())) is None:
         return
-    nice = os.getpriority(os.PRIO_PROCESS, thread)
+    try:
+        nice = os.getpriority(os.PRIO_PROCESS, thread)
+    except ProcessLookupError:  # it has ended
+        return
     attributes = struct.pack("IIQiIQQQ", 48, 0, KEEP_POLICY, nice, 0, SLICE, 0, 0)  # struct sched_attr
     ctypes.CDLL(None).syscall(number, thread, attributes, 0)  # a refusal changes nothing
 
@@ -116,7 +119,9 @@ def spread_threads(enabled: bool = True, may_share: bool = False) -> Iterator[No
     """
     import torch
 
-    threads = [0, *_pool[: torch.get_num_threads() - 1]]  # 0: the main thread
+    running = _threads() if _pool else set()
+    pool = [thread for thread in _pool if thread in running]
+    threads = [0, *pool[: torch.get_num_threads() - 1]]  # 0: the main thread
     cpus = sorted(os.sched_getaffinity(0)) if len(threads) > 1 else []
     if not enabled or len(threads) > len(cpus):
         yield
@@ -128,11 +133,16 @@ def spread_threads(enabled: bool = True, may_share: bool = False) -> Iterator[No
         used = [*cpus[here:], *cpus[:here]][: max(1, len(cpus) - round(_busy_cores))]
     try:
         for number, thread in enumerate(threads):
-            os.sched_setaffinity(thread, used[number :: len(threads)] or used)
+            _run_on(used[number :: len(threads)] or used, thread)
         yield
     finally:
         for thread in threads:
-            os.sched_setaffinity(thread, cpus)
+            _run_on(cpus, thread)
+
+
+def _run_on(cpus: list[int], thread: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # OpenMP may end it at any time
+        os.sched_setaffinity(thread, cpus)
 
 
 def leave_thread_pool() -> None:

@@ -10,6 +10,7 @@ import torch
 
 import train
 from cli.compose import compose
+from tests.test_exercises import EXPERIMENTS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 
@@ -57,6 +58,22 @@ def test_resume_on_the_gpu_is_exact(random_images: Callable[[int, int], None]) -
     ends = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "parts")]
     for name, weight in ends[0].items():
         assert torch.equal(weight, ends[1][name])
+
+
+@pytest.mark.parametrize("experiment", sorted(set(EXPERIMENTS) - {"cifar10_distillation"}))  # that needs a teacher
+def test_experiment_trains_on_the_gpu(experiment: str, random_images: Callable[[int, int], None]) -> None:
+    random_images(12_000, 1000)
+    limits = ("trainer.max_epochs=2", *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test")))
+    result = run("run", f"experiment={experiment}", "trainer.accelerator=gpu", "logger=none", "expect=null", *limits)
+    assert result["status"] in ("finished", "diverged")
+    assert result["device"] == torch.cuda.get_device_name()
+
+
+@pytest.mark.slow
+def test_compiled_net_trains_on_the_gpu(random_images: Callable[[int, int], None]) -> None:
+    random_images(400, 100)
+    settings = ("trainer=gpu", "compile=true", "trainer.max_epochs=2", "optimizer=muon", "scheduler=linear")
+    assert run("run", "model=speedrun", *IMAGES, *settings)["status"] == "finished"
 
 
 @pytest.mark.real

@@ -18,6 +18,7 @@ import train
 from cli.build import build, build_metrics, load_run
 from cli.compose import compose
 from cli.errors import format_error
+from lit_models.epoch_means import EpochMeans
 from runs.safety import check_safe
 from tests.test_procedures import EVALUATE
 
@@ -214,6 +215,14 @@ def test_typed_number_of_classes_is_kept() -> None:
     cfg = compose(*POINTS, "metrics=classes", "+metrics.f1.num_classes=7")
     metrics = build_metrics(cfg, build(cfg)[0])
     assert (metrics["f1"].num_classes, metrics["auroc"].num_classes) == (7, 2)
+
+
+def test_sums_of_an_epoch_continue_on_another_device() -> None:
+    means, meta = EpochMeans(), torch.device("meta")  # stands for a GPU
+    means.load_state_dict({}, meta)  # such as those of a validation before the training
+    assert means.sums == {}
+    means.load_state_dict({"count": 3, "loss": 1.5}, meta)
+    assert (means.sums["count"], means.sums["loss"].device) == (3, meta)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from cli.process import limit_threads, may_share_cores, seed_and_set_threads
 from runs import threads
 
 CPUS = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+NO_THREAD = 2**22  # above the numbers that Linux gives
 needs_cores = pytest.mark.skipif(len(CPUS) < 2, reason="needs Linux and two cores")
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "trainer.accelerator=cpu", "logger=none")
 
@@ -76,6 +77,26 @@ def test_the_cores_are_free_again_after_an_error(two_threads: int) -> None:
     with pytest.raises(RuntimeError, match="in training"), threads.spread_threads():
         raise RuntimeError("in training")
     assert sorted(os.sched_getaffinity(0)) == sorted(os.sched_getaffinity(two_threads)) == CPUS
+
+
+@needs_cores
+def test_threads_that_openmp_has_ended_are_left_out(two_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads._pool.insert(0, NO_THREAD)
+    with threads.spread_threads():
+        assert not os.sched_getaffinity(0) & os.sched_getaffinity(two_threads)
+    # One may end between the look at those that run and the call.
+    monkeypatch.setattr(threads, "_threads", lambda: set(threads._pool))
+    with threads.spread_threads():
+        pass
+    assert sorted(os.sched_getaffinity(0)) == CPUS
+    threads._shorten_slice(NO_THREAD)
+
+
+@needs_cores
+def test_a_new_pool_forgets_the_threads_that_have_ended(two_threads: int) -> None:
+    threads._pool.insert(0, NO_THREAD)
+    seed_and_set_threads(1, 3)
+    assert set(threads._pool) <= threads._threads()
 
 
 @needs_cores

@@ -46,7 +46,8 @@ class CifarNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:  # (B, 3, 32, 32)
         x = F.gelu(self.whitening(x))  # (B, 24, 31, 31)
-        return self.groups(x).amax((2, 3))  # (B, 256, 3, 3), then (B, 256)
+        x = self.groups(x)  # (B, 256, 3, 3)
+        return F.max_pool2d(x, x.shape[2:]).flatten(1)  # (B, 256); compiled amax has gradients of NaN in bfloat16
 
     def tta_features(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         """Return the weighted mean of the features of six views.

@@ -1,5 +1,6 @@
 """Muon: momentum with orthogonalized updates."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -55,41 +56,58 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._step(weight, group)
+            if weights := [weight for weight in group["params"] if weight.grad is not None]:
+                self._step(weights, group)
         return loss
 
-    def _step(self, weight: Tensor, group: dict[str, Any]) -> None:
-        gradient = weight.grad
-        assert gradient is not None
+    def _step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        # One call for all weights: on a GPU calls for each take longer than what they compute.
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         if group["weight_decay"]:
-            gradient = gradient.add(weight, alpha=group["weight_decay"])
-        if "momentum" not in self.state[weight]:
-            self.state[weight]["momentum"] = torch.zeros_like(weight)
-        momentum = self.state[weight]["momentum"].mul_(group["momentum"]).add_(gradient)
-        update = gradient.add(momentum, alpha=group["momentum"])  # Nesterov's
+            gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
+        for weight in weights:
+            if "momentum" not in self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))  # Nesterov's
         if group["kind"] == "filters":
-            update = newton_schulz(update.flatten(1), self.ns_steps).view_as(update)
-            weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(1e-7))  # a layer may begin with zeros
-        weight.add_(update, alpha=-group["lr"] * group["ratio"])
+            updates = self._orthogonalize(updates)
+            norms = list(torch._foreach_norm(weights))
+            torch._foreach_clamp_min_(norms, 1e-7)  # a layer may begin with zeros
+            torch._foreach_div_(norms, [len(weight) ** 0.5 for weight in weights])
+            torch._foreach_div_(weights, norms)
+        torch._foreach_add_(weights, updates, alpha=-group["lr"] * group["ratio"])
+
+    def _orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
+        """Return :func:`newton_schulz` of each update as a matrix. Those of the same shape are computed together."""
+        shapes: defaultdict[torch.Size, list[int]] = defaultdict(list)
+        for number, update in enumerate(updates):
+            shapes[update.shape].append(number)
+        results = list(updates)
+        for shape, numbers in shapes.items():
+            matrices = torch.stack([updates[number].flatten(1) for number in numbers])
+            for number, matrix in zip(numbers, newton_schulz(matrices, self.ns_steps), strict=True):
+                results[number] = matrix.view(shape)
+        return results
 
 
-def newton_schulz(matrix: Tensor, steps: int = 3) -> Tensor:
-    """Return an approximation of the matrix with the same singular vectors and all singular values 1.
+def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
+    """Return approximations of matrices with the same singular vectors and all singular values 1.
 
-    Most of the result's singular values are between 0.5 and 1.3. It comes from a Newton-Schulz iteration with a
+    Most of the results' singular values are between 0.5 and 1.3. They come from a Newton-Schulz iteration with a
     polynomial of degree 5, whose coefficients Jordan chose for speed.
 
     Args:
-        matrix: ``(m, n)``. On a GPU the result is computed in bfloat16, which is enough.
+        matrices: ``(N, m, n)``. On a GPU the results are computed in bfloat16, which is enough.
         steps: iterations.
     """
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    x = x / (x.norm() + 1e-7)  # no singular value is above 1
-    wide = x if x.shape[0] <= x.shape[1] else x.mT
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1
+    wide = x if x.shape[1] <= x.shape[2] else x.mT
     for _ in range(steps):
         gram = wide @ wide.mT
-        factor = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        wide = torch.addmm(wide, factor, wide, beta=3.4445)
-    return (wide if x.shape[0] <= x.shape[1] else wide.mT).to(matrix.dtype)
+        factor = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        wide = torch.baddbmm(wide, factor, wide, beta=3.4445)
+    return (wide if x.shape[1] <= x.shape[2] else wide.mT).to(matrices.dtype)
