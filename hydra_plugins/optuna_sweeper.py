@@ -26,6 +26,7 @@ from sweeps.jobs import (
     check_cards,
     check_kind,
     check_subdir,
+    check_submitit,
     check_sweep_dir,
     ends_at_failure,
     forget_failure,
@@ -121,6 +122,7 @@ class OptunaSweeper(Sweeper):
             self.fixed.append(f"monitor={name}")
         direction = {"max": "maximize", "min": "minimize"}[mode]
         sweep_dir = Path(self.config.hydra.sweep.dir)
+        check_submitit(self.config, sweep_dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=True)

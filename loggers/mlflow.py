@@ -73,6 +73,9 @@ class MLflow(Guarded, MLFlowLogger):
         if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
             check_sqlite_file(file, uri, is_made=self._is_default)
             uri = f"sqlite:///{os.path.abspath(file)}"
+            if set("?#%") & set(uri):  # it would be another file
+                where = printable(os.path.abspath(file))
+                raise ValueError(f"logger=mlflow: its database cannot be {where}, because of ?, # or % in the path")
         if len(stored) > 1:
             check_place(stored[1], uri, self._is_default, "MLflow", "logger.mlflow.tracking_uri")
         self._stored_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
@@ -106,7 +109,9 @@ class MLflow(Guarded, MLFlowLogger):
         if self._is_new:
             self.experiment.delete_run(self.run_id)
         else:
-            self.experiment.set_terminated(self.run_id, "KILLED")
+            status, end_time, name = self._before
+            self.experiment.update_run(self.run_id, name=name)
+            self.experiment.set_terminated(self.run_id, status, end_time)
 
     def _find_run(self, client: MlflowClient, shown: str) -> str | None:
         """Return the id of the run to continue, or None where there is none."""
@@ -118,6 +123,7 @@ class MLflow(Guarded, MLFlowLogger):
             run = client.get_run(self._stored_id)
             is_here = run.data.tags.get(RUN_DIR) == os.path.abspath(self._file.parent)
             if is_here and run.info.lifecycle_stage == "active" and self._is_own(run.info.artifact_uri):
+                self._before = run.info.status, run.info.end_time, run.info.run_name
                 client.update_run(self._stored_id, status="RUNNING", name=self._names[1])
                 return self._stored_id
         except MlflowException as error:

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ CHARTS = {
 }
 
 
+PROJECTOR_FILES = {"metadata.tsv", "sprite.png", "tensors.tsv"}  # in <step>/<name of the points>/
 # Of the event file with the row of the tab HPARAMS.
 ROW_SUFFIX = ".hparams"
 
@@ -204,15 +205,27 @@ def _has_events_of(run_dir: Path, directory: Path) -> bool:
     """
     if not is_within(directory, Path("outputs")) or not directory.is_dir():
         return False
-    if any(path.is_symlink() or not (path.is_file() or path.is_dir()) for path in directory.rglob("*")):
+    if not all(_is_event_file(path, path.relative_to(directory).parts) for path in directory.rglob("*")):
         return False
-    names = {path.name for path in directory.iterdir() if not path.name.isdecimal()}
-    others = {name for name in names if not name.startswith("events.out.tfevents.")}
-    if others - {"projector_config.pbtxt"} != {"run.txt"}:
+    if not Path(directory, "run.txt").is_file():
         return False
     return Path(directory, "run.txt").read_text(encoding="utf-8", errors="replace").strip() == _way_back(
         run_dir, directory
     )
+
+
+def _is_event_file(path: Path, parts: Sequence[str]) -> bool:
+    """Return whether a file or directory in a directory of event files is one that TensorBoard's writer makes."""
+    if path.is_symlink():
+        return False
+    of_projector = parts[0].isdecimal()  # a directory for each step
+    if path.is_dir():
+        return of_projector and len(parts) <= 2
+    if len(parts) == 1:
+        return path.is_file() and (
+            parts[0] in ("run.txt", "projector_config.pbtxt") or parts[0].startswith("events.out.tfevents.")
+        )
+    return of_projector and len(parts) == 3 and path.is_file() and parts[2] in PROJECTOR_FILES
 
 
 @functools.cache

@@ -95,6 +95,18 @@ def check_sweep_dir(sweep_dir: Path) -> None:
     check_folder(sweep_dir)
 
 
+def check_submitit(config: DictConfig, sweep_dir: Path) -> None:
+    """Raise ValueError for a path in which submitit would replace ``%j`` and the like: it writes to another directory.
+
+    Args:
+        config: that of the sweep.
+    """
+    if str(config.hydra.runtime.choices.get("hydra/launcher")).startswith("submitit") and "%" in str(
+        path := sweep_dir.absolute()
+    ):
+        raise ValueError(f"hydra/launcher=submitit_… replaces % in {printable(str(path))}: choose a path without it")
+
+
 def check_kind(sweep_dir: Path, is_search: bool) -> None:
     """Raise ValueError for a grid in the directory of a search, and the other way round: one summary ranks all jobs."""
     if study_exists(sweep_dir) and not is_search:

@@ -136,6 +136,30 @@ def test_wrong_sqlite_file_is_refused_before_anything_is_made(file: str, reason:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["directory", "notes.txt", "run"]
 
 
+@pytest.mark.parametrize("name", ["why?", "lenet%2Frun1", "a#b"])
+def test_mlflow_has_no_database_whose_path_would_be_another_one_in_a_url(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(Exception, match=re.escape(f"{name}/outputs/mlflow.db, because of ?, # or % in the path")):
+        run("run", *POINTS, "logger=mlflow")
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "run"]
+
+
+def test_mlflow_run_is_as_before_where_another_logger_refuses_to_continue() -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    before = query("SELECT name, status, end_time FROM runs")
+    Path("wandb").mkdir()
+    Path("wandb/settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    with pytest.raises(ValueError, match="could send your key elsewhere"):
+        run("run", "resume=run", "logger=[mlflow,wandb]", "trainer.max_epochs=2")
+    assert query("SELECT name, status, end_time FROM runs") == before
+
+
 def test_loggers_that_began_are_undone_where_another_one_refuses() -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("wandb")

@@ -493,6 +493,23 @@ def test_event_files_do_not_take_the_place_of_another_logger(tmp_path: Path) -> 
         assert TensorBoard(name, title=f"{name}/seed=1").log_dir == f"outputs/{name} seed=1"
 
 
+@pytest.mark.parametrize(
+    ("file", "is_own"),
+    [
+        *(("00100/points/tensors.tsv", True), ("00100/points/sprite.png", True), ("00100/points/notes.txt", False)),
+        *(("8/config.yaml", False), ("8/a/b/tensors.tsv", False), ("2024", False), ("a/b/tensors.tsv", False)),
+    ],
+)
+def test_event_files_move_with_nothing_of_others(file: str, is_own: bool) -> None:
+    Path("run").mkdir()
+    folder = TensorBoard("run", title="a").log_dir
+    Path(folder, file).parent.mkdir(parents=True, exist_ok=True)
+    Path(folder, file).touch()
+    assert TensorBoard("run", title="b").log_dir == "outputs/b"
+    assert Path("outputs/b" if is_own else "outputs/a", file).exists()
+    assert Path("outputs/a").exists() != is_own
+
+
 def test_event_files_do_not_move_below_themselves() -> None:
     Path("run").mkdir()
     assert TensorBoard("run", title="a").log_dir == "outputs/a"

