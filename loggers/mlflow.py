@@ -29,7 +29,8 @@ from runs.sqlite import TIMEOUT, check_files, table_names
 log = logging.getLogger(__name__)
 
 MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # the name of the environment variable
-DEFAULT_URI = "sqlite:///outputs/mlflow.db"
+DEFAULT_FILE = Path("outputs", "mlflow.db")
+DEFAULT_URI = f"sqlite:///{DEFAULT_FILE}"
 MAX_NAME = 200  # MLflow takes 250 letters for the whole name of a metric
 RUN_DIR = "run_dir"  # the tag with the run directory
 MLFLOW_TABLES = {"alembic_version", "experiments", "runs"}
@@ -71,13 +72,14 @@ class MLflow(Guarded, MLFlowLogger):
         given = tracking_uri or os.environ.get(MLFLOW_TRACKING_URI)
         uri, self._is_default = given or DEFAULT_URI, not given
         if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
+            self._is_default |= file.resolve() == DEFAULT_FILE.resolve()
             check_sqlite_file(file, uri, is_made=self._is_default)
             uri = f"sqlite:///{os.path.abspath(file)}"
             if set("?#%") & set(uri):  # it would be another file
                 where = printable(os.path.abspath(file))
                 raise ValueError(f"logger=mlflow: its database cannot be {where}, because of ?, # or % in the path")
         if len(stored) > 1:
-            check_place(stored[1], uri, self._is_default, "MLflow", "logger.mlflow.tracking_uri")
+            check_place(stored[1], uri, not given, "MLflow", "logger.mlflow.tracking_uri")
         self._stored_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
         self._uri, self._names = uri, (experiment_name, run_name)
         self._known: set[str] = set()  # the metrics that were logged
@@ -134,7 +136,8 @@ class MLflow(Guarded, MLFlowLogger):
 
     def _is_own(self, artifact_uri: str) -> bool:
         """Return whether artifacts of ``outputs/mlflow.db`` are beside it. The file may come with runs of others."""
-        is_path = os.path.isabs(artifact_uri)  # and no URL, which as a path might lead through a link
+        # A URL, or a path that MLflow reads as one (%2e is a dot), would be another place than it seems.
+        is_path = os.path.isabs(artifact_uri) and not set("?#%") & set(artifact_uri)
         return not self._is_default or (is_path and is_within(Path(artifact_uri, "any"), Path("outputs", "mlruns")))
 
     def _create_run(self, client: MlflowClient) -> str:
@@ -233,7 +236,8 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+    found = re.match(r"sqlite(\+\w+)?:///", uri, re.IGNORECASE)  # with the name of a driver or without
+    return Path(uri[found.end() :].partition("?")[0]) if found else None
 
 
 def _without_password(uri: str) -> str:

@@ -22,7 +22,8 @@ def override_values(overrides: Sequence[str]) -> dict[str, str]:
 
 def asks_for_sweep(arguments: Sequence[str]) -> bool:
     """Return whether the arguments of a command ask Hydra for a sweep. An experiment may be one without being asked."""
-    return bool({"-m", "--multirun"} & set(arguments)) or override_values(arguments).get("hydra.mode") == "MULTIRUN"
+    options = any(argument.startswith(("-m", "--m")) for argument in arguments)  # --multirun may be shortened
+    return options or "MULTIRUN" in override_values(arguments).get("hydra.mode", "")
 
 
 def quote_value(text: str) -> str:

@@ -149,7 +149,7 @@ def test_directory_with_control_characters_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export", "demo"])
-@pytest.mark.parametrize("option", ["-m", "--multirun"])
+@pytest.mark.parametrize("option", ["-m", "--multirun", "--mu", "hydra.mode=MULTIRUN"])
 def test_only_training_has_sweeps(option: str, command: str) -> None:
     with pytest.raises(ValueError, match=f"^-m is for train.py: {command}.py takes one run$"):
         check_hydra_settings([option, "run=a,b"], command)

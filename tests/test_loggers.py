@@ -102,18 +102,20 @@ def test_resumed_run_does_not_continue_that_of_another_directory() -> None:
     assert query("SELECT count(*) FROM runs") == [(3,)]
 
 
-def test_mlflow_writes_no_artifacts_outside_of_outputs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", [(), ("logger.mlflow.tracking_uri=sqlite:///outputs/mlflow.db",)])
+@pytest.mark.parametrize("way", ["app", "outputs/mlruns/%2e%2e/%2e%2e/app"])
+def test_mlflow_writes_no_artifacts_outside_of_outputs(way: str, typed: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     (tmp_path / "app").mkdir()
     run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
     for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
         with contextlib.closing(sqlite3.connect("outputs/mlflow.db")) as database, database:
-            database.execute(f"UPDATE {table} SET {column} = ?", (str(tmp_path / "app"),))
+            database.execute(f"UPDATE {table} SET {column} = ?", (f"{tmp_path}/{way}",))
         if table == "runs":
-            run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow")
+            run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow", *typed)
     Path("run/mlflow.txt").unlink()
-    with pytest.raises(ValueError, match=f"has its artifacts at {tmp_path / 'app'}"):
-        run("run", "resume=run", "trainer.max_epochs=3", "logger=mlflow")
+    with pytest.raises(ValueError, match=f"has its artifacts at {tmp_path}/{way}"):
+        run("run", "resume=run", "trainer.max_epochs=3", "logger=mlflow", *typed)
     assert list((tmp_path / "app").iterdir()) == []
 
 
@@ -271,6 +273,7 @@ def test_link_in_outputs_is_not_written_through(file: str, tmp_path: Path) -> No
         ),
         ("outputs/mlflow.db", "CREATE VIEW v AS SELECT 1"),
         ("own.db", "CREATE TABLE notes (text)"),
+        ("own.db", "CREATE TABLE diary (text)"),
     ],
 )
 def test_database_with_triggers_or_of_another_program_is_not_used(
@@ -278,13 +281,14 @@ def test_database_with_triggers_or_of_another_program_is_not_used(
 ) -> None:
     pytest.importorskip("mlflow")
     # MLflow keeps its connection, and pytest may give the next case the same directory.
-    (folder := Path(statement.split()[1])).mkdir()
+    (folder := Path(statement.split()[2])).mkdir()
     monkeypatch.chdir(folder)
     settings = ("logger=mlflow", "trainer.max_epochs=1")
     if where.startswith("outputs"):
         run("first", *POINTS, *settings)
     else:
-        settings += (f"logger.mlflow.tracking_uri=sqlite:///{where}",)
+        driver = "+pysqlite" if "diary" in statement else ""
+        settings += (f"logger.mlflow.tracking_uri=sqlite{driver}:///{where}",)
     run_sql(statement)(Path(where))
     before = Path(where).read_bytes()
     with pytest.raises(Exception, match="a database of another program, or has triggers or views"):
