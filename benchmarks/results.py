@@ -56,7 +56,7 @@ SEEDS = {
     **{"cifar10_lenet": 3, "cifar10_teacher": 3, "cifar10_student": 10, "cifar10_distillation": 3},
     **{
         "resnet18_one_step": 0,
-        "cifar10_resnet18_5_epochs": 1,
+        "cifar10_resnet18_5_epochs": 3,
         "cifar10_94": 3,
         "cifar10_resnet18": 0,
         "cifar10_vit": 0,
