@@ -101,9 +101,8 @@ def check_submitit(config: DictConfig, sweep_dir: Path) -> None:
     Args:
         config: that of the sweep.
     """
-    if str(config.hydra.runtime.choices.get("hydra/launcher")).startswith("submitit") and "%" in str(
-        path := sweep_dir.absolute()
-    ):
+    path = sweep_dir.absolute()
+    if "%" in str(path) and "submitit_folder" in (OmegaConf.select(config, "hydra.launcher") or {}):
         raise ValueError(f"hydra/launcher=submitit_… replaces % in {printable(str(path))}: choose a path without it")
 
 

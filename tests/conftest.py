@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,21 @@ def _hydra_config() -> Iterator[None]:
     HydraConfig.instance().cfg = config
 
 
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def make_paths(folder: Path, *names: str) -> None:
+    """Make files, and directories for names that end in a slash."""
+    for name in names:
+        path = folder / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name} of the user\n")
+
+
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no plots: that takes longer than the tiny trainings. tests/test_dashboard.py tests the plots."""
@@ -89,6 +105,20 @@ def random_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]
 @pytest.fixture
 def tiny_images(random_images: Callable[[int, int], None]) -> None:
     random_images(200, 50)
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let this process be a job of the sweep in ``s``. Return its overrides."""
+    from cli import job_dir, overwrite, run_dir
+
+    overrides = ["model=mlp", "seed=1"]
+    for module in (job_dir, overwrite):
+        monkeypatch.setattr(module, "task_overrides", lambda: overrides)
+    monkeypatch.setattr("cli.job.is_multirun", lambda: True)
+    cfg = SimpleNamespace(sweep=SimpleNamespace(dir="s"), job=SimpleNamespace(name="train"))
+    monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: cfg)
+    return overrides
 
 
 @pytest.fixture

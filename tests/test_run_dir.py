@@ -4,38 +4,26 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
-import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import filelock
-import hydra
-import lightning.pytorch as pl
 import pytest
 import yaml
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
-from cli import CONF, job_dir, overwrite, run_dir
-from cli.compose import register_resolvers
-from cli.errors import format_error
+from cli import job_dir, overwrite, run_dir
 from cli.job import JobDirError
 from cli.main import check_hydra_settings
 from cli.run_dir import new_or_resumed_run_dir
-from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
 from loggers.tensorboard import TensorBoard
-from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run, load_checkpoint
+from runs.checkpoint import LAST_RUN, find_checkpoint, keep_last_run
 from runs.files import NAMES_IN_OUTPUTS, is_within, make_dirs, make_unique_dir, remove_leftovers, update_symlink
-from runs.result import read_result, write_result
+from runs.result import write_result
 from sweeps.jobs import check_sweep_dir
-from sweeps.study import open_study
-from tests.conftest import PROJECT
+from tests.conftest import make_paths, tree
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
@@ -43,21 +31,6 @@ EARLY_ERROR = (*BLOBS, "trainer.max_epochs=abc")
 # This error arises after torch is loaded and the directory is locked.
 LATE_ERROR = (*BLOBS, "data.val_size=70000")
 ENDLESS = (*BLOBS, "model.steps_per_batch=1", "trainer.max_epochs=100000")
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def make_paths(folder: Path, *names: str) -> None:
-    """Make files, and directories for names that end in a slash."""
-    for name in names:
-        path = folder / name
-        if name.endswith("/"):
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{name} of the user\n")
 
 
 @pytest.mark.parametrize(
@@ -457,146 +430,6 @@ def test_unique_directory_outlives_the_removal_of_its_parent(tmp_path: Path, mon
     assert removed
 
 
-@pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let this process be a job of the sweep in ``s``. Return its overrides."""
-    overrides = ["model=mlp", "seed=1"]
-    for module in (job_dir, overwrite):
-        monkeypatch.setattr(module, "task_overrides", lambda: overrides)
-    monkeypatch.setattr("cli.job.is_multirun", lambda: True)
-    cfg = SimpleNamespace(sweep=SimpleNamespace(dir="s"), job=SimpleNamespace(name="train"))
-    monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: cfg)
-    return overrides
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"config.yaml": "mine", "metrics.csv": "mine"},
-        {"config.yaml": "choices: [tea]", "checkpoints/last.ckpt": "mine"},
-        {"config.yaml": "choices: {overrides: [model=mlp, seed=2]}"},
-        {"config.yaml": "choices: {overrides: [[1]]}"},
-        {"result.json": '{"acc": 0.9}'},
-        {"result.json": '{"acc": 0.9}', "config.yaml": "choices: {overrides: [model=mlp, seed=1]}"},
-        {"config.yaml": "choices: {overrides: [model=mlp, seed=1]}", "pictures/loss.png": "mine"},
-        {"result.json": '{"overrides": ["seed=1"], "metrics": {}, "status": "finished"}'},
-        {"result.json/mine": "mine"},
-        {"pictures/loss.png": "mine"},
-        {"dashboard.txt": "mine"},
-    ],
-)
-def test_job_refuses_a_directory_with_other_files(files: dict[str, str], job: list[str], tmp_path: Path) -> None:
-    for name, text in files.items():
-        make_paths(tmp_path, f"s/job/{name}")
-        (tmp_path / "s/job" / name).write_text(text)
-    before = tree(tmp_path)
-    for use in (job_dir.check_job_dir, lambda folder: job_dir.load_result_or_resume(folder, OmegaConf.create())):
-        with pytest.raises(JobDirError, match=r"hydra\.sweep\.subdir must name a directory for each job"):
-            use(tmp_path / "s/job")
-    if "result.json" in files:
-        assert job_dir.record_failure(tmp_path / "s/job", "why")["reason"] == "why"
-    assert tree(tmp_path) == before
-
-
-def test_job_uses_its_own_directory(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_paths(tmp_path, "s/job/notes", "s/job/.lock")
-    (tmp_path / "s/job/train.log").write_text(LOG)
-    job_dir.check_job_dir(tmp_path / "s/job")
-    make_paths(tmp_path, "s/job/config.yaml", "s/job/checkpoints/last.ckpt")
-    (tmp_path / "s/job/metrics.csv").write_text("epoch,step,seconds\n1,5,0.1\n")
-    (tmp_path / "s/job/config.yaml").write_text(as_yaml(CONFIG))  # of a killed run
-    monkeypatch.setattr(overwrite, "load_checkpoint", lambda file: {"config": CONFIG})
-    assert job_dir.load_result_or_resume(tmp_path / "s/job", cfg := OmegaConf.create()) is None
-    assert cfg.resume == str(tmp_path / "s/job")
-    job_dir.record_failure(tmp_path / "s/job", "why")
-    result = read_result(tmp_path / "s/job")
-    assert (result["overrides"], result["status"], result["reason"]) == (job, "failed", "why")
-    job_dir.check_job_dir(tmp_path / "s/job")
-
-
-def test_directory_named_by_the_settings_is_used_whatever_was_typed(job: list[str], tmp_path: Path) -> None:
-    name = job_dir.job_dir("s", 0, _root_=OmegaConf.create({"seed": 1}))
-    result = {"overrides": ["seed=1"], "metrics": {}, "status": "finished"}
-    write_result(Path("s", name), result)
-    write_result(Path("s/5-0123abcd"), result)  # such a name alone does not make it the directory of this job
-    assert job_dir.load_result_or_resume(tmp_path / "s" / name, OmegaConf.create())["status"] == "finished"
-    with pytest.raises(JobDirError, match=r"has the result of another job, python train\.py seed=1: "):
-        job_dir.check_job_dir(tmp_path / "s/5-0123abcd")
-
-
-@pytest.mark.parametrize("file", ["result.json", "config.yaml"])
-def test_stored_command_of_another_job_is_checked(file: str, job: list[str], tmp_path: Path) -> None:
-    make_paths(tmp_path, "s/job/")
-    overrides = ["+callbacks.x._target_=os.mkdir", "+callbacks.x.path=x"]
-    if file == "result.json":
-        write_result(tmp_path / "s/job", {"overrides": overrides, "metrics": {}, "status": "finished"})
-    else:
-        (tmp_path / "s/job/config.yaml").write_text(f"choices: {{overrides: {overrides}}}")
-    with pytest.raises(JobDirError, match=r"of another job, its command is not shown: .* could run anything: "):
-        job_dir.check_job_dir(tmp_path / "s/job")
-
-
-def test_typed_command_of_a_failed_job_is_kept(job: list[str], tmp_path: Path) -> None:
-    """That of a stored result says that it is not shown where it could run anything, as a callback of the user's."""
-    job += ["+callbacks.mine._target_=mine.Mine"]
-    write_result(tmp_path / "s/job", {"overrides": job, "metrics": {"val/acc": 0.5}, "status": "failed"})
-    assert read_result(tmp_path / "s/job")["command"].startswith("its command is not shown")
-    job_dir.record_failure(tmp_path / "s/job", "why")
-    result = json.loads((tmp_path / "s/job/result.json").read_text())
-    assert result["command"] == "python train.py model=mlp seed=1 +callbacks.mine._target_=mine.Mine"
-    assert (result["metrics"], result["reason"]) == ({"val/acc": 0.5}, "why")
-
-
-@pytest.mark.parametrize("name", [".", "..", "a/b", "link"])
-def test_job_outside_of_its_sweep_is_refused(name: str, job: list[str], tmp_path: Path) -> None:
-    make_paths(tmp_path, "s/a/b/", "home/")
-    (tmp_path / "s/link").symlink_to("../home")
-    with pytest.raises(JobDirError, match="does not lie directly in s, the directory of the sweep"):
-        job_dir.check_job_dir(Path("s", name))
-
-
-def test_link_out_of_a_job_is_refused(job: list[str], tmp_path: Path) -> None:
-    make_paths(tmp_path, "s/job/", "home")
-    (tmp_path / "s/job/train.log").symlink_to("../../home")
-    with pytest.raises(JobDirError, match="is refused: it is a link to"):
-        job_dir.check_job_dir(tmp_path / "s/job")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("subdir", "overrides"),
-    [
-        ("job", []),
-        ("job", ["trainer.max_epochs=abc"]),
-        ("job", ["threads=???"]),
-        ("run", ["trainer.max_epochs=abc"]),
-        ("killed", ["data.batch_size=0"]),
-        (".", ["data.batch_size=0"]),
-        ("..", []),
-    ],
-)
-def test_sweep_changes_no_file_that_is_not_of_its_job(
-    subdir: str, overrides: list[str], shell: Shell, tmp_path: Path
-) -> None:
-    make_paths(tmp_path, "s/job/metrics.csv", "s/run/notes", "s/killed/metrics.csv", "pictures/loss.png")
-    for folder in ("s/job", "."):
-        (tmp_path / folder / "config.yaml").write_text("mine\n")
-        (tmp_path / folder / "result.json").write_text('{"acc": 0.9}')
-    (tmp_path / "s/killed/config.yaml").write_text("choices: {overrides: [seed=2]}\n")
-    write_result(tmp_path / "s/run", {"overrides": ["seed=2"], "metrics": {}, "status": "finished"})
-    before = tree(tmp_path)
-    sweep = ("hydra.sweep.dir=s", f"hydra.sweep.subdir={subdir}")
-    answer = shell("-m", *BLOBS, "trainer.max_epochs=1", *overrides, *sweep)
-    assert answer.returncode == 1
-    (error,) = answer.stderr.splitlines()
-    assert error.startswith("error: " if "." in subdir else "[0] error: ") and error.endswith(
-        "hydra.sweep.subdir must name a directory for each job"
-    )
-    after = tree(tmp_path)
-    assert {name for name in after if not name.startswith("outputs")} == before.keys()
-    assert before.items() <= after.items()
-
-
 def test_remove_leftovers_keeps_files_of_the_user(tmp_path: Path) -> None:
     make_paths(tmp_path, ".x.tmp", ".result.json.x.tmp", ".x.1.tmp", ".result.json.1.tmp", ".result.json.2.tmp/")
     before = tree(tmp_path)
@@ -669,182 +502,6 @@ def test_each_job_of_a_sweep_resumes_the_run_that_was_last_at_its_start(shell: S
     assert answer.returncode == 0, answer.stderr
 
 
-# --- locks -------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def training(folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
-    """Start a run, wait for its second epoch, and kill it at the end of the block."""
-    command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        for line in process.stdout:
-            if "epoch 2/" in line:
-                break
-        assert process.poll() is None
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("existing", [[], ["r/.lock"]])
-def test_refused_process_leaves_the_running_one_undisturbed(existing: list[str], shell: Shell, tmp_path: Path) -> None:
-    make_paths(tmp_path, *existing)
-    with training(tmp_path, *ENDLESS, "hydra.run.dir=r"):
-        lock, log = (os.stat(tmp_path / "r" / name) for name in (".lock", "train.log"))
-        assert shell(*EARLY_ERROR, "hydra.run.dir=r").returncode == 1
-        for _ in range(2):
-            refused = shell(*ENDLESS, "hydra.run.dir=r")
-            assert (refused.returncode, refused.stdout) == (1, "")
-            assert refused.stderr == f"error: another process is training in {tmp_path / 'r'}\n"
-        assert os.stat(tmp_path / "r/.lock").st_ino == lock.st_ino
-        assert os.stat(tmp_path / "r/train.log").st_ino == log.st_ino
-        # A running run cannot be resumed, but it can be evaluated.
-        assert "another process is training" in shell("resume=r").stderr
-        assert shell("run=r", "trainer.accelerator=cpu", script="evaluate.py").returncode == 0
-        log_lines = (tmp_path / "r/train.log").read_text()
-        assert "error" not in log_lines and "another process" not in log_lines
-    with filelock.FileLock(tmp_path / "r/.lock", timeout=0):
-        pass  # the killed process does not hold the lock any more
-
-
-def test_waiting_process_makes_a_removed_directory_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that had the lock was interrupted before its run had begun."""
-    make_paths(tmp_path, "s/job/.lock")
-    acquire, times = filelock.FileLock.acquire, []
-
-    def acquire_late(lock: filelock.FileLock, **settings: object) -> object:
-        times.append(lock)
-        if len(times) < 3:
-            shutil.rmtree(tmp_path / ("s" if len(times) == 1 else "s/job"))
-            raise FileNotFoundError(tmp_path / "s/job/.lock")
-        return acquire(lock, **settings)
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire_late)
-    with run_dir.lock_run_dir(tmp_path / "s/job", wait=True):
-        assert len(times) == 3 and (tmp_path / "s/job/.lock").exists()
-    (tmp_path / "s/job/.lock").unlink()
-    (tmp_path / "s/job/.lock").symlink_to("nowhere/x")
-    with (
-        pytest.raises(OSError, match=r"symbolic link|No such file"),
-        run_dir.lock_run_dir(tmp_path / "s/job", wait=True),
-    ):
-        pass
-
-
-class FakeLoader:
-    """Fails for a job, as Hydra's loader does for a mistyped one."""
-
-    def __init__(self, seen: Callable[[], object]) -> None:
-        self.seen = seen
-
-    def load_sweep_config(self, config: object, job: list[str]) -> None:
-        self.seen()
-        raise LookupError(job)
-
-
-def test_mistyped_sweep_leaves_the_config_of_a_running_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its jobs are composed before it writes anything, so there is nothing to remove."""
-    file, texts = tmp_path / "s/multirun.yaml", []
-
-    def begin_another() -> None:
-        texts.append(file.exists())
-        file.write_text("hydra: {}\nsweep_resume: null\n")
-
-    monkeypatch.setattr("hydra_plugins.grid_sweeper.parse_overrides", lambda *_: {})
-    sweeper = GridSweeper(None, None)
-    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path / "s")}}, "sweep_fail_fast": False})
-    sweeper.loader = FakeLoader(begin_another)
-    with pytest.raises(LookupError):
-        sweeper.sweep([])
-    assert texts == [False]
-    assert file.read_text() == "hydra: {}\nsweep_resume: null\n"
-
-
-SEARCH = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "monitor=train/loss", "sweep_fail_fast=true")
-
-
-@pytest.mark.parametrize("resumed", [False, True])
-@pytest.mark.parametrize(
-    ("overrides", "line"),
-    [
-        (["model.nope=1,2", "sweep_fail_fast=true"], "there is no model.nope"),
-        (["seed=1,2", "hydra.sweep.subdir=a/b"], "s/a/b does not lie directly in s, the directory of the sweep"),
-        (["optimizer.lr=0.1,0.2", "hydra.sweep.subdir='a/${optimizer.lr}_${hydra.job.num}'"], "s/a/0.1_0 does not"),
-        ([*SEARCH, "model.nope=choice(1,2)"], "there is no model.nope"),
-        ([*SEARCH, "optimizer=choice(adamw,nope)"], "there is no optimizer=nope"),
-        ([*SEARCH, "model.nope=interval(1,2)"], "there is no model.nope"),
-        ([*SEARCH, "optimizer.lr=choice(0.1,0.2)", "hydra.sweep.subdir=a/b"], "s/a/b does not lie directly in s"),
-        ([*SEARCH, "optimizer.lr=choice(0.1,0.2)", "hydra.sweep.subdir=mine"], "config.yaml in it, which this job"),
-    ],
-)
-def test_refused_sweep_leaves_its_directory_as_it_was(
-    overrides: list[str], line: str, resumed: bool, tmp_path: Path
-) -> None:
-    """Also where a sweep is, with the mark of its first failure."""
-    register_resolvers()
-    make_paths(tmp_path, "s/mine/notes", "s/mine/config.yaml")
-    if resumed:
-        for name in (".first_failure", ".study.lock"):
-            (tmp_path / "s" / name).touch()
-        if "hydra/sweeper=optuna" in overrides:
-            open_study(tmp_path / "s", direction="minimize")
-        else:
-            (tmp_path / "s/multirun.yaml").write_text("hydra: {}\nsweep_resume: null\n")
-    before = tree(tmp_path / "s")
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as refused:
-        GlobalHydra.instance().hydra.multirun(
-            "config", lambda _: job_dir.check_job_dir(Path(HydraConfig.get().runtime.output_dir)),
-            [*BLOBS, "hydra.sweep.dir=s", *overrides], with_log_configuration=False,
-        )  # fmt: skip
-    run_dir.remove_empty_dirs()
-    run_dir.forget_dirs()
-    assert line in format_error(refused.value)
-    if resumed and "hydra.sweep.subdir=mine" in overrides:  # its trial waits in the study
-        return
-    assert tree(tmp_path / "s") == before
-
-
-@pytest.mark.parametrize("other", ["nothing", "a job", "another sweep", "an earlier sweep"])
-def test_multirun_yaml_is_removed_only_by_the_process_that_made_it(other: str, tmp_path: Path) -> None:
-    cfg, file = OmegaConf.create({"seed": 1}), tmp_path / "multirun.yaml"
-    make_paths(tmp_path, "mine/", *(["multirun.yaml"] if other == "an earlier sweep" else []))
-    with contextlib.suppress(KeyboardInterrupt), _multirun_yaml(cfg, tmp_path):
-        assert file.read_text() == "seed: 1\n"
-        make_paths(tmp_path, *(["0-0123abcd/"] if other == "a job" else []))
-        if other == "another sweep":
-            with contextlib.suppress(LookupError), _multirun_yaml(cfg, tmp_path):
-                raise LookupError
-        raise KeyboardInterrupt
-    assert file.exists() == (other != "nothing")
-    assert (tmp_path / "mine").is_dir()
-
-
-def test_read_only_lock_file_still_locks(shell: Shell, tmp_path: Path) -> None:
-    make_paths(tmp_path, "r/.lock")
-    with filelock.FileLock(lock := tmp_path / "r/.lock"):
-        lock.write_text("of the holder\n")
-        lock.chmod(0o444)
-        assert "another process is training" in shell(*BLOBS, "hydra.run.dir=r").stderr
-        assert lock.read_text() == "of the holder\n"
-
-
-@pytest.mark.slow
-def test_running_sweep_job_is_not_trained_twice(tmp_path: Path) -> None:
-    """The second process waits until the first has finished its job, and takes the result."""
-    grid = ("-m", *BLOBS, "model.steps_per_batch=300", "trainer.max_epochs=5", "seed=1,2")
-    with training(tmp_path, *grid) as first:
-        command = [sys.executable, str(PROJECT / "train.py"), *grid, "sweep_resume=last"]
-        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        first.stdout.read()
-        assert first.wait() == second.returncode == 0
-    assert second.stdout.count(": done before") + second.stdout.count("epoch 5/5") == 2
-    assert second.stdout.count(": done before") >= 1
-    assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 2
-
-
 # --- runs/files.py -----------------------------------------------------------------------------------------------
 
 
@@ -880,33 +537,3 @@ def test_run_and_sweep_do_not_share_a_directory(begun: str, tmp_path: Path) -> N
     (tmp_path / "own").mkdir()
     (tmp_path / "own/config.yaml").write_text("of: another program\n")
     check_sweep_dir(tmp_path / "own")
-
-
-class RemovesRun(pl.Callback):
-    """Does in the second epoch what a user, or another run, may do to the directory ``r`` of a run."""
-
-    def __init__(self, keep: bool, replace: bool) -> None:
-        self.keep, self.replace = keep, replace
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            Path("r/.lock").unlink() if self.keep else shutil.rmtree("r")
-            if self.replace:
-                Path("r").mkdir(exist_ok=True)
-                Path("r/.lock").touch()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keep", ["true", "false"])
-@pytest.mark.parametrize("replace", ["true", "false"])
-def test_run_whose_directory_was_removed_writes_nothing_there(keep: str, replace: str, shell, tmp_path: Path) -> None:
-    """Another run may have made it anew, and train there."""
-    removes = f"+callbacks.removes={{_target_:tests.test_run_dir.RemovesRun,keep:{keep},replace:{replace}}}"
-    answer = shell("model=blobs_mlp", "data=blobs", "trainer.max_epochs=3", "logger=none", "hydra.run.dir=r", removes)
-    assert answer.returncode == 1
-    assert re.fullmatch(r"error: \S+/r/\.lock was removed while this run trained; .*\n", answer.stderr)
-    kept = {".lock"} if replace == "true" else set()
-    if keep == "true":
-        kept |= {"checkpoints", "config.yaml", "metrics.csv", "train.log"}
-        assert load_checkpoint(tmp_path / "r/checkpoints/last.ckpt")["epoch"] == 0
-    assert {path.name for path in tmp_path.glob("r/*")} == kept
