@@ -104,7 +104,7 @@ class WandB(Guarded, WandbLogger):
         choices = config["choices"]
         own = [choices[name] for name in ("experiment", "model", "data") if choices[name]]
         self.experiment.tags = tuple(dict.fromkeys([*own, *(config.get("tags") or [])]))
-        self.log_hyperparams(config)
+        self.log_hyperparams(_without_artifacts(config))
 
     @rank_zero_only
     def log_plot(self, name: str, pixels: np.ndarray, step: int) -> None:
@@ -125,6 +125,19 @@ class WandB(Guarded, WandbLogger):
 
     def finalize(self, status: str) -> None:
         pass  # after the training, before the test; log_end() ends the run
+
+
+def _without_artifacts(value: Any) -> Any:
+    """Return a config in which wandb sees no artifact.
+
+    It would fetch one from the server that its address names, which would get the user's key. The config may come from
+    a run of anyone.
+    """
+    if isinstance(value, dict):
+        return {name: _without_artifacts(one) for name, one in value.items() if name != "_type"}
+    if isinstance(value, (list, tuple)):
+        return [_without_artifacts(one) for one in value]
+    return f" {value}" if isinstance(value, str) and value.startswith("wandb-") else value
 
 
 def _check_files() -> None:

@@ -170,7 +170,10 @@ def _with_own_memory(tensor: Any, rebuilt: dict[int, Any]) -> Any:
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         raise ValueError(f"it holds a tensor of another kind ({tensor.layout}), which this project does not write")
     memory = tensor.untyped_storage()
-    is_whole = memory.nbytes() == tensor.numel() * tensor.element_size()
+    is_whole = memory.nbytes() == tensor.numel() * tensor.element_size() and tensor.storage_offset() == 0
+    # With steps of zero it may be the last number many times, and an optimizer would write behind it.
+    formats = (torch.contiguous_format, *((torch.channels_last,) if tensor.dim() == 4 else ()))
+    is_whole &= any(tensor.is_contiguous(memory_format=one) for one in formats)
     key = -memory.data_ptr()  # identities are positive
     if not is_whole or key in rebuilt:
         return tensor.clone()

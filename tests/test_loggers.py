@@ -1,11 +1,13 @@
 """logger=csv, mlflow, wandb, and several at once; debug=lr."""
 
 import contextlib
+import http.server
 import logging
 import os
 import re
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from cli.resume import _check_nodes, _check_services, _is_kept, overrides_to_rep
 from cli.validation import check_loggers
 from runs.safety import stored_command
 from tests.conftest import run
-from tests.untrusted import run_sql
+from tests.untrusted import edit_checkpoint, run_sql
 
 POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
 
@@ -173,6 +175,32 @@ def test_loggers_that_began_are_undone_where_another_one_refuses() -> None:
         assert list(Path("run").iterdir()) == []
         assert query("SELECT lifecycle_stage FROM runs") == [("deleted",)] * number
         shutil.rmtree(folder)
+
+
+def test_no_string_of_a_config_sends_the_key_of_wandb_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb fetches an artifact from the server that its address names, also where it is offline."""
+    pytest.importorskip("wandb")
+    asked: list[str] = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "01234567")
+    run("run", *POINTS, "logger=none", "trainer.max_epochs=1")
+    with http.server.HTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"wandb-artifact://http://127.0.0.1:{server.server_port}/_id/QXJ0aWZhY3Q6MQ=="
+        file = Path("run/checkpoints/last.ckpt")
+        edit_checkpoint(file, "config", "note", value=address)
+        edit_checkpoint(file, "config", "other", value={"_type": "artifactVersion", "id": "QXJ0aWZhY3Q6MQ=="})
+        run("run", "resume=run", "trainer.max_epochs=2", "logger=wandb", "logger.wandb.mode=offline")
+        server.shutdown()
+    assert asked == []
 
 
 def test_wandb_runs_no_git_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

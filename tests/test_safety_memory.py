@@ -52,9 +52,12 @@ def test_tensors_of_a_checkpoint_share_no_memory() -> None:
     """What is written into one of them would change another, or lie behind the end of one that was expanded."""
     whole = torch.arange(6.0).reshape(2, 3)
     parts = [whole, whole.view(-1), whole[1], whole.t(), torch.ones(1).expand(2, 3)]
+    parts += [torch.zeros(6).as_strided((2, 3), (0, 0), 5)]  # it begins where its memory ends
+    parts += [torch.arange(16.0).view(1, 2, 2, 4).contiguous(memory_format=torch.channels_last)]
     torch.save({"parts": parts, "empty": [torch.zeros(0), torch.zeros(0)]}, "tensors.pt")
     read = load_plain("tensors.pt")["parts"]
     assert all(torch.equal(one, other) for one, other in zip(read, parts, strict=True))
+    assert all(tensor.storage_offset() == 0 and min(tensor.stride()) > 0 for tensor in read)
     assert read[0].stride() == whole.stride() and read[3].stride() == whole.t().stride()
     memories = [tensor.untyped_storage() for tensor in read]
     assert len({memory.data_ptr() for memory in memories}) == len(read)
