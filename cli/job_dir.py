@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from cli.job import JobDirError, task_overrides
 from cli.overwrite import check_log, died_early, is_run_of, overwritten
 from cli.run_dir import track
-from runs.files import check_folder, is_within, make_dirs, read_yaml
+from runs.files import check_folder, is_within, lost_lock, make_dirs, read_yaml
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import stored_command
@@ -115,6 +115,8 @@ def record_failure(directory: Path, reason: str) -> dict[str, Any]:
     overrides = task_overrides()
     result: dict[str, Any] = {"command": train_command(overrides), "overrides": overrides}
     result |= {"status": "failed", "metrics": {}}
+    if lost_lock(directory):
+        return result | {"reason": reason}  # another process may train there
     if os.path.lexists(directory / "result.json"):
         found = _overrides_of(directory)
         by_settings = os.path.abspath(directory) in _named_by_settings

@@ -33,7 +33,7 @@ from cli.process import ImportElsewhere, single_job_argv, take_job_cards
 from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
-from runs.files import check_name_in_outputs, check_path, check_utf8
+from runs.files import check_name_in_outputs, check_path, check_utf8, lost_lock
 from runs.format import pluralize, printable
 from runs.interrupts import ENDING_SIGNALS, handle_early_signals
 from runs.migrate import upgrade_overrides
@@ -199,7 +199,7 @@ def _run_job(
                 log.info(error)
             else:
                 print_error(error, show_traceback)
-                if cfg.get("sweep_fail_fast"):
+                if cfg.get("sweep_fail_fast") and not lost_lock(output_dir):
                     record_first_failure(Path(HydraConfig.get().sweep.dir))
             return result
         run_dir.remove_empty_dirs()

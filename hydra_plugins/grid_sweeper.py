@@ -85,7 +85,9 @@ class GridSweeper(Sweeper):
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))
                 for job_return in returns[-1]:
                     result = job_return.return_value  # raises the exception of the job
-                    SweepSummary.left += isinstance(result, dict) and result.get("status") == LEFT
+                    status = result.get("status") if isinstance(result, dict) else None
+                    SweepSummary.left += status == LEFT
+                    SweepSummary.complete &= status != "failed"
         return returns
 
 

@@ -149,6 +149,7 @@ class OptunaSweeper(Sweeper):
             forget_failure(sweep_dir)
         while trials:
             for trial, job in zip(trials, self._launch(trials), strict=True):
+                SweepSummary.complete &= job.return_value["status"] != "failed"
                 if job.return_value["status"] != LEFT:  # such a trial is continued as an interrupted one is
                     self._report(study, trial, job.return_value)
             if fails_fast and has_failed(sweep_dir):

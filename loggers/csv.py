@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger
 
 from loggers.guarded import Guarded
+from runs.files import check_locks
 
 
 class CSV(Guarded, CSVLogger):  # type: ignore[misc]  # Lightning's own classes differ in this
@@ -27,3 +28,7 @@ class CSV(Guarded, CSVLogger):  # type: ignore[misc]  # Lightning's own classes 
             raise ValueError(f"logger=csv: {shown} is a link out of {os.path.relpath(save_dir)}")
         if log_dir.is_dir() and os.listdir(log_dir):
             raise ValueError(f"logger=csv: {shown} has files in it, which would be removed")
+
+    def save(self) -> None:
+        self._guard(lambda: check_locks(Path(os.path.abspath(self.log_dir), "metrics.csv")))
+        super().save()

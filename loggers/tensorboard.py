@@ -185,6 +185,8 @@ class TensorBoard(TensorBoardLogger):
         if self.write_error:
             return
         try:
+            if "log_dir" in vars(self) and not _leads_back(Path(self.log_dir), Path(self.save_dir)):
+                raise FileNotFoundError(f"{self.log_dir} was removed, or is another run's")
             write()
         except (OSError, ValueError) as error:
             cause = error.__cause__ or error  # Lightning turns every error into a ValueError
@@ -207,11 +209,14 @@ def _has_events_of(run_dir: Path, directory: Path) -> bool:
         return False
     if not all(_is_event_file(path, path.relative_to(directory).parts) for path in directory.rglob("*")):
         return False
-    if not Path(directory, "run.txt").is_file():
-        return False
-    return Path(directory, "run.txt").read_text(encoding="utf-8", errors="replace").strip() == _way_back(
-        run_dir, directory
-    )
+    return _leads_back(directory, run_dir)
+
+
+def _leads_back(directory: Path, run_dir: Path) -> bool:
+    """Return whether ``run.txt`` in a directory of event files names this run."""
+    file = directory / "run.txt"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return text.strip() == _way_back(run_dir, directory)
 
 
 def _is_event_file(path: Path, parts: Sequence[str]) -> bool:

@@ -146,6 +146,10 @@ def _check_files() -> None:
     That server would get the user's key. The working directory may be that of an untrusted run, and wandb reads the
     files in any case.
     """
+    if os.path.lexists("config-defaults.yaml"):  # which may be a link to a private file
+        raise ValueError(
+            "logger=wandb: wandb would send the values of config-defaults.yaml in this directory; rename it"
+        )
     for folder in (Path(parent, name) for parent in (".", "outputs") for name in ("wandb", ".wandb")):
         check_no_link(folder)
         if (folder / "settings").exists() and not _is_harmless(folder / "settings"):

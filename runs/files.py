@@ -32,6 +32,7 @@ MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 
 # The lock files that this process holds, as they were then, by their absolute directories.
 _held_locks: dict[Path, tuple[Path, os.stat_result]] = {}
+_lost_locks: set[Path] = set()  # directories whose lock file was removed while it was held
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a file that may be read and not written
 
@@ -49,10 +50,13 @@ def hold_lock(lock: Path) -> Iterator[None]:
     After ``rm -r`` another run may have made the directory anew.
     """
     directory = Path(os.path.abspath(lock.parent))
+    _lost_locks.discard(directory)
     _held_locks[directory] = lock, lock.stat()
     try:
         yield
     finally:
+        if not holds_lock(directory):
+            _lost_locks.add(directory)
         del _held_locks[directory]
 
 
@@ -65,11 +69,17 @@ def holds_lock(directory: Path) -> bool:
         return False
 
 
-def _check_locks(path: Path) -> None:
+def check_locks(path: Path) -> None:
+    """Raise ValueError for a file in a directory whose lock file, which this process holds, was removed."""
     for directory in path.parents:
         if directory in _held_locks and not holds_lock(directory):
             lock, _ = _held_locks[directory]
             raise ValueError(f"{lock} was removed while this run trained; the run writes nothing more there")
+
+
+def lost_lock(directory: Path) -> bool:
+    """Return whether the lock file that this process held in a directory was removed before it ended there."""
+    return Path(os.path.abspath(directory)) in _lost_locks
 
 
 @contextlib.contextmanager
@@ -86,7 +96,7 @@ def atomic_write(path: Path, overwrite: bool = True) -> Iterator[Path]:
     Raises:
         ValueError: this process had locked the directory, and the lock file was removed.
     """
-    _check_locks(Path(os.path.abspath(path)))
+    check_locks(Path(os.path.abspath(path)))
     made = make_dirs(path.parent)
     path.parent.mkdir(exist_ok=True)  # raises an error where there is a file
     # Random: two containers may number their processes alike, and an untrusted run may hold a link of a known name.

@@ -21,7 +21,9 @@ from cli import CONF, job_dir, run_dir
 from cli.compose import register_resolvers
 from cli.errors import format_error
 from hydra_plugins.grid_sweeper import GridSweeper, _multirun_yaml
+from loggers.csv import CSV
 from runs.checkpoint import load_checkpoint
+from runs.files import hold_lock
 from sweeps.study import open_study
 from tests.conftest import PROJECT, make_paths, tree
 from tests.test_run_dir import BLOBS, EARLY_ERROR, ENDLESS
@@ -230,3 +232,34 @@ def test_run_whose_directory_was_removed_writes_nothing_there(keep: str, replace
         kept |= {"checkpoints", "config.yaml", "metrics.csv", "train.log"}
         assert load_checkpoint(tmp_path / "r/checkpoints/last.ckpt")["epoch"] == 0
     assert {path.name for path in tmp_path.glob("r/*")} == kept
+
+
+@pytest.mark.slow
+def test_job_whose_directory_was_removed_records_no_failure_there(shell: Shell, tmp_path: Path) -> None:
+    """Another sweep may have made it anew, and another process would end at the first failure that is marked."""
+    removes = "+callbacks.removes={_target_:tests.test_locks.RemovesRun,keep:false,replace:true}"
+    settings = ("model=blobs_mlp", "data=blobs", "trainer.max_epochs=3", "logger=none", "sweep_fail_fast=true", removes)
+    answer = shell("-m", *settings, "hydra.sweep.dir=.", "hydra.sweep.subdir=r")
+    assert answer.returncode == 1
+    assert r"r/.lock was removed while this run trained" in answer.stderr
+    assert os.listdir(tmp_path / "r") == [".lock"]
+    assert not (tmp_path / ".first_failure").exists()
+
+
+def test_csv_logger_writes_no_rows_into_the_file_of_another_run(caplog: pytest.LogCaptureFixture) -> None:
+    Path("r").mkdir()
+    with filelock.FileLock("r/.lock"), hold_lock(Path("r/.lock")):
+        logger = CSV("r", name="csv")
+        logger.log_metrics({"loss": 1.0}, step=1)
+        logger.save()
+        rows = Path("r/csv/version_0/metrics.csv")
+        assert rows.read_text() == "loss,step\n1.0,1\n"
+        shutil.rmtree("r")
+        rows.parent.mkdir(parents=True)
+        rows.touch()
+        Path("r/.lock").touch()
+        logger.log_metrics({"loss": 2.0}, step=2)
+        logger.save()
+        logger.finalize("success")
+        assert rows.read_text() == ""
+    assert [line.partition(":")[0] for line in caplog.messages] == ["no more is written to the files of CSVLogger"]

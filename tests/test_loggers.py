@@ -203,6 +203,13 @@ def test_no_string_of_a_config_sends_the_key_of_wandb_elsewhere(monkeypatch: pyt
     assert asked == []
 
 
+def test_wandb_sends_no_values_of_the_working_directory() -> None:
+    pytest.importorskip("wandb")
+    Path("config-defaults.yaml").symlink_to("private.yaml")
+    with pytest.raises(ValueError, match=r"wandb would send the values of config-defaults\.yaml in this directory"):
+        run("run", *POINTS, "logger=wandb", "logger.wandb.mode=offline")
+
+
 def test_wandb_runs_no_git_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The .git/config there may have come with a run, and names programs that git starts."""
     pytest.importorskip("wandb")

@@ -510,6 +510,27 @@ def test_event_files_move_with_nothing_of_others(file: str, is_own: bool) -> Non
     assert Path("outputs/a").exists() != is_own
 
 
+@pytest.mark.parametrize("text", [None, "../../theirs"])
+def test_event_files_of_another_run_are_left_alone(text: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """The directory was removed in training, and another run may have made it anew."""
+    Path("run").mkdir()
+    logger = TensorBoard("run", title="a")
+    logger.log_metrics({"loss": 1.0}, step=1)
+    shutil.rmtree("outputs/a")
+    Path("outputs/a").mkdir()
+    if text:
+        Path("outputs/a/run.txt").write_text(text)
+        Path("outputs/a/events.out.tfevents.1.hparams").touch()
+    before = os.listdir("outputs/a")
+    logger.finalize("success")
+    logger.log_metrics({"loss": 2.0}, step=2)
+    logger.log_end({"status": "finished", "metrics": {"loss": 2.0}, "steps": 2}, {})
+    assert os.listdir("outputs/a") == before
+    assert caplog.messages == [
+        "no more event files for TensorBoard: outputs/a was removed, or is another run's; the training continues"
+    ]
+
+
 def test_event_files_do_not_move_below_themselves() -> None:
     Path("run").mkdir()
     assert TensorBoard("run", title="a").log_dir == "outputs/a"
