@@ -63,8 +63,11 @@ def merge_resume_config(cfg: DictConfig, file: Path) -> DictConfig:
     _add_callbacks(merged, stored["callbacks"], before)
     if OmegaConf.select(merged, "logger.tensorboard") is not None:
         merged.logger.tensorboard.purge_step = checkpoint["global_step"] + 1
+    again = ("trainer.",) if "trainer" in typed else ()  # what is typed on top of an option that is taken again
     overrides = [
-        text for key, text in typed.items() if key != "resume" and (text != before.get(key) or _is_only_typed(text))
+        text
+        for key, text in typed.items()
+        if key != "resume" and (text != before.get(key) or _is_only_typed(text) or override_key(text).startswith(again))
     ]
     for override in overrides:
         _apply_override(override, cfg, merged, stored["choices"])

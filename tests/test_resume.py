@@ -500,6 +500,15 @@ def test_resume_with_another_trainer_option_keeps_training_settings(tiny_images:
     assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
 
 
+def test_repeated_command_has_as_many_processes_as_before(tiny_images: None) -> None:
+    """The number comes from the option of trainer=, and what is typed beside it counts although the run has it too."""
+    typed = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1")
+    run("run", *TINY_RUN, *typed, "trainer.max_epochs=1", "logger=none")
+    cfg = compose(*(overrides := ("resume=run", "trainer.max_epochs=2", *typed)))
+    cfg.choices.overrides = list(overrides)
+    assert merge_resume_config(cfg, Path("run/checkpoints/last.ckpt")).trainer.devices == 1
+
+
 def test_checkpoint_every_n_steps_with_several_steps_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are seven steps on each of seven batches. A checkpoint is due when the steps pass a multiple of ten."""
     saved, save = [], Trainer.save_checkpoint
