@@ -19,6 +19,11 @@ SCHEDULE_LENGTH_KEYS = ("total_steps", "T_max", "_schedule_phases")
 # The functions of Lightning that read a checkpoint's loops, optimizers, schedulers and callbacks.
 RESTORING = ("restore_training_state", "restore_callbacks")
 
+# With these torch's own optimizers treat a list of tensors in one call. On a GPU a call for each tensor takes longer
+# than what it computes.
+foreach_add, foreach_add_, foreach_mul_ = torch._foreach_add, torch._foreach_add_, torch._foreach_mul_
+foreach_norm, foreach_clamp_min_, foreach_div_ = torch._foreach_norm, torch._foreach_clamp_min_, torch._foreach_div_
+
 
 class QuickHooks(pl.LightningModule):
     """Makes one assignment of Lightning's fast: the name of the running hook, some twenty times a step.

@@ -36,6 +36,13 @@ def test_module_without_a_trainer_has_none(trainer: pl.Trainer) -> None:
     assert internals.attached_trainer(module) is trainer
 
 
+def test_tensors_are_treated_in_one_call() -> None:
+    ones, twos = [torch.ones(2), torch.ones(3)], [torch.full((2,), 2.0), torch.full((3,), 2.0)]
+    sums = internals.foreach_add(ones, twos, alpha=2)
+    assert [tensor.tolist() for tensor in sums] == [[5.0] * 2, [5.0] * 3], missing_message("torch", "_foreach_add")
+    assert [norm.item() for norm in internals.foreach_norm(twos)] == pytest.approx([8**0.5, 12**0.5])
+
+
 def test_automatic_and_manual_optimization_share_the_step_counter(trainer: pl.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop
     for place in ("manual_optimization.optim_step_progress", "automatic_optimization.optim_progress.optimizer.step"):

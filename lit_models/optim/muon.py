@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from runs import internals
+
 
 class Muon(Optimizer):
     """Muon for filters and matrices, and SGD with Nesterov momentum for everything else.
@@ -64,21 +66,21 @@ class Muon(Optimizer):
         # One call for all weights: on a GPU calls for each take longer than what they compute.
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
+            gradients = list(internals.foreach_add(gradients, weights, alpha=group["weight_decay"]))
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
         momenta = [self.state[weight]["momentum"] for weight in weights]
-        torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, gradients)
-        updates = list(torch._foreach_add(gradients, momenta, alpha=group["momentum"]))  # Nesterov's
+        internals.foreach_mul_(momenta, group["momentum"])
+        internals.foreach_add_(momenta, gradients)
+        updates = list(internals.foreach_add(gradients, momenta, alpha=group["momentum"]))  # Nesterov's
         if group["kind"] == "filters":
             updates = self._orthogonalize(updates)
-            norms = list(torch._foreach_norm(weights))
-            torch._foreach_clamp_min_(norms, 1e-7)  # a layer may begin with zeros
-            torch._foreach_div_(norms, [len(weight) ** 0.5 for weight in weights])
-            torch._foreach_div_(weights, norms)
-        torch._foreach_add_(weights, updates, alpha=-group["lr"] * group["ratio"])
+            norms = list(internals.foreach_norm(weights))
+            internals.foreach_clamp_min_(norms, 1e-7)  # a layer may begin with zeros
+            internals.foreach_div_(norms, [len(weight) ** 0.5 for weight in weights])
+            internals.foreach_div_(weights, norms)
+        internals.foreach_add_(weights, updates, alpha=-group["lr"] * group["ratio"])
 
     def _orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
         """Return :func:`newton_schulz` of each update as a matrix. Those of the same shape are computed together."""
