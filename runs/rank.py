@@ -65,10 +65,18 @@ def check_group(rank: int, size: int) -> None:
 
     Raises:
         ValueError: the environment names another rank than the Trainer, so that no process or several would write, or
-            the other ranks, which have directories in the temporary one, would end while rank zero waits.
+            the other ranks, which have directories in the temporary one, would end while rank zero waits, or nobody
+            would start them, because LOCAL_RANK tells Lightning that somebody has.
     """
+    started = _number("WORLD_SIZE")
     if size > 1:
         check_path(Path(tempfile.gettempdir()))
+        if "LOCAL_RANK" in os.environ and started != size:
+            others = "no WORLD_SIZE" if started is None else f"WORLD_SIZE={started}"
+            raise ValueError(
+                f"LOCAL_RANK={os.environ['LOCAL_RANK']} and {others} in the environment, and this run has {size}"
+                " processes; unset LOCAL_RANK, or start them all"
+            )
     if (rank == 0) == is_rank_zero():
         return
     names = " ".join(f"{name}={os.environ[name]}" for name in SIZES if _number(name))

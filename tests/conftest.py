@@ -51,6 +51,16 @@ def _sigint() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Restore the environment: Lightning sets variables for ranks, which later processes would inherit."""
+    environment, before = os.environ, dict(os.environ)
+    yield
+    for name in set(environment) - set(before):
+        del environment[name]
+    environment.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _hydra_config() -> Iterator[None]:
     """Forget the config that a test composes: after one of a sweep, the next test would run as a job of it."""
     config = HydraConfig.instance().cfg

@@ -70,6 +70,20 @@ def test_rank_of_the_trainer_without_variables_is_refused() -> None:
     check_group(rank=0, size=4)
 
 
+@pytest.mark.parametrize(("variables", "named"), [({}, "no WORLD_SIZE"), ({"WORLD_SIZE": "1"}, "WORLD_SIZE=1")])
+def test_stale_local_rank_zero_does_not_wait_for_ranks_that_nobody_starts(
+    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning starts the other ranks of a run only where there is no LOCAL_RANK."""
+    for name, value in {"LOCAL_RANK": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    check_group(rank=0, size=1)
+    with pytest.raises(ValueError, match=f"LOCAL_RANK=0 and {named} in the environment, and this run has 2 processes"):
+        check_group(rank=0, size=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_group(rank=0, size=2)
+
+
 def test_directory_of_the_other_ranks_is_checked_by_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that ends before it has connected would leave rank zero waiting."""
     (evil := tmp_path / "${oc.env:SECRET}").mkdir()
