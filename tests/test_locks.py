@@ -191,6 +191,15 @@ def test_read_only_lock_file_still_locks(shell: Shell, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_file_that_is_there_as_the_lock_is_kept(shell: Shell, tmp_path: Path) -> None:
+    """The user's, or through a hard link one elsewhere on the disk. filelock 4.2.0 and earlier empty it."""
+    make_paths(tmp_path, "mine", "r/")
+    os.link("mine", "r/.lock")
+    assert shell(*BLOBS, "hydra.run.dir=r", "trainer.max_epochs=1").returncode == 0
+    assert Path("mine").read_text() == "mine of the user\n"
+
+
+@pytest.mark.slow
 def test_running_sweep_job_is_not_trained_twice(tmp_path: Path) -> None:
     """The second process waits until the first has finished its job, and takes the result."""
     grid = ("-m", *BLOBS, "model.steps_per_batch=300", "trainer.max_epochs=5", "seed=1,2")
