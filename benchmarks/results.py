@@ -15,6 +15,7 @@ each of its jobs.
 
 import argparse
 import csv
+import functools
 import io
 import math
 import re
@@ -157,6 +158,7 @@ def figures(experiment: str, seed: int, run: Path) -> list[Line]:
     return lines or [shared | {"figure": "test/loss", "value": f"{result['metrics']['test/loss']:.9g}"}]
 
 
+@functools.cache  # for the table of the other language
 def expected(experiment: str, job: str = "") -> dict[str, dict[str, Any]]:
     overrides = [f"experiment={experiment}", *job.split()]
     found: Any = OmegaConf.to_container(compose(*overrides).expect or OmegaConf.create(), resolve=True)

@@ -82,16 +82,16 @@ class ProgressBar(LightningProgressBar):
         done += 1
         total = _batches_before(trainer, max(trainer.max_epochs or 1, 1))
         speed = (done - self._first_batch) / (now - self._start)
-        minutes, seconds = divmod(round((total - done) / speed), 60)
+        seconds = round((total - done) / speed)
         if self._live:
             filled = round(20 * done / total)
             self._write(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} "
                 f"{self._done_char * filled}{self._rest_char * (20 - filled)} {100 * done // total} %  "
-                f"{_running_metrics(trainer, pl_module, outputs)}{_format_speed(speed)}  {minutes}:{seconds:02d} left"
+                f"{_running_metrics(trainer, pl_module, outputs)}{_format_speed(speed)}  {_format_time(seconds)} left"
             )
-        elif done < total and (minutes or seconds):  # fewer in all with max_epochs=-1
-            log.info("%s: %d:%02d for the rest", _format_speed(speed), minutes, seconds)
+        elif done < total and seconds:  # fewer in all with max_epochs=-1
+            log.info("%s: %s for the rest", _format_speed(speed), _format_time(seconds))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write("")  # so that the epoch's line in the log starts at the left edge
@@ -133,6 +133,13 @@ def _columns() -> int:
 def _format_speed(speed: float) -> str:
     """Format a number of batches per second, at least half a one, or the seconds that one takes."""
     return f"{pluralize(round(speed), 'batch', 'batches')}/s" if speed >= 0.95 else f"{1 / speed:.1f} s/batch"
+
+
+def _format_time(seconds: int) -> str:
+    """Format ``3:05`` and, from an hour on, ``22:46:34``."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{hours}:{rest:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def _batches_before(trainer: pl.Trainer, epoch: int) -> int:

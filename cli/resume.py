@@ -16,12 +16,12 @@ from cli import CONF
 from cli.build import stored_config
 from cli.job import task_overrides
 from cli.resumed_run import is_option, name_option
-from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, load_checkpoint
+from runs.checkpoint import CHECKPOINT_GROUPS, MUTABLE_DATA_KEYS, find_checkpoint, load_checkpoint
 from runs.format import pluralize
 from runs.monitor import MODES
-from runs.overrides import last_of_each, override_key, typed_setting
+from runs.overrides import last_of_each, override_key, quote_value, typed_setting
 from runs.result import ENDED, read_result
-from runs.safety import LOGGER_WORDS
+from runs.safety import is_logger_name
 from runs.training_state import check_training_state
 
 log = logging.getLogger(__name__)
@@ -112,10 +112,21 @@ def _check_nodes(merged: DictConfig, cfg: DictConfig, typed: dict[str, str]) -> 
 
 
 def overrides_to_repeat(cfg: DictConfig) -> list[str]:
-    """Return the overrides that a run must be given again when it is resumed, because they are not taken from it."""
-    groups = ("logger", "trainer.num_nodes") if any(map(cfg.logger.get, SERVICES)) else ("trainer.num_nodes",)
+    """Return the overrides that a run must be given again when it is resumed, because they are not taken from it.
+
+    A run that ``last`` names is named by its directory: after this one ``last`` is another.
+    """
+    typed, groups = task_overrides(), ["compile", "trainer.num_nodes"]
+    if any(map(cfg.logger.get, SERVICES)):
+        groups.append("logger")
+    if any(re.fullmatch(r"callbacks\.(judge\.run|\w+\._target_)", override_key(override)) for override in typed):
+        groups.append("callbacks")
     keys = rf"({'|'.join(map(re.escape, groups))})(\.|$)"
-    return [override for override in task_overrides() if re.match(keys, override_key(override))]
+    repeated = [override for override in typed if re.match(keys, override_key(override))]
+    if "callbacks.judge.run=last" in repeated:
+        judge = f"callbacks.judge.run={quote_value(str(find_checkpoint('last')[0]))}"
+        repeated[repeated.index("callbacks.judge.run=last")] = judge
+    return repeated
 
 
 def _drop_compile(merged: DictConfig, typed: dict[str, str]) -> None:
@@ -268,7 +279,7 @@ def _is_kept(cfg: DictConfig, key: str, value: Any) -> bool:
             return False
         if name == "mode":
             return value in ("offline", "disabled")
-        return name in LOGGER_WORDS and bool(re.fullmatch(r"(\w[\w .,=+-]*(/(?!$)|$))+", str(value)))
+        return is_logger_name(name, str(value))
     if OmegaConf.is_missing(settings, name) or OmegaConf.is_interpolation(settings, name):
         return False
     if value is None or parent == "callbacks":

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from runs.format import printable
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -244,6 +246,8 @@ def check_folder(folder: Path) -> None:
     trainings would write the checkpoints of one.
     """
     check_path(folder.resolve())
+    if (name := os.path.relpath(folder)) != printable(name):
+        raise ValueError(f"{name} is refused: the name has control characters")
     written = {path for path in folder.iterdir() if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES)}
     paths = list(folder.iterdir() if any(os.path.lexists(folder / name) for name in MADE_BY_US) else written)
     while paths:

@@ -11,7 +11,7 @@ BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def format_metric(name: str, value: float) -> str:
-    """Format accuracies in percent and everything else with four significant digits.
+    """Format accuracies and other shares in percent and everything else with four significant digits.
 
     The metric of a class that has no example is nan.
     """
@@ -24,7 +24,7 @@ def format_metric(name: str, value: float) -> str:
 
 def is_accuracy(name: str) -> bool:
     """Return whether people read a metric in percent."""
-    return "/acc" in name
+    return "/acc" in name or name.endswith("/recognized")
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

@@ -91,18 +91,25 @@ def stored_command(overrides: list[str]) -> str:
     """Return the command with these stored overrides, or why it is not shown. Users paste it.
 
     It could run anything with a ``_target_``, an option of Hydra's, a config file elsewhere, or an interpolation. Where
-    a run is at a service is left out: its logger would send the key of the user there.
+    a run is at a service is left out, because its logger would send the key of the user there, and so is a name for a
+    logger that leads to a directory elsewhere.
     """
     try:
         for override in overrides:
             _check_override(override, repr(override[:80]))
     except ValueError as error:
         return printable(f"its command is not shown: {error}")
-    return printable(train_command([text for text in overrides if not _is_place(override_key(text))]))
+    return printable(train_command([text for text in overrides if not _is_place(text)]))
 
 
-def _is_place(key: str) -> bool:
-    return key.startswith("logger.") and key.rpartition(".")[2] not in LOGGER_WORDS
+def _is_place(override: str) -> bool:
+    key, value = override_key(override), override.partition("=")[2]
+    return key.startswith("logger.") and not is_logger_name(key.rpartition(".")[2], value.strip("'\""))
+
+
+def is_logger_name(setting: str, value: str) -> bool:
+    """Return whether a stored setting of a logger is what the run is called there, a path that leads no way up."""
+    return setting in LOGGER_WORDS and bool(re.fullmatch(r"(\w[\w .,=+-]*(/(?!$)|$))+", value))
 
 
 def _check_override(override: str, message: str) -> None:

@@ -196,6 +196,7 @@ def test_weight_history_continues_after_resume() -> None:
     assert all(torch.equal(history[0][name], whole[0][name]) for name in history[0])
 
 
+@pytest.mark.slow
 def test_weight_history_of_a_long_training_is_thinned() -> None:
     run("experiment=line_slow", "trainer.max_epochs=250", "logger=none")
     history = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]["Plots"]["weight_history"]

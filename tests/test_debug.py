@@ -47,6 +47,7 @@ def test_short_debug_runs_do_not_become_outputs_last(random_dataset: None) -> No
         assert Path("outputs/last").resolve().name == last
 
 
+@pytest.mark.slow
 def test_few_gradient_steps_are_warned_about(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     hint = "that is 8 gradient steps in all: a smaller data.batch_size"
@@ -76,6 +77,7 @@ def test_debug_overfit_memorizes_one_batch(model: str, random_dataset: None, mon
     assert result["metrics"]["val/acc"] >= 0.99
 
 
+@pytest.mark.slow
 def test_debug_overfit_fails_if_nothing_is_learned(random_dataset: None) -> None:
     with pytest.raises(Exception, match="did not reach the expected val/acc"):
         run("model=mlp", "debug=overfit", "data.batch_size=32", "optimizer.lr=0")

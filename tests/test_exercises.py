@@ -22,6 +22,8 @@ from runs.result import has_diverged
 from tests.conftest import PROJECT, SMALLER
 
 EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
+LARGE = ["cifar10_distillation", "cifar10_resnet18", "cifar10_resnet18_5_epochs", "cifar10_teacher", "cifar10_vit"]
+LARGE += ["mnist_siamese", "resnet18_one_step"]
 LINES = ["line_diverging", "line_slow", "line_rescaled"]
 LINE_MODELS = ["line_by_hand", "line_autograd", "line"]
 
@@ -213,7 +215,14 @@ def test_line_scan_sweep_finds_w_2(shell, tmp_path: Path) -> None:
     assert (folder / "summary.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "line_scan"])
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
+        for name in EXPERIMENTS
+        if name != "line_scan"
+    ],
+)
 def test_experiments_have_a_header_and_train_two_batches(
     experiment: str, random_images: Callable[[int, int], None]
 ) -> None:
@@ -446,6 +455,7 @@ def test_check_without_expectations_is_refused() -> None:
     assert list(Path("run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_expectations_are_not_compared_after_overrides(shell) -> None:
     answer = shell("experiment=line_slow", "check=true", "optimizer.lr=1e-3", "seed=4", "logger=none")
     assert answer.returncode == 3

@@ -24,10 +24,12 @@ from callbacks.plots import Plots
 from cli.build import build, load_classifier
 from cli.compose import compose
 from cli.errors import format_error
+from cli.resume import overrides_to_repeat
 from datamodules.images import ImageDataModule
 from lit_models import GAN, VAE, Autoencoder, nets
 from lit_models.exact import _derive_seed
 from plots.generative import GAP, code_plane, mosaic, project_codes
+from runs.overrides import quote_value
 from tests.conftest import count_parameters, run
 from tests.kill_and_resume import differences, final_state, kill_and_resume
 
@@ -473,6 +475,22 @@ def test_judge_refuses_what_it_cannot_judge(overrides: str, line: str, tiny: Non
     assert [*Path("run").iterdir()] == []
 
 
+def test_resume_command_repeats_what_is_not_taken_from_a_checkpoint(
+    tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among it another run, by its directory: ``last`` is a later one then."""
+    run("a judge", "model=mlp", "data=mnist", "data.val_size=0", "trainer.max_epochs=1", "logger=none")
+    judge = ["callbacks=judge", "callbacks.judge.run=last", "callbacks.pictures=null"]
+    directory = Path("a judge").resolve()
+    for typed, repeated in (
+        (judge, [judge[0], f"callbacks.judge.run={quote_value(str(directory))}", judge[2]]),
+        (["callbacks.mine._target_=Mine", "compile=true"],) * 2,
+        (["callbacks.pictures=null", "seed=1"], []),
+    ):
+        monkeypatch.setattr("cli.resume.task_overrides", lambda typed=typed: ["model=gan", *typed])
+        assert overrides_to_repeat(compose("model=gan")) == repeated
+
+
 def test_judge_without_a_run_is_refused() -> None:
     with pytest.raises(Exception) as raised:
         run("run", "model=gan", "data=mnist", "callbacks=judge")
@@ -494,7 +512,7 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+@pytest.mark.parametrize("data", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", MODELS)
 def test_generative_plots_are_written(model: str, data: str, tiny: None) -> None:
     run("run", *settings(model), f"data={data}", "trainer.max_epochs=2")

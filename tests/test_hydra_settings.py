@@ -146,6 +146,8 @@ def test_directory_with_control_characters_is_refused(name: str) -> None:
     """No checkpoint in it could be resumed."""
     with pytest.raises(ValueError, match="is refused: the name has control characters"):
         check_hydra_settings([f"hydra.run.dir='{name}'"], "train")
+    with pytest.raises(ValueError, match="is refused: the name has control characters"):
+        check_hydra_settings([f"output={name}"], "export")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export", "demo"])

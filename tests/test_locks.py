@@ -181,6 +181,7 @@ def test_multirun_yaml_is_removed_only_by_the_process_that_made_it(other: str, t
     assert (tmp_path / "mine").is_dir()
 
 
+@pytest.mark.slow
 def test_read_only_lock_file_still_locks(shell: Shell, tmp_path: Path) -> None:
     make_paths(tmp_path, "r/.lock")
     with filelock.FileLock(lock := tmp_path / "r/.lock"):

@@ -90,6 +90,7 @@ def test_mlflow_run_elsewhere_is_not_contacted() -> None:
     assert query("SELECT count(*) FROM runs", "given/mlflow.db") == [(1,)]
 
 
+@pytest.mark.slow
 def test_resumed_run_does_not_continue_that_of_another_directory() -> None:
     """The id of an MLflow run stands in its address, and whoever gives a run away can write it into mlflow.txt."""
     pytest.importorskip("mlflow")
@@ -104,6 +105,7 @@ def test_resumed_run_does_not_continue_that_of_another_directory() -> None:
     assert query("SELECT count(*) FROM runs") == [(3,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", [(), ("logger.mlflow.tracking_uri=sqlite:///outputs/mlflow.db",)])
 @pytest.mark.parametrize("way", ["app", "outputs/mlruns/%2e%2e/%2e%2e/app"])
 def test_mlflow_writes_no_artifacts_outside_of_outputs(way: str, typed: tuple[str, ...], tmp_path: Path) -> None:
@@ -152,6 +154,7 @@ def test_mlflow_has_no_database_whose_path_would_be_another_one_in_a_url(
     assert [path.name for path in tmp_path.rglob("*")] == [name, "run"]
 
 
+@pytest.mark.slow
 def test_mlflow_run_is_as_before_where_another_logger_refuses_to_continue() -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
@@ -164,6 +167,7 @@ def test_mlflow_run_is_as_before_where_another_logger_refuses_to_continue() -> N
     assert query("SELECT name, status, end_time FROM runs") == before
 
 
+@pytest.mark.slow
 def test_loggers_that_began_are_undone_where_another_one_refuses() -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
@@ -239,6 +243,15 @@ def test_place_at_wandb_is_not_taken_from_a_run() -> None:
     assert Path("moved/wandb.txt").read_text() != before
 
 
+@pytest.mark.parametrize("name", ["logger.csv.name", "logger.tensorboard.title", "logger.mlflow.run_name"])
+def test_command_of_a_run_names_no_directory_for_its_loggers(name: str) -> None:
+    """Whoever pastes it would write there."""
+    for value in ("/elsewhere", "../elsewhere", "'../else where'", "a/../../b", ".hidden", "a/"):
+        assert stored_command(["seed=2", f"{name}={value}"]) == "python train.py seed=2"
+    for value in ("a", "'a b'", "lenet/lr=0.1"):
+        assert name in stored_command(["seed=2", f"{name}={value}"])
+
+
 def test_command_of_a_run_does_not_say_where_it_is_at_a_service() -> None:
     """Whoever pastes it would send a key there."""
     stored = ["logger=mlflow", "logger.mlflow.tracking_uri=http://host", "+logger.wandb.entity=they", "seed=2"]
@@ -247,6 +260,7 @@ def test_command_of_a_run_does_not_say_where_it_is_at_a_service() -> None:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_tables_of_one_file() -> None:
     """The second one begins when the file is there, and its tables are not."""
     pytest.importorskip("mlflow")
@@ -299,6 +313,7 @@ def test_link_in_outputs_is_not_written_through(file: str, tmp_path: Path) -> No
     assert list(Path("run").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "statement"),
     [
@@ -331,6 +346,7 @@ def test_database_with_triggers_or_of_another_program_is_not_used(
     assert Path(where).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_artifacts_at_an_address_that_looks_like_a_directory_are_refused() -> None:
     """As a path ``http://host`` leads through a directory named ``http:``, which may have come with a run."""
     pytest.importorskip("mlflow")

@@ -76,6 +76,7 @@ def test_resume_may_change_the_workers_of_a_directory_of_images(stored_run: Path
     assert arguments == ["resume=old", "data.num_workers=0"]
 
 
+@pytest.mark.slow
 def test_resume_command_takes_the_settings_of_the_run(table_run: Path, shell: Callable) -> None:
     """Settings that neither has are refused with those of the run, and what is typed stays what is typed."""
     answer = shell("resume=old", "data.pathh=there.csv")
@@ -167,6 +168,7 @@ def test_job_of_an_experiment_that_is_a_sweep_is_resumed_as_a_run(stored_run: Pa
         assert hydra.compose("config", options, return_hydra_config=True).hydra.mode.name == "RUN"
 
 
+@pytest.mark.slow
 def test_data_of_predict_is_not_its_former_split(shell: Callable, table_run: Path) -> None:
     answer = shell("run=old", "data.path=there.csv", "split=test", script="predict.py")
     assert (answer.returncode, answer.stderr) == (0, "")

@@ -27,6 +27,7 @@ def test_notebook_is_what_the_script_makes_and_has_no_place_of_a_machine() -> No
     assert "epoch 6/6" in text and "image/png" in text and "image/jpeg" not in text
 
 
+@pytest.mark.slow
 def test_code_cells_of_the_notebook_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In this process, without the pictures, which conftest turns off."""
     Path("train.py").touch()

@@ -25,7 +25,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import evaluate
 import train
-from callbacks.progress_bar import ProgressBar, _format_speed
+from callbacks.progress_bar import ProgressBar, _format_speed, _format_time
 from cli.build import build
 from cli.compose import compose
 from lit_models.exact import ExactModule
@@ -332,6 +332,11 @@ def test_plain_module_warns_when_it_resumes_within_an_epoch(
 )
 def test_speed_is_in_batches_or_in_seconds(speed: float, text: str) -> None:
     assert _format_speed(speed) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9, "0:09"), (185, "3:05"), (3600, "1:00:00"), (81994, "22:46:34")])
+def test_time_left_has_hours(seconds: int, text: str) -> None:
+    assert _format_time(seconds) == text
 
 
 @pytest.mark.parametrize(("slow_batch", "is_logged"), [(20, True), (29, False)])

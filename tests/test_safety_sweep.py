@@ -187,6 +187,7 @@ def test_name_of_a_parameter_is_printed_without_control_characters(tmp_path: Pat
     assert "\x1b" not in printed.out + printed.err + (folder / "summary.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [[], ["hydra/sweeper=optuna", "optimizer.lr=choice(0.1,0.2)"]])
 def test_submitit_makes_no_directory_that_was_not_named(search: list[str], shell: Callable, tmp_path: Path) -> None:
     """It replaces %j in the whole path by the number of the job."""

@@ -17,7 +17,7 @@ from callbacks.progress_bar import ProgressBar
 from callbacks.run_summary import RunSummary
 from cli.errors import print_error
 from cli.output import PrintableFormatter
-from runs.checkpoint import load_checkpoint
+from runs.checkpoint import find_checkpoint, load_checkpoint
 from runs.format import format_metrics, printable, text_columns
 from runs.monitor import Monitors
 from runs.overrides import train_command
@@ -57,6 +57,15 @@ def test_control_characters_in_a_checkpoint_are_refused(key_path: tuple[Any, ...
     edit_checkpoint(file, *key_path, value=ESCAPE)
     with pytest.raises(ValueError, match=r"last.ckpt is refused: it holds '\\x1b]0;pwned\\x07', which"):
         load_checkpoint(file)
+
+
+def test_directory_with_control_characters_is_refused(untrusted: Path) -> None:
+    """A line break in its name would print a line of its own."""
+    Path("outputs/untrusted").rename(name := "run\nerror: this run is damaged")
+    with pytest.raises(ValueError, match="damaged is refused: the name has control characters"):
+        find_checkpoint(name)
+    Path(name).rename("run")
+    find_checkpoint("run")
 
 
 def test_line_break_in_the_name_of_a_stored_metric_is_kept(untrusted: Path) -> None:

@@ -95,6 +95,7 @@ def test_bits_are_those_of_the_command_line(shell, tmp_path: Path) -> None:
     assert differences(run.result["metrics"], json.loads(Path("there/result.json").read_text())["metrics"]) == []
 
 
+@pytest.mark.slow
 def test_session_is_given_back_after_a_run_and_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger().addHandler(mine := logging.NullHandler())
     before = session()
@@ -190,6 +191,7 @@ def test_damaged_metrics_of_an_ended_run_are_one_line(table: bytes) -> None:
         train(*command)
 
 
+@pytest.mark.slow
 def test_interrupted_cell_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = MetricsHistory.on_train_batch_end
     epochs: list[int] = []

@@ -106,6 +106,7 @@ except Interrupted:
 """
 
 
+@pytest.mark.slow
 def test_second_of_two_sigterms_does_not_end_a_run_that_is_writing() -> None:
     answer = subprocess.run([sys.executable, "-c", SAVING_PROCESS], cwd=PROJECT, capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (-signal.SIGTERM, "written\n")

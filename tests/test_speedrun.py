@@ -288,7 +288,8 @@ def test_speedrun_learns_keeps_frozen_weights_and_is_evaluated(
     assert right == pytest.approx(result["metrics"]["test/acc"])
 
 
-@pytest.mark.parametrize("step", [4, 9, 13])  # before, at and after the step that freezes the bias of the whitening
+# Before, at and after the step that freezes the bias of the whitening.
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 9, pytest.param(13, marks=pytest.mark.slow)])
 def test_resume_in_mid_epoch_is_exact(step: int, striped_cifar: None) -> None:
     settings = (*NARROW, "trainer.max_epochs=4", "checkpoint.every_n_steps=1")
     run("whole", *settings)
@@ -300,6 +301,7 @@ def test_resume_in_mid_epoch_is_exact(step: int, striped_cifar: None) -> None:
     assert differences(final_state(Path("whole")), final_state(Path("parts"))) == []
 
 
+@pytest.mark.slow
 def test_whitening_bias_is_trained_for_three_eighths_of_the_steps(
     striped_cifar: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
