@@ -49,6 +49,7 @@ from hydra.utils import instantiate
 
 from benchmarks.generative import GAN, VAE
 from benchmarks.variants import SLOW, Workload
+from callbacks.signal_handler import Interrupted
 from cli.compose import compose
 
 PROJECT = Path(__file__).parent.parent
@@ -291,4 +292,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (KeyboardInterrupt, Interrupted):
+        sys.exit(130)
