@@ -307,11 +307,10 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
             raise ValueError(f"{override} is refused: {command} chooses its directory itself")
         if key in directories and not value.strip("'\" "):
             raise ValueError(f"{override} names no directory; {override}. is this one")
-        if key in (*directories, "output"):
+        if key in directories:
             check_utf8(value)
             if value != printable(value):
                 raise ValueError(f"{override} is refused: the name has control characters")
-        if key in directories:
             check_name_in_outputs(value.strip("'\" "), override)
         if key in directories and "://" in value:
             raise ValueError(f"{override} is refused: it is not a directory on this machine")

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
+from runs.format import printable
 from runs.overrides import asks_for_sweep, quote_value
 
 DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir", "output")  # that a command makes: none of them has several values
@@ -38,14 +39,14 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 def _quote(key: str, value: str, is_sweep: bool) -> str:
     if re.match(r"~\w*/", value):  # a shell leaves it in NAME=~/file
         value = os.path.expanduser(value)
-    _check_not_evaluated(key, value)
+    _check_name(key, value)
     try:
         parsed = OverridesParser.create().parse_override(f"key={value}").value()
     except HydraException:
         return _quote_parts(key, value, is_sweep)
     parts = getattr(parsed, "list", parsed)  # of several values
     for part in parts if isinstance(parts, list) else [parts]:
-        _check_not_evaluated(key, str(getattr(part, "text", part)))
+        _check_name(key, str(getattr(part, "text", part)))
     # What only becomes an interpolation without its backslashes is the name of a directory.
     exists = os.path.lexists(value) or ("${" not in value and "${" in str(parsed))
     if parsed is None or (isinstance(parsed, str) and (parsed == value or value[0] in "'\"" or not exists)):
@@ -65,11 +66,14 @@ def _quote_parts(key: str, value: str, is_sweep: bool) -> str:
     return f"[{texts}]" if is_list else texts
 
 
-def _check_not_evaluated(key: str, value: str) -> None:
-    """Raise ValueError for a path that exists, or a part of it, whose name is an interpolation to Hydra.
+def _check_name(key: str, value: str) -> None:
+    """Raise ValueError for a path with control characters, or one that exists and is an interpolation to Hydra.
 
-    The config of a run would keep the name and evaluate it again whenever it is used, also if it was escaped here.
+    A line break would print a line of its own. The config of a run would keep an interpolation and evaluate it again
+    whenever it is used, also if it was escaped here. The names of single files to predict are only printed, escaped.
     """
+    if key not in ("images", "csv") and value != printable(value, keep="\t"):
+        raise ValueError(f"{key}: {value} cannot be used: the name has control characters; rename it")
     for path in (Path(value), *Path(value).parents):
         if "${" in path.name and os.path.lexists(path):
             raise ValueError(f"{key}: {path} cannot be used: Hydra would evaluate the name; rename it")

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from cli.compose import data_root
 from cli.main import _rewrite_argv, check_hydra_settings
+from cli.paths import quote_paths
 from cli.resumed_run import resolve_auto
 from cli.run_dir import new_or_resumed_sweep_dir
 
@@ -146,8 +147,10 @@ def test_directory_with_control_characters_is_refused(name: str) -> None:
     """No checkpoint in it could be resumed."""
     with pytest.raises(ValueError, match="is refused: the name has control characters"):
         check_hydra_settings([f"hydra.run.dir='{name}'"], "train")
-    with pytest.raises(ValueError, match="is refused: the name has control characters"):
-        check_hydra_settings([f"output={name}"], "export")
+    for key in ("hydra.run.dir", "output", "run", "sweep_resume", "data.root", "model.teacher", "callbacks.judge.run"):
+        with pytest.raises(ValueError, match=f"(?s){key}: .* cannot be used: the name has control characters; rename it"):
+            quote_paths([f"{key}=x/{name}"])
+    assert quote_paths([f"images={name}"])
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export", "demo"])

@@ -153,6 +153,7 @@ def test_stored_choice_must_name_a_file_in_conf(group: str, name: str, untrusted
         (("trainer", "_target_"), "lit_models.Classifier"),
         (("trainer", "model_registry"), "user/models"),
         (("trainer", "strategy"), "../../evil"),
+        (("trainer", "strategy"), "fsdp"),
         (("data", "more"), {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}),
         (("expect",), {"test/acc": {"_target_": "os.system"}}),
         (("choices", "overrides"), ["trainer.max_epochs=1", {"a": 1}]),
