@@ -40,6 +40,13 @@ def get_metrics_history(trainer: pl.Trainer) -> "MetricsHistory":
     return history
 
 
+def num_parameters(pl_module: pl.LightningModule) -> int:
+    """Return the number of parameters of a module that are trained or in its net, so not those of a teacher."""
+    net = {id(parameter) for parameter in get_net(pl_module).parameters()}
+    counted = (one for one in pl_module.parameters() if one.requires_grad or id(one) in net)
+    return sum(parameter.numel() for parameter in counted)
+
+
 def num_examples(trainer: pl.Trainer, batches: float) -> int:
     """Return the number of training examples in the first batches of an epoch, over all ranks.
 

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 
-from callbacks import batch_loss, get_datamodule, get_net, num_examples
+from callbacks import batch_loss, get_datamodule, get_net, num_examples, num_parameters
 from runs.format import pluralize, printable
 from runs.monitor import metric_name
 from runs.offers import Exact
@@ -176,14 +176,16 @@ def describe_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     """Return which net is trained on which data and device, in one line."""
     data = get_datamodule(trainer)
     net = type(get_net(pl_module)).__name__
-    parts = [f"{net}, {sum(parameter.numel() for parameter in pl_module.parameters()):,} parameters"]
+    parts = [f"{net}, {num_parameters(pl_module):,} parameters"]
     batches, total = int(trainer.num_training_batches), len(data.train_indices)
     trained = num_examples(trainer, batches)  # fewer with trainer.limit_train_batches
-    examples = f"{total:,} examples" if trained == total else f"{trained:,} of {total:,} examples"
+    examples = pluralize(total, "example") if trained == total else f"{trained:,} of {total:,} examples"
     parts.append(f"{type(data).__name__}, {examples} in {pluralize(batches, 'batch', 'batches')}")
     validation = {"val": f"{len(data.val_indices):,} held out", "test": "the test set", "train": "the training set"}
-    if any(trainer.num_val_batches):
-        parts.append(f"validated on {validation[data.validate_on]}")
+    if batches := int(sum(trainer.num_val_batches)):
+        is_whole = isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1
+        part = "" if is_whole else f"{pluralize(batches, 'batch', 'batches')} of "
+        parts.append(f"validated on {part}{validation[data.validate_on]}")
     processes = f"{trainer.world_size} processes on " if trainer.world_size > 1 else ""
     return "; ".join([*parts, f"{processes}{trainer.strategy.root_device}"])
 

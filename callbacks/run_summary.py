@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
-from callbacks import get_metrics_history, get_net, logged_metrics
+from callbacks import get_metrics_history, get_net, logged_metrics, num_parameters
 from runs import internals
 from runs.files import atomic_write_text, update_symlink
 from runs.format import pluralize
@@ -66,9 +66,7 @@ class RunSummary(pl.Callback):
                 log.warning("outputs/last does not point at this run, %s: %s", run_dir, error)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        net = {id(parameter) for parameter in get_net(pl_module).parameters()}  # also frozen ones, but not a teacher's
-        counted = (one for one in pl_module.parameters() if one.requires_grad or id(one) in net)
-        self.result["params"] = sum(parameter.numel() for parameter in counted)
+        self.result["params"] = num_parameters(pl_module)
         processes = f"{trainer.world_size} processes, each on " if trainer.world_size > 1 else ""
         self.result["device"] = processes + _device_name(trainer.strategy.root_device)
 

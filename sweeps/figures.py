@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plots.figure import TRAIN, VAL, WRONG, literal, new_figure, style_axes
+from runs.format import is_accuracy
 from sweeps import study
 from sweeps.summary import Summary
 
 if TYPE_CHECKING:
     import optuna
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from optuna.trial import FrozenTrial
 
@@ -41,6 +43,7 @@ def _metric_curve(summary: Summary, numbers: list[float], scores: Scores) -> "Fi
     figure = new_figure(6.4, 4)
     (key,) = summary.keys
     axes = style_axes(figure.subplots(), key, summary.monitor)
+    _show_percent(axes.yaxis, summary.monitor)
     points = sorted(zip(numbers, scores.values(), strict=True))
     x, means = [x for x, _ in points], [statistics.mean(found) for _, found in points]
     if summary.replicates:
@@ -64,6 +67,7 @@ def _ranking(summary: Summary, scores: Scores) -> "Figure":
     figure = new_figure(7, 1.2 + 0.32 * len(shown))
     mean = f" (bar: mean over {', '.join(summary.replicates)})" if summary.replicates else ""
     axes = style_axes(figure.subplots(), summary.monitor + mean, "")
+    _show_percent(axes.xaxis, summary.monitor)
     for row, (_, found) in enumerate(shown):
         axes.plot(found, [row] * len(found), "o", color=TRAIN, markersize=4, alpha=0.5)
         axes.plot(statistics.mean(found), row, "|", color=VAL, markersize=14, markeredgewidth=2.5)
@@ -85,7 +89,7 @@ def _heat_map(summary: Summary, scores: Scores) -> "Figure":
     axes = figure.subplots()
     cmap = "Blues" if summary.higher_is_better else "Blues_r"
     image: Any = axes.imshow(table, cmap=cmap, aspect="auto")
-    figure.colorbar(image, label=literal(summary.monitor))
+    _show_percent(figure.colorbar(image, label=literal(summary.monitor)).ax.yaxis, summary.monitor)
     axes.set_xticks(range(len(columns)), list(map(literal, columns)))
     axes.set_yticks(range(len(rows)), list(map(literal, rows)))
     axes.set_xlabel(literal(summary.keys[1]))
@@ -95,7 +99,8 @@ def _heat_map(summary: Summary, scores: Scores) -> "Figure":
             if not math.isnan(value):
                 dark = image.norm(value) > 0.6 if summary.higher_is_better else image.norm(value) < 0.4
                 style: dict[str, Any] = {"color": "white" if dark else "black", "ha": "center", "va": "center"}
-                axes.text(x, y, f"{value:.3g}", fontsize=8, **style)
+                text = f"{100 * value:.2f} %" if is_accuracy(summary.monitor) else f"{value:.3g}"
+                axes.text(x, y, text, fontsize=8, **style)
     return figure
 
 
@@ -116,6 +121,7 @@ def study_figure(search: "optuna.Study", metric: str) -> "Figure | None":
     places = iter(figure.subplots(rows, columns, squeeze=False).flat)
 
     axes = style_axes(next(places), "trial", metric)
+    _show_percent(axes.yaxis, metric)
     _plot_best_so_far(axes, ended, maximize=search.direction.name == "MAXIMIZE")
     _plot_trials(axes, ended, pruned, [search.best_trial], lambda trial: trial.number)
     axes.locator_params("x", integer=True)
@@ -128,6 +134,7 @@ def study_figure(search: "optuna.Study", metric: str) -> "Figure | None":
         axes.invert_yaxis()
     for name, distribution in distributions.items():
         axes = style_axes(next(places), name, metric)
+        _show_percent(axes.yaxis, metric)
         _plot_parameter(axes, ended, pruned, [search.best_trial], name)
         if getattr(distribution, "log", False):
             axes.set_xscale("log")
@@ -179,6 +186,13 @@ def _plot_trials(
     for trials, marker, style in styles:
         y: list[Any] = [trial.value for trial in trials]
         axes.plot([x_of(trial) for trial in trials], y, marker, **style)
+
+
+def _show_percent(axis: "Axis", metric: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    if is_accuracy(metric):
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
 
 def _sorted_values(values: Sequence[str]) -> list[str]:

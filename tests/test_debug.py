@@ -181,8 +181,9 @@ def test_first_log_line_describes_net_data_and_device(random_dataset: None, capl
 
 def test_first_log_line_names_a_limited_training_set(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    run("trainer.max_epochs=1", "data.batch_size=100", "trainer.limit_train_batches=2")
-    assert any("; MNIST, 200 of 500 examples in 2 batches; " in record.message for record in caplog.records)
+    run("trainer.max_epochs=1", "data.batch_size=100", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1")
+    line = "; MNIST, 200 of 500 examples in 2 batches; validated on 1 batch of 100 held out; "
+    assert any(line in record.message for record in caplog.records)
 
 
 def test_first_loss_above_guessing_is_warned_about(random_dataset: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -148,7 +148,7 @@ def test_directory_with_control_characters_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is refused: the name has control characters"):
         check_hydra_settings([f"hydra.run.dir='{name}'"], "train")
     for key in ("hydra.run.dir", "output", "run", "sweep_resume", "data.root", "model.teacher", "callbacks.judge.run"):
-        with pytest.raises(ValueError, match=f"(?s){key}: .* cannot be used: the name has control characters; rename it"):
+        with pytest.raises(ValueError, match=f"(?s){key}: .* cannot be used: the name has control characters"):
             quote_paths([f"{key}=x/{name}"])
     assert quote_paths([f"images={name}"])
 
