@@ -16,7 +16,7 @@ import yaml
 
 from callbacks import get_metrics_history, get_net, logged_metrics, num_parameters
 from runs import internals
-from runs.files import atomic_write_text, update_symlink
+from runs.files import atomic_write_text, check_locks, update_symlink
 from runs.format import pluralize
 from runs.overrides import train_command
 from runs.result import git_revision, library_versions, write_result
@@ -81,8 +81,10 @@ class RunSummary(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = True
+        result = self.run_dir.absolute() / "result.json"
+        check_locks(result)
         with contextlib.suppress(OSError):  # writing the result reports it
-            (self.run_dir / "result.json").unlink()  # left by the run before it was resumed
+            result.unlink()  # left by the run before it was resumed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.result["metrics"] |= logged_metrics(trainer, "val")

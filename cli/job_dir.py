@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from cli.job import JobDirError, task_overrides
 from cli.overwrite import check_log, died_early, is_run_of, overwritten
 from cli.run_dir import track
-from runs.files import check_folder, is_within, lost_lock, make_dirs, read_yaml
+from runs.files import check_folder, is_same_directory, is_within, lost_lock, make_dirs, read_yaml
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import stored_command
@@ -29,6 +29,7 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
 
     That is the number of the job and a hash of its config, by which a resumed sweep finds the directory.
     """
+    _check_sweep_dir(Path(sweep_dir))
     keys = [str(key) for key in _root_ if key not in ("hydra", "resume", "sweep_resume", "sweep_fail_fast")]
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
@@ -42,6 +43,11 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
     return name
 
 
+def _check_sweep_dir(directory: Path) -> None:
+    if not is_same_directory(directory):
+        raise JobDirError(f"{directory} was removed while this sweep ran; no other job begins")
+
+
 def check_job_dir(directory: Path) -> None:
     """Raise JobDirError for a directory, named by ``hydra.sweep.subdir``, that has the files of anything but this job.
 
@@ -50,6 +56,7 @@ def check_job_dir(directory: Path) -> None:
     """
     if os.path.abspath(directory) in _named_by_settings:
         return
+    _check_sweep_dir(Path(HydraConfig.get().sweep.dir))
     hint = "hydra.sweep.subdir must name a directory for each job"
     if directory.resolve().parent != (sweep_dir := Path(HydraConfig.get().sweep.dir)).resolve():
         raise JobDirError(f"{directory} does not lie directly in {sweep_dir}, the directory of the sweep: {hint}")

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from runs.files import READ_ONLY, unlink_other_names
+from runs.files import READ_ONLY, check_locks, unlink_other_names
 from runs.format import printable
 
 _incomplete: set[str] = set()  # outputs with lost lines
@@ -104,8 +104,11 @@ class LogFile(logging.FileHandler):
             return
         if self.stream is None and self.is_kept:  # it is opened now
             try:
+                check_locks(Path(self.baseFilename))
                 unlink_other_names(Path(self.baseFilename))
                 self.stream = self._open()
+            except ValueError:  # the directory may be another run's; this one ends with an error
+                self.is_kept = False
             except OSError as error:
                 if error.errno not in READ_ONLY:
                     self.handleError(record)

@@ -35,6 +35,7 @@ MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 # The lock files that this process holds, as they were then, by their absolute directories.
 _held_locks: dict[Path, tuple[Path, os.stat_result]] = {}
 _lost_locks: set[Path] = set()  # directories whose lock file was removed while it was held
+_opened: dict[str, int] = {}  # directory -> descriptor
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a file that may be read and not written
 
@@ -77,6 +78,19 @@ def check_locks(path: Path) -> None:
         if directory in _held_locks and not holds_lock(directory):
             lock, _ = _held_locks[directory]
             raise ValueError(f"{lock} was removed while this run trained; the run writes nothing more there")
+
+
+def is_same_directory(directory: Path) -> bool:
+    """Return whether a directory is the one that it was at the first call. After ``rm -r`` it may be another's."""
+    path = os.path.abspath(directory)
+    try:
+        if path not in _opened:
+            _opened[path] = os.open(path, os.O_RDONLY)  # else the number of a removed directory is used again
+        return os.path.samestat(os.fstat(_opened[path]), os.stat(path))
+    except PermissionError:  # Windows opens no directory, and removes none that is in use
+        return True
+    except FileNotFoundError:
+        return path not in _opened
 
 
 def lost_lock(directory: Path) -> bool:
@@ -153,6 +167,7 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
     A name may be a pattern.
     """
+    check_locks(folder.absolute() / "any file")
     for name in names:
         for leftover in folder.glob(f".{name}.*.tmp"):
             if is_leftover(leftover) and fnmatchcase(leftover.name.rsplit(".", 2)[0], f".{name}"):

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.files import update_symlink, write_png
+from runs.files import is_same_directory, update_symlink, write_png
 from runs.format import printable
 from sweeps import study
 from sweeps.summary import Summary
@@ -57,7 +57,9 @@ class SweepSummary(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         start = time.monotonic()
-        if config.hydra.mode.name == "MULTIRUN" and (config.hydra.job.num < 50 or start >= self._next_write):
+        if config.hydra.mode.name != "MULTIRUN" or not is_same_directory(Path(config.hydra.sweep.dir)):
+            return
+        if config.hydra.job.num < 50 or start >= self._next_write:
             with _report_errors("the summary of the sweep"):
                 summary = _summarize(Path(config.hydra.sweep.dir))
                 if summary.jobs:
@@ -67,6 +69,8 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with _report_errors("the summary of the sweep"):
+            if not is_same_directory(Path(config.hydra.sweep.dir)):
+                raise ValueError(f"{config.hydra.sweep.dir} was removed while this sweep ran")
             summary = _summarize(Path(config.hydra.sweep.dir))
             SweepSummary.failed = len(summary.failed())
             if not summary.jobs:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import hydra
@@ -215,17 +216,25 @@ def test_running_sweep_job_is_not_trained_twice(tmp_path: Path) -> None:
 
 
 class RemovesRun(pl.Callback):
-    """Does in the second epoch what a user, or another run, may do to the directory ``r`` of a run."""
+    """Does in an epoch what a user, or another run, may do to the directory ``r`` of a run or a sweep."""
 
-    def __init__(self, keep: bool, replace: bool) -> None:
-        self.keep, self.replace = keep, replace
+    def __init__(self, keep: bool, replace: bool, epoch: int = 1) -> None:
+        self.keep, self.replace, self.epoch = keep, replace, epoch
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        if self.epoch < 0:  # before anything else of the training
+            self._remove()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.current_epoch == 1:
-            Path("r/.lock").unlink() if self.keep else shutil.rmtree("r")
-            if self.replace:
-                Path("r").mkdir(exist_ok=True)
-                Path("r/.lock").touch()
+        if trainer.current_epoch == self.epoch:
+            self._remove()
+
+    def _remove(self) -> None:
+        Path("r/.lock").unlink() if self.keep else shutil.rmtree("r")
+        if self.replace:
+            Path("r").mkdir(exist_ok=True)
+            for name in (".lock", "result.json", ".config.yaml.1.tmp"):
+                Path("r", name).touch()
 
 
 @pytest.mark.slow
@@ -237,11 +246,20 @@ def test_run_whose_directory_was_removed_writes_nothing_there(keep: str, replace
     answer = shell("model=blobs_mlp", "data=blobs", "trainer.max_epochs=3", "logger=none", "hydra.run.dir=r", removes)
     assert answer.returncode == 1
     assert re.fullmatch(r"error: \S+/r/\.lock was removed while this run trained; .*\n", answer.stderr)
-    kept = {".lock"} if replace == "true" else set()
+    kept = {".lock", "result.json", ".config.yaml.1.tmp"} if replace == "true" else set()
     if keep == "true":
         kept |= {"checkpoints", "config.yaml", "metrics.csv", "train.log"}
         assert load_checkpoint(tmp_path / "r/checkpoints/last.ckpt")["epoch"] == 0
     assert {path.name for path in tmp_path.glob("r/*")} == kept
+
+
+@pytest.mark.slow
+def test_run_whose_directory_was_removed_while_it_began_removes_nothing_there(shell: Shell, tmp_path: Path) -> None:
+    removes = "+callbacks.removes={_target_:tests.test_locks.RemovesRun,keep:false,replace:true,epoch:-1}"
+    answer = shell("model=blobs_mlp", "data=blobs", "trainer.max_epochs=3", "logger=none", "hydra.run.dir=r", removes)
+    assert answer.returncode == 1
+    assert re.fullmatch(r"error: \S+/r/\.lock was removed while this run trained; .*\n", answer.stderr)
+    assert {path.name for path in tmp_path.glob("r/*")} == {".lock", "result.json", ".config.yaml.1.tmp"}
 
 
 @pytest.mark.slow
@@ -252,8 +270,19 @@ def test_job_whose_directory_was_removed_records_no_failure_there(shell: Shell, 
     answer = shell("-m", *settings, "hydra.sweep.dir=.", "hydra.sweep.subdir=r")
     assert answer.returncode == 1
     assert r"r/.lock was removed while this run trained" in answer.stderr
-    assert os.listdir(tmp_path / "r") == [".lock"]
+    assert sorted(os.listdir(tmp_path / "r")) == [".config.yaml.1.tmp", ".lock", "result.json"]
     assert not (tmp_path / ".first_failure").exists()
+
+
+@pytest.mark.slow
+def test_sweep_whose_directory_was_removed_ends(shell: Shell, tmp_path: Path) -> None:
+    """Its next jobs, and its summary, would be among those of another sweep there."""
+    removes = "+callbacks.removes={_target_:tests.test_locks.RemovesRun,keep:false,replace:true}"
+    settings = ("model=blobs_mlp", "data=blobs", "trainer.max_epochs=3", "logger=none", "seed=1,2", removes)
+    answer = shell("-m", *settings, "hydra.sweep.dir=r")
+    assert answer.returncode == 1
+    assert answer.stderr.endswith("\n[1] error: r was removed while this sweep ran; no other job begins\n")
+    assert sorted(os.listdir(tmp_path / "r")) == [".config.yaml.1.tmp", ".lock", "result.json"]
 
 
 def test_csv_logger_writes_no_rows_into_the_file_of_another_run(caplog: pytest.LogCaptureFixture) -> None:
