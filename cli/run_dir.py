@@ -24,8 +24,10 @@ from runs.files import (
     check_last,
     check_name_in_outputs,
     check_outputs,
+    forget_directories,
     hold_lock,
     holds_lock,
+    lost_lock,
     make_dirs,
     make_unique_dir,
 )
@@ -166,8 +168,8 @@ def _remove_files(directory: Path, names: set[str]) -> None:
 
 
 def remove_empty_dirs() -> None:
-    """Remove the empty directories among those that this process has made."""
-    for path in _made_dirs:
+    """Remove the empty directories among those that this process has made, but for one that was made anew since."""
+    for path in [path for path in _made_dirs if not lost_lock(path)]:
         with contextlib.suppress(OSError):  # it is not empty, or another process has removed it
             path.rmdir()
 
@@ -176,3 +178,4 @@ def forget_dirs() -> None:
     """Forget which directories this process has made, after a command of several: a user may use them since."""
     _made_dirs.clear()
     _names_before.clear()
+    forget_directories()

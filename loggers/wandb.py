@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class WandB(Guarded, WandbLogger):
         if len(stored) > 1:
             is_default = options.get("project") == DEFAULT_PROJECT and not options.get("entity")
             check_place(stored[1], self._place, is_default, "W&B", "logger.wandb.project=… logger.wandb.entity")
-        self.is_continued = bool(stored) and stored[0] == self._id_here(stored[0][:8])
+        is_id = bool(stored and re.fullmatch(r"[0-9a-f]{16}", stored[0]))  # it becomes part of a directory's name
+        self.is_continued = is_id and stored[0] == self._id_here(stored[0][:8])
         if is_resumed(save_dir) and not self.is_continued:
             log.info("%s does not name a W&B run of this directory to continue: one begins", self._file)
         self._run_id = stored[0] if self.is_continued else self._id_here(secrets.token_hex(4))

@@ -93,6 +93,12 @@ def is_same_directory(directory: Path) -> bool:
         return path not in _opened
 
 
+def forget_directories() -> None:
+    """Let :func:`is_same_directory` begin anew, after a command of several."""
+    while _opened:
+        os.close(_opened.popitem()[1])
+
+
 def lost_lock(directory: Path) -> bool:
     """Return whether the lock file that this process held in a directory was removed before it ended there."""
     return Path(os.path.abspath(directory)) in _lost_locks

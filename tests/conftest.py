@@ -22,6 +22,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from tensorboard.summary.writer import event_file_writer
 
+from cli.run_dir import forget_dirs
+
 # An event file is named after the second and a counter, and TensorBoard reads event files in alphabetical order. If a
 # run is resumed within one second, file 10 would be read before file 9.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
@@ -62,10 +64,11 @@ def _environment() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _hydra_config() -> Iterator[None]:
-    """Forget the config that a test composes: after one of a sweep, the next test would run as a job of it."""
+    """Forget the config and the directories of a test: after one of a sweep, the next would run as a job of it."""
     config = HydraConfig.instance().cfg
     yield
     HydraConfig.instance().cfg = config
+    forget_dirs()
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -76,6 +76,18 @@ def test_resumed_run_continues_its_wandb_run() -> None:
     assert [path for path in Path("run").rglob("*") if path.is_symlink()] == []
 
 
+def test_id_of_a_wandb_run_is_hexadecimal() -> None:
+    """Whoever knows where a run will be can compute the rest of an id, which becomes part of a directory's name."""
+    pytest.importorskip("wandb")
+    from loggers.wandb import WandB
+
+    Path("run").mkdir()
+    for prefix, is_taken in (("0123abcd", True), ("..%2f..%", False), ("$(touch ", False)):
+        run_id = WandB("run", mode="disabled")._id_here(prefix)
+        Path("run/wandb.txt").write_text(f"{run_id}\n")
+        assert WandB("run", mode="disabled").is_continued == is_taken
+
+
 def test_mlflow_run_elsewhere_is_not_contacted() -> None:
     """Neither a server nor an SQLite file, which may say that artifacts are anywhere."""
     pytest.importorskip("mlflow")
