@@ -130,12 +130,15 @@ def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
             yield
         except BaseException as error:
             if not is_recorded(error):
+                names = {".lock"}
                 for logger in (logging.getLogger(), logging.getLogger("py.warnings")):
                     for handler in [one for one in logger.handlers if isinstance(one, logging.FileHandler)]:
+                        if handler.stream is not None:  # else the log is not of this process
+                            names.add(f"{HydraConfig.get().job.name}.log")
                         handler.close()
                         logger.removeHandler(handler)  # torch logs at exit, which would open the file again
                 if holds_lock(directory):
-                    _remove_files(directory, {f"{HydraConfig.get().job.name}.log", ".lock"})
+                    _remove_files(directory, names)
             raise
 
 

@@ -457,7 +457,11 @@ def test_run_finishes_if_outputs_last_cannot_be_a_link(shell: Shell, tmp_path: P
     assert before.items() <= tree(tmp_path).items()
 
 
-def test_logging_at_exit_does_not_recreate_a_removed_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_logging_at_exit_does_not_recreate_a_removed_log(
+    is_ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user may have made a file of that name since the command began."""
     monkeypatch.setattr(run_dir.HydraConfig, "get", lambda: SimpleNamespace(job=SimpleNamespace(name="train")))
     monkeypatch.setattr(run_dir.HydraConfig, "initialized", lambda: False)
     (folder := tmp_path / "r").mkdir()
@@ -466,12 +470,15 @@ def test_logging_at_exit_does_not_recreate_a_removed_log(tmp_path: Path, monkeyp
     logging.getLogger().addHandler(handler)
     try:
         with pytest.raises(KeyboardInterrupt), run_dir.lock_run_dir(folder, wait=False):
-            logging.getLogger().warning("before")
+            if is_ours:
+                logging.getLogger().warning("before")
+            else:
+                (folder / "train.log").touch()
             raise KeyboardInterrupt
         logging.getLogger().warning("at exit")
     finally:
         logging.getLogger().removeHandler(handler)
-    assert list(folder.iterdir()) == []
+    assert sorted(os.listdir(folder)) == ([] if is_ours else [".lock", "train.log"])
 
 
 def test_last_is_the_same_run_for_the_whole_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
