@@ -132,6 +132,7 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
 def _locked(root: Path, path: Path, title: str) -> Iterator[None]:
     """Make the directory of the data and lock it. After an error remove what was made: its name may be mistyped."""
     lock, waits, is_new, made = filelock.FileLock(path), False, False, make_dirs(root)
+    held = None
     try:
         while not lock.is_locked:
             is_new = not os.path.lexists(path)
@@ -144,11 +145,14 @@ def _locked(root: Path, path: Path, title: str) -> Iterator[None]:
                 if os.path.lexists(path):  # a link that leads nowhere
                     raise
                 made += make_dirs(root)  # the other process has failed, and has removed what it had made
+        held = path.lstat()
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if is_new and lock.is_locked:  # others that wait for it try again
+            # Others that wait for it try again. After rm -r it may be another process's.
+            if is_new and held and lock.is_locked and os.path.samestat(held, path.lstat()):
                 path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
             for directory in made:
                 directory.rmdir()
         raise

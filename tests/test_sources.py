@@ -628,6 +628,19 @@ def test_mistyped_root_is_not_left_behind(server: Server, tmp_path: Path, no_npm
     assert lock.is_symlink()
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_failed_download_leaves_the_lock_of_another_process(removed: bool, tmp_path: Path) -> None:
+    """After ``rm -r`` of the data root another process has one there."""
+    lock = tmp_path / "data/.mnist.lock"
+    with pytest.raises(KeyError), sources._locked(lock.parent, lock, "MNIST"):
+        if removed:
+            shutil.rmtree(lock.parent)
+            lock.parent.mkdir()
+            lock.touch()
+        raise KeyError
+    assert lock.exists() == lock.parent.exists() == removed
+
+
 def test_malicious_cache_is_not_unpickled(cached_root: Path, tmp_path: Path) -> None:
     torch.save({"train-images-idx3-ubyte": MaliciousPickle(tmp_path / "trap")}, cached_root / "mnist.pt")
     check_mnist(sources.load("mnist", cached_root))
