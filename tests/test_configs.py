@@ -120,14 +120,9 @@ def check_two_steps_or_error(model: str, data: str, *settings: str) -> None:
         assert figures == {f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "scheduler"), [*itertools.product(options("optimizer"), options("scheduler"))])
-@pytest.mark.parametrize(
-    "model",
-    [
-        "model=blobs_mlp data=blobs model.steps_per_batch=3",
-        pytest.param("model=mlp data=mnist", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("model", ["model=blobs_mlp data=blobs model.steps_per_batch=3", "model=mlp data=mnist"])
 def test_every_optimizer_trains_with_every_scheduler(
     model: str, optimizer: str, scheduler: str, tiny_images: None
 ) -> None:

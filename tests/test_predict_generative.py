@@ -106,6 +106,7 @@ def exported(run: Path, output: str) -> Path:
     return export.export(OmegaConf.create({"run": str(run), "checkpoint": "last", "output": output}), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "gan"])
 def test_exported_generator_turns_latent_vectors_into_images(runs: dict[str, Path], name: str) -> None:
     _, datamodule, model = load_run(str(runs[name]), "last")

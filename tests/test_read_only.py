@@ -39,6 +39,7 @@ def ask(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[st
     assert sorted(Path("run").rglob("*")) in (before, sorted([*before, Path("run/pictures")]))
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_run_that_cannot_be_written(ask: Callable) -> None:
     answer = ask("evaluate.py")
     assert answer.returncode == 0, answer.stderr

@@ -161,6 +161,7 @@ def test_refused_command_adds_no_line_to_the_log_of_the_run_that_is_there(caplog
     assert " DEBUG filelock: " in log.read_text() and log.read_text().startswith(line)
 
 
+@pytest.mark.slow
 def test_used_directory_is_refused_and_last_is_the_newest_run() -> None:
     first = train(*POINTS, "hydra.run.dir=first")
     with pytest.raises(CommandError, match="which this run would overwrite"):
