@@ -27,7 +27,6 @@ from runs.files import (
     forget_directories,
     hold_lock,
     holds_lock,
-    lost_lock,
     make_dirs,
     make_unique_dir,
 )
@@ -171,8 +170,8 @@ def _remove_files(directory: Path, names: set[str]) -> None:
 
 
 def remove_empty_dirs() -> None:
-    """Remove the empty directories among those that this process has made, but for one that was made anew since."""
-    for path in [path for path in _made_dirs if not lost_lock(path)]:
+    """Remove the empty directories among those that this process has made."""
+    for path in _made_dirs:
         with contextlib.suppress(OSError):  # it is not empty, or another process has removed it
             path.rmdir()
 
