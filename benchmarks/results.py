@@ -37,7 +37,7 @@ from cli import CONF
 from cli.compose import compose
 from cli.help import SHELVES
 from runs.files import atomic_write_text
-from runs.format import format_metric, is_accuracy
+from runs.format import format_metric, is_percentage
 from runs.result import ENDED, read_result
 from runs.run import read_rows
 
@@ -226,7 +226,7 @@ def verdict(expect: dict[str, dict[str, Any]], found: dict[str, list[list[str]]]
         wanted = published if isinstance(published, list) else [published]
         pairs = list(zip(wanted, zip(*(map(float, values) for values in found[name]), strict=True), strict=False))
         for want, column in pairs if "rtol" in how else pairs[-1:]:
-            digits = max(len(f"{want:.10g}".partition(".")[2]), 2 if is_accuracy(name) else 0)
+            digits = max(len(f"{want:.10g}".partition(".")[2]), 2 if is_percentage(name) else 0)
             near = max(2 * statistics.stdev(column), 10**-digits, how.get("rtol", 0.0) * abs(want))
             difference = statistics.mean(column) - want
             side = f"{_label('', name)}{'higher' if difference > 0 else 'lower'}"
@@ -241,7 +241,7 @@ def _label(job: str, name: str) -> str:
 
 def _mean(name: str, values: list[list[str]]) -> str:
     """Return mean ± standard deviation (n), or the means of a curve. Only an accuracy's deviation has two digits."""
-    factor, unit = (100, " %") if is_accuracy(name) else (1, "")
+    factor, unit = (100, " %") if is_percentage(name) else (1, "")
     columns = [[factor * float(number) for number in column] for column in zip(*values, strict=True)]
     if len(columns) > 1:
         if max(map(max, columns)) > 1000:

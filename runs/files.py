@@ -173,10 +173,10 @@ def remove_leftovers(folder: Path, *names: str) -> None:
 
     A name may be a pattern.
     """
-    check_locks(folder.absolute() / "any file")
     for name in names:
         for leftover in folder.glob(f".{name}.*.tmp"):
             if is_leftover(leftover) and fnmatchcase(leftover.name.rsplit(".", 2)[0], f".{name}"):
+                check_locks(leftover.absolute())
                 leftover.unlink(missing_ok=True)
 
 

@@ -17,12 +17,12 @@ def format_metric(name: str, value: float) -> str:
     """
     if math.isnan(value) and name.count("/") > 1:
         return "no example"
-    if is_accuracy(name):
+    if is_percentage(name):
         return f"{100 * value:.2f} %"
     return f"{value:,.4f}" if 0.01 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def is_accuracy(name: str) -> bool:
+def is_percentage(name: str) -> bool:
     """Return whether people read a metric in percent."""
     return "/acc" in name or name.endswith("/recognized")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plots.figure import TRAIN, VAL, WRONG, literal, new_figure, style_axes
-from runs.format import is_accuracy
+from runs.format import is_percentage
 from sweeps import study
 from sweeps.summary import Summary
 
@@ -99,7 +99,7 @@ def _heat_map(summary: Summary, scores: Scores) -> "Figure":
             if not math.isnan(value):
                 dark = image.norm(value) > 0.6 if summary.higher_is_better else image.norm(value) < 0.4
                 style: dict[str, Any] = {"color": "white" if dark else "black", "ha": "center", "va": "center"}
-                text = f"{100 * value:.2f} %" if is_accuracy(summary.monitor) else f"{value:.3g}"
+                text = f"{100 * value:.2f} %" if is_percentage(summary.monitor) else f"{value:.3g}"
                 axes.text(x, y, text, fontsize=8, **style)
     return figure
 
@@ -191,7 +191,7 @@ def _plot_trials(
 def _show_percent(axis: "Axis", metric: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    if is_accuracy(metric):
+    if is_percentage(metric):
         axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runs.files import atomic_write, atomic_write_text
-from runs.format import escape_markdown, is_accuracy, markdown_table, pluralize, printable, text_columns
+from runs.format import escape_markdown, is_percentage, markdown_table, pluralize, printable, text_columns
 from runs.monitor import DEFAULTS
 from sweeps.jobs import Job, read_jobs
 
@@ -160,7 +160,7 @@ class Summary:
 def _cell(name: str, scores: list[float], percent: bool) -> str:
     """Return the mean of a metric over replicates, and its standard deviation where there are several."""
     mean, spread = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else None
-    if percent and is_accuracy(name):
+    if percent and is_percentage(name):
         return f"{100 * mean:.2f}{'' if spread is None else f' ± {100 * spread:.2f}'} %"
     return f"{mean:.6g}{'' if spread is None else f' ± {spread:.2g}'}"
 
