@@ -237,7 +237,11 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
         raise ValueError("check=true compares a run with what its experiment expects, and nothing is expected here")
     if cfg.check and (possible := possible_metrics(parts)) is not None:
         # Those without a stage, such as the weights of a line, are no metrics.
-        unknown = [one for one in cfg.expect if "/" in one and not {one, one.rpartition("/")[0]} & possible]
+        unknown = [
+            one
+            for one, how in cfg.expect.items()
+            if "/" in one and not how.get("if_measured") and not {one, one.rpartition("/")[0]} & possible
+        ]
         if unknown and not relevant_overrides(cfg.choices.overrides, cfg.ignore_overrides):
             raise ValueError(f"check=true: {name} cannot reach {unknown[0]}, it measures {names(possible)}")
     if missing := [hook for hook in ("training_step", "configure_optimizers") if not is_overridden(hook, model)]:

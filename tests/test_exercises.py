@@ -297,6 +297,19 @@ def test_figure_of_a_callback_is_compared_where_it_was_measured() -> None:
     assert not comparison.passed
 
 
+@pytest.mark.parametrize("experiment", ["mnist_vae", "mnist_gan", "mnist_dcgan"])
+def test_check_needs_no_judge(
+    experiment: str, random_images: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise RuntimeError("it would train")
+
+    random_images(5300, 60)
+    monkeypatch.setattr(train, "fit_and_test", stop)
+    with pytest.raises(RuntimeError, match="it would train"):
+        run("run", f"experiment={experiment}", "check=true")
+
+
 def test_figure_that_is_only_published_is_not_checked() -> None:
     settings = ["model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "callbacks.pictures=null"]
     settings.append("ignore_overrides=[model,data,trainer,ignore_overrides]")
