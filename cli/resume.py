@@ -92,8 +92,9 @@ def _take_groups(merged: DictConfig, cfg: DictConfig, stored_choices: dict[str, 
 def _check_services(loggers: DictConfig, typed: dict[str, str]) -> None:
     """Raise ValueError where only the run, which may come from anyone, says that a service is to get its records."""
     chosen = [str(name) for name, settings in loggers.items() if settings is not None]
-    found = [SERVICES[name] for name in chosen if name in SERVICES]
-    if found and not any(key.partition(".")[0] == "logger" for key in typed):
+    keys = [override_key(key).split(".")[:2] for key in typed]
+    found = [SERVICES[name] for name in chosen if name in SERVICES and ["logger", name] not in keys]
+    if found and ["logger"] not in keys:
         again = typed_setting("logger", chosen[0] if len(chosen) == 1 else chosen)
         raise ValueError(
             f"resume: this run is in {' and '.join(found)}: {again} continues it there, logger=none continues without"

@@ -289,7 +289,12 @@ def test_resumed_run_uses_a_service_or_other_machines_only_if_asked(monkeypatch:
     loggers = compose("logger=wandb").logger
     with pytest.raises(ValueError, match="this run is in W&B: logger=wandb continues it there, logger=none"):
         _check_services(loggers, {"seed": "seed=1"})
+    with pytest.raises(ValueError, match="this run is in W&B"):
+        _check_services(loggers, {"logger.tensorboard.title": "logger.tensorboard.title=mine"})
+    with pytest.raises(ValueError, match="this run is in MLflow"):
+        _check_services(compose("logger=[mlflow,wandb]").logger, {"logger.wandb.project": "logger.wandb.project=mine"})
     _check_services(loggers, {"logger": "logger=wandb"})
+    _check_services(loggers, {"+logger.wandb.notes": "+logger.wandb.notes=mine"})
     _check_services(compose("logger=[tensorboard,csv]").logger, {})
     cfg = compose("trainer.num_nodes=2")
     with pytest.raises(ValueError, match=r"trained on 2 machines: trainer\.num_nodes=2 continues it so"):
