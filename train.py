@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cli.build import build, build_callbacks, build_metrics, load_weights
-from cli.compose import relevant_overrides
+from cli.compose import incomparable_overrides, relevant_overrides
 from cli.exit_codes import exit_code
 from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
@@ -80,7 +80,8 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     config = resolve_config(cfg, datamodule)
     if cfg.get("compile"):
         compile_net(model)
-    trainer, summary, history, signals = make_trainer(cfg, config, run_dir, datamodule, model)
+    training = make_trainer(cfg, config, run_dir, datamodule, model)
+    trainer, summary, history, signals = training
     set_up_data(trainer, datamodule, model, ckpt_path)
     check_run(cfg, trainer, model)
     if cfg.threads is None:
@@ -99,7 +100,7 @@ def train_config(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     status, code = "failed", 1
     try:
         with signals, spread_threads(trainer.world_size == 1, may_share_cores(model, datamodule)):
-            fit_and_test(cfg, trainer, datamodule, model, ckpt_path)
+            fit_and_test(cfg, training, datamodule, model, ckpt_path)
         if not write_errors(trainer):
             status = "diverged" if has_diverged(history.rows, summary.result["metrics"]) else "finished"
             code = 0
@@ -150,7 +151,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
     from loggers.silent import Silent
     from runs.checkpoint_io import AtomicCheckpointIO
 
-    compared_overrides = relevant_overrides(cfg.choices.overrides, [])
+    compared_overrides = relevant_overrides(cfg.choices.overrides)
     summary = RunSummary(run_dir, config, getattr(datamodule, "md5", None), compared_overrides)
     metrics = build_metrics(cfg, datamodule)
     monitors = Monitors(cfg.get("monitor"), cfg.get("mode"), model, known_modes(metrics))
@@ -242,7 +243,7 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
             for one, how in cfg.expect.items()
             if "/" in one and not how.get("if_measured") and not {one, one.rpartition("/")[0]} & possible
         ]
-        if unknown and not relevant_overrides(cfg.choices.overrides, cfg.ignore_overrides):
+        if unknown and not incomparable_overrides(cfg):
             raise ValueError(f"check=true: {name} cannot reach {unknown[0]}, it measures {names(possible)}")
     if missing := [hook for hook in ("training_step", "configure_optimizers") if not is_overridden(hook, model)]:
         raise ValueError(f"{name} has no {missing[0]}, which a training needs")
@@ -262,10 +263,14 @@ def check_run(cfg: DictConfig, trainer: Any, model: Any) -> None:
             check(trainer, model)
 
 
-def fit_and_test(cfg: DictConfig, trainer: Any, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:
-    """Train from the start or from a checkpoint, and test the final weights, or the best with checkpoint.tested."""
+def fit_and_test(cfg: DictConfig, training: Training, datamodule: Any, model: Any, ckpt_path: Path | None) -> None:
+    """Train from the start or from a checkpoint, and test the final weights, or the best with checkpoint.tested.
+
+    The result has the validation of the weights that are tested.
+    """
     from callbacks import has_step
 
+    trainer = training.trainer
     warn_when_waiting(trainer.world_size)
     if cfg.validate_before_training and not ckpt_path and has_step(model, "val"):
         trainer.validate(model, datamodule=datamodule, verbose=False)
@@ -273,7 +278,9 @@ def fit_and_test(cfg: DictConfig, trainer: Any, datamodule: Any, model: Any, ckp
     if has_step(model, "test"):
         best = Path(trainer.default_root_dir, "checkpoints", "best.ckpt")
         if cfg.checkpoint.get("tested") == "best" and best.is_file():
-            model.load_state_dict(load_checkpoint(best)["state_dict"])
+            checkpoint = load_checkpoint(best)
+            model.load_state_dict(checkpoint["state_dict"])
+            training.summary.result["metrics"] |= training.history.validation(checkpoint["epoch"] + 1)
         trainer.test(model, datamodule=datamodule, verbose=False)
 
 
@@ -286,8 +293,8 @@ def report(
         ExpectationMissed: the result is not the expected one, with ``check=true``.
     """
     comparisons = check_expected(config["expect"] or {}, result["metrics"], history.rows, result["epochs"])
-    ignore = [*cfg.ignore_overrides, *(["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else [])]
-    changed = relevant_overrides(result["overrides"], ignore) if comparisons else []
+    ignore = ["trainer.max_epochs"] if any(c.fits_epochs for c in comparisons) else []
+    changed = incomparable_overrides(cfg, *ignore) if comparisons else []
     table = summary_table(result, summary.run_dir, comparisons, changed)
     log.info(summary_line(result) if is_multirun() else f"\n{table}")
     missed = [comparison.metric for comparison in comparisons if not comparison.passed]

@@ -75,6 +75,11 @@ class MetricsHistory(Checkpoint):
         """The monitored metric of the epoch that has just ended; None where it was not measured."""
         return self.rows[-1].get(self.monitor.name) if self.monitor and self.rows else None
 
+    def validation(self, epoch: int) -> dict[str, float]:
+        """Return the metrics of the validation of an epoch, counted from one."""
+        rows = [row for row in self.rows if row["epoch"] == epoch]
+        return {name: value for row in rows for name, value in row.items() if name.startswith("val/")}
+
     def explain_no_best(self) -> str:
         """Return why no epoch is the best one."""
         if self._validates and not self.validated:

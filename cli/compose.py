@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,13 +15,13 @@ from cli.paths import quote_paths
 from cli.resumed_run import is_option, option_names, stored_choices
 from runs.checkpoint import find_checkpoint
 from runs.migrate import upgrade_overrides
-from runs.overrides import override_values
+from runs.overrides import override_key, override_values
 
 # Settings that do not change what an experiment measures.
 COSMETIC_KEYS = (
     *("experiment", "seed", "check", "expect", "resume", "threads", "compile", "name", "logger", "record", "tags"),
-    *("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures", "checkpoint"),
-    *("monitor", "mode", "metrics"),  # they choose best.ckpt, and the figures are those of the last epoch
+    *("callbacks.progress", "callbacks.per_class", "callbacks.predicted_labels", "callbacks.pictures"),
+    *("checkpoint.every_n_steps", "monitor", "mode", "metrics"),
     *("data.root", "data.eval_batch_size", "trainer.accelerator", "trainer.log_every_n_steps", "trainer.profiler"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary"),
 )
@@ -80,12 +81,31 @@ def chosen_callbacks() -> str | list[str] | None:
     return option_names(override_values(hydra_cfg.overrides.task).get("callbacks", ""))
 
 
-def relevant_overrides(overrides: list[str], ignore: list[str]) -> list[str]:
-    """Return the overrides that change what a run measures, without those of ``ignore`` and COSMETIC_KEYS."""
-    keys = "|".join(map(re.escape, (*COSMETIC_KEYS, *ignore)))
+def relevant_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that change what a run measures, without those of COSMETIC_KEYS and what is below them."""
+    keys = "|".join(map(re.escape, COSMETIC_KEYS))
     observers = rf"callbacks\.({OBSERVERS})\b|callbacks=\[?({OBSERVERS})(, *({OBSERVERS}))*\]?$"
     cosmetic = rf"[+~]*(({keys})([.=]|$)|{observers})|debug=traceback$"
     return [override for override in overrides if not re.match(cosmetic, override)]
+
+
+def incomparable_overrides(cfg: DictConfig, *ignore: str) -> list[str]:
+    """Return the overrides because of which a run is not compared with what its experiment expects.
+
+    Args:
+        cfg: config of the run.
+        *ignore: further keys, or patterns of keys, beside those of ``ignore_overrides``.
+    """
+    overrides = cfg.choices.overrides
+    found = set(relevant_overrides(overrides))
+    if cfg.checkpoint.get("tested") == "best":
+        found |= {override for override in overrides if override_key(override) in ("monitor", "mode")}
+    ignored = (*cfg.ignore_overrides, *ignore)
+    return [
+        override
+        for override in overrides
+        if override in found and not any(fnmatchcase(override_key(override), pattern) for pattern in ignored)
+    ]
 
 
 def run_title(name: str, overrides: list[str], seed: int) -> str:
@@ -93,7 +113,7 @@ def run_title(name: str, overrides: list[str], seed: int) -> str:
     in_name: tuple[str, ...] = ("experiment", "seed")
     if not any(override.startswith("experiment=") for override in overrides):
         in_name += ("model", "data")
-    settings = [override.lstrip("+").partition("=") for override in relevant_overrides(list(overrides), [])]
+    settings = [override.lstrip("+").partition("=") for override in relevant_overrides(overrides)]
     shown = [f"{key.rpartition('.')[2]}={value}" for key, _, value in settings if key not in in_name]
     # The name and the overrides may come from a checkpoint, and must not lead out of outputs/.
     parts = [part for part in str(name).split("/") if part.strip(" .")]

@@ -13,7 +13,7 @@ from torch import nn
 import datamodules
 import train
 from benchmarks import results
-from cli.compose import compose, relevant_overrides
+from cli.compose import compose, incomparable_overrides, relevant_overrides
 from cli.errors import format_error
 from cli.help import SHELVES
 from lit_models import FineTuning, losses, nets
@@ -312,7 +312,7 @@ def test_check_needs_no_judge(
 
 def test_figure_that_is_only_published_is_not_checked() -> None:
     settings = ["model=blobs_mlp", "data=blobs", "trainer.max_epochs=1", "callbacks.pictures=null"]
-    settings.append("ignore_overrides=[model,data,trainer,ignore_overrides]")
+    settings.append("ignore_overrides=[model*,data,trainer*,ignore_overrides]")
     result, *_ = run("run", *settings, "expect={test/acc:{published:0.123}}")
     assert result["published"] == {"test/acc": 0.123} and "as_expected" not in result
     with pytest.raises(ValueError, match="nothing is expected here"):
@@ -452,14 +452,31 @@ def test_run_that_has_ended_is_not_repeated(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_overrides_that_only_watch_a_training_change_no_figures(overrides: list[str], changing: list[str]) -> None:
-    assert relevant_overrides(overrides, []) == (overrides if changing == ["all"] else changing)
+    assert relevant_overrides(overrides) == (overrides if changing == ["all"] else changing)
 
 
 def test_teacher_that_must_be_given_keeps_nothing_from_being_compared() -> None:
     cfg = compose("experiment=cifar10_distillation")
-    assert relevant_overrides(["model.teacher=RUN", "model.temperature=3"], cfg.ignore_overrides) == [
-        "model.temperature=3"
-    ]
+    cfg.choices.overrides = ["model.teacher=RUN", "model.temperature=3"]
+    assert incomparable_overrides(cfg) == ["model.temperature=3"]
+
+
+@pytest.mark.parametrize(
+    ("command", "changing"),
+    [
+        ("fashion_optimizers optimizer=adam", []),
+        ("fashion_optimizers optimizer=adam +optimizer.weight_decay=1", ["+optimizer.weight_decay=1"]),
+        ("line_slow model=line_by_hand model.net.weight=0.5", ["model.net.weight=0.5"]),
+        ("fashion_optimizers checkpoint.tested=last monitor=train/loss", ["checkpoint.tested=last"]),
+        ("fashion_optimizers monitor=train/loss mode=min", ["monitor=train/loss", "mode=min"]),
+        ("xor monitor=train/loss checkpoint.every_n_steps=9", []),
+        ("xor monitor=train/loss checkpoint.tested=best", ["monitor=train/loss", "checkpoint.tested=best"]),
+    ],
+)
+def test_setting_that_changes_the_figures_keeps_a_run_from_being_compared(command: str, changing: list[str]) -> None:
+    cfg = compose(*(overrides := f"experiment={command}".split()))
+    cfg.choices.overrides = overrides
+    assert incomparable_overrides(cfg) == changing
 
 
 def test_check_without_expectations_is_refused() -> None:
