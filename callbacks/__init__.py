@@ -57,6 +57,11 @@ def num_examples(trainer: pl.Trainer, batches: float) -> int:
     return int(min(batches * (data.batch_size or total) * trainer.world_size, total))
 
 
+def format_epoch(trainer: pl.Trainer, epoch: int) -> str:
+    """Format ``epoch 2/5``, or ``epoch 2`` of a training whose epochs have no limit."""
+    return f"epoch {epoch}" + (f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else "")
+
+
 def logged_metrics(trainer: pl.Trainer, stage: str) -> dict[str, float]:
     """Return what was logged over ``train``, ``val`` or ``test``, at its end: ``STAGE/METRIC`` -> value."""
     logged, _ = internals.epoch_results(trainer)

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks import batch_losses, is_validated, logged_metrics, num_examples, possible_of
+from callbacks import batch_losses, format_epoch, is_validated, logged_metrics, num_examples, possible_of
 from runs import internals
 from runs.files import atomic_write
 from runs.format import check_positive_int, format_metrics, printable, round_float32
@@ -195,7 +195,8 @@ class MetricsHistory(Checkpoint):
         self._sent = set()
         if trainer.is_global_zero:
             self._write()
-            log.info("epoch %d/%s  %s  %.1f s", row["epoch"], trainer.max_epochs, format_metrics(row), row["seconds"])
+            epoch = format_epoch(trainer, int(row["epoch"]))
+            log.info("%s  %s  %.1f s", epoch, format_metrics(row), row["seconds"])
 
     def _elapsed(self) -> float:
         return self._seconds_before + time.monotonic() - self._start

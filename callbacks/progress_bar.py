@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 
-from callbacks import batch_loss, get_datamodule, get_net, num_examples, num_parameters
-from runs.format import pluralize, printable
+from callbacks import batch_loss, format_epoch, get_datamodule, get_net, num_examples, num_parameters
+from runs.format import is_percentage, pluralize, printable
 from runs.monitor import metric_name
 from runs.offers import Exact
 
@@ -80,13 +80,13 @@ class ProgressBar(LightningProgressBar):
             return
         self._next_refresh = now + REFRESH_SECONDS if self._live else math.inf
         done += 1
-        total = _batches_before(trainer, max(trainer.max_epochs or 1, 1))
+        total = max(_total_batches(trainer, pl_module), done)
         speed = (done - self._first_batch) / (now - self._start)
         seconds = round((total - done) / speed)
         if self._live:
             filled = round(20 * done / total)
             self._write(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} "
+                f"{format_epoch(trainer, trainer.current_epoch + 1)} "
                 f"{self._done_char * filled}{self._rest_char * (20 - filled)} {100 * done // total} %  "
                 f"{_running_metrics(trainer, pl_module, outputs)}{_format_speed(speed)}  {_format_time(seconds)} left"
             )
@@ -147,6 +147,17 @@ def _batches_before(trainer: pl.Trainer, epoch: int) -> int:
     return epoch * int(trainer.num_training_batches)
 
 
+def _total_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
+    """Return the number of training batches up to ``max_epochs`` or ``max_steps``, or those of the epochs begun."""
+    epochs = trainer.max_epochs or 0
+    total = _batches_before(trainer, epochs if epochs > 0 else trainer.current_epoch + 1)
+    if trainer.max_steps < 0:
+        return total
+    steps = len(trainer.optimizers) * getattr(pl_module, "steps_per_batch", 1) / trainer.accumulate_grad_batches
+    batches = math.ceil(trainer.max_steps / (steps or 1))
+    return min(total, batches) if epochs > 0 else batches
+
+
 def _running_metrics(trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any) -> str:
     """Return the means of the running epoch where the module keeps them, else what it logs with ``prog_bar=True``.
 
@@ -169,7 +180,7 @@ def _running_metrics(trainer: pl.Trainer, pl_module: pl.LightningModule, outputs
 
 def _format(name: str, value: float) -> str:
     """Format a metric of the live line, whose width should not change much."""
-    return f"{100 * value:.2f} %" if name.endswith("acc") else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if is_percentage(f"train/{name}") else f"{value:.4g}"
 
 
 def describe_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:

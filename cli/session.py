@@ -103,6 +103,7 @@ def _call(task: Callable[[DictConfig, Path], object], overrides: Sequence[str], 
         check_hydra_settings(arguments, command)
         if is_sweep := [text for text in arguments if override_key(text) == "hydra.mode"]:
             raise ValueError(f"{is_sweep[0]}: {SWEEP}")
+        resumed_choices.clear()
         if command == "train":
             arguments = resolve_auto(arguments)
             resumed_choices[:], arguments = stored_choices(arguments)

@@ -120,7 +120,8 @@ class GAN(ExactModule):
 
     def configure_optimizers(self) -> Any:
         optimizers = [self.optimizer(net.parameters()) for net in (self.generator, self.discriminator)]
-        return optimizers, [self.schedule(self.scheduler, optimizer) for optimizer in optimizers if self.scheduler]
+        both = len(optimizers)
+        return optimizers, [self.schedule(self.scheduler, one, both) for one in optimizers if self.scheduler]
 
     def check_trainer(self, trainer: pl.Trainer) -> None:
         if trainer.world_size > 1:

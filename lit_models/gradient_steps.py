@@ -36,7 +36,7 @@ class GradientSteps(internals.QuickHooks):
             Lightning's overhead per call is longer than the step.
     """
 
-    own_gradient_step = False  # whether a subclass overrides gradient_step and needs it to be called
+    own_gradient_step = False  # whether the steps must be those of gradient_step, never Lightning's
 
     def __init__(self, steps_per_batch: int = 1) -> None:
         super().__init__()
@@ -213,12 +213,19 @@ class GradientSteps(internals.QuickHooks):
         size = (data.batch_size or total) * processes
         return processes * examples / min(size, total - batch_idx * size)
 
-    def schedule(self, scheduler: Callable[..., LRScheduler], optimizer: Optimizer) -> dict[str, Any]:
+    def schedule(
+        self, scheduler: Callable[..., LRScheduler], optimizer: Optimizer, optimizers: int = 1
+    ) -> dict[str, Any]:
         """Return Lightning's entry for a scheduler.
 
         A scheduler with an argument for the length of the training (``total_steps``, ``T_max``) gets it, and steps
         after every gradient step; ``total_steps`` may be set to more than that. Any other steps after every epoch.
         ``ReduceLROnPlateau`` follows the loss, or the accuracy with ``mode=max``, of the validation if there is one.
+
+        Args:
+            scheduler: makes the scheduler of an optimizer.
+            optimizer: whose learning rate it changes.
+            optimizers: number of those that step on each batch. ``trainer.max_steps`` counts the steps of all.
         """
         lengths = _lengths(scheduler)
         if not lengths:
@@ -235,7 +242,8 @@ class GradientSteps(internals.QuickHooks):
             return entry
         steps = self.trainer.estimated_stepping_batches * self.steps_per_batch
         internals.forget_train_loader(self.trainer)
-        if 0 <= (limit := self.trainer.max_steps) < steps:  # training stops after the batch that reaches the limit
+        if 0 <= (limit := self.trainer.max_steps / optimizers) < steps:
+            # Training stops after the batch that reaches the limit.
             steps = math.ceil(limit / self.steps_per_batch) * self.steps_per_batch
         if not math.isfinite(steps):  # of a loader without a length
             raise ValueError(UNKNOWN_LENGTH)

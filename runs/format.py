@@ -1,6 +1,7 @@
 """Format numbers and tables for people."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -24,7 +25,8 @@ def format_metric(name: str, value: float) -> str:
 
 def is_percentage(name: str) -> bool:
     """Return whether people read a metric in percent."""
-    return "/acc" in name or name.endswith("/recognized")
+    words = re.findall("[a-z]+", "/".join(name.lower().split("/")[:2]))  # without the name of a class
+    return not {"acc", "accuracy", "recognized"}.isdisjoint(words)
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

@@ -258,6 +258,15 @@ def test_resumed_gan_keeps_its_schedules(tiny: None) -> None:
     assert first == second == pytest.approx(0.3 * 3e-3)  # after three epochs, times gamma every two
 
 
+@pytest.mark.parametrize("epochs", [-1, 9])
+def test_schedules_of_a_gan_end_with_its_last_step(epochs: int, tiny: None) -> None:
+    """``max_steps`` counts those of both optimizers."""
+    run("run", *settings("gan"), "scheduler=linear", f"trainer.max_epochs={epochs}", "trainer.max_steps=20")
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 20
+    assert [one["_last_lr"] for one in checkpoint["lr_schedulers"]] == [[pytest.approx(0, abs=1e-12)]] * 2
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_loss_that_is_not_finite_ends_the_training(model: str, tiny: None) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) after step") as raised:

@@ -30,6 +30,7 @@ from cli.build import build
 from cli.compose import compose
 from lit_models.exact import ExactModule
 from runs import safety
+from runs.format import format_metric
 from tests.conftest import PROJECT, Killed
 from tests.kill_and_resume import differences, final_state
 from tests.test_readme import _not_copied
@@ -365,6 +366,43 @@ def test_progress_shows_metrics_logged_with_prog_bar(
     assert re.search(r"100 %  loss [\d.]+  [\d,]+ batches/s", capsys.readouterr().err)
     run(ExactGAN, folder="exact")
     assert re.search(r"100 %  g_loss -?[\d.]+  d_loss", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("limits", "half", "end"),
+    [
+        (("trainer.max_epochs=3", "trainer.max_steps=20"), "epoch 1/3 [━─]+ 50 %", "epoch 2/3 [━─]+ 100 %"),
+        (("trainer.max_epochs=-1", "trainer.max_steps=20"), "epoch 1 [━─]+ 50 %", "epoch 2 ━{20} 100 %"),
+        (("trainer.max_epochs=2", "trainer.max_steps=200"), "epoch 1/2 [━─]+ 50 %", "epoch 2/2 ━{20} 100 %"),
+        (
+            ("trainer.max_epochs=-1", "trainer.max_steps=10", "trainer.accumulate_grad_batches=2"),
+            "epoch 1 [━─]+ 50 %",
+            "epoch 2 ━{20} 100 %",
+        ),
+    ],
+)
+def test_progress_ends_where_the_training_does(
+    limits: tuple[str, ...],
+    half: str,
+    end: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ProgressBar, "enable", lambda self: setattr(self, "_live", True))
+    monkeypatch.setattr("callbacks.progress_bar.REFRESH_SECONDS", 0)
+    run(LitAutoEncoder, *limits)
+    lines = [
+        line for line in capsys.readouterr().err.replace("#", "━").replace(".", "─").split("\r") if " left" in line
+    ]
+    assert len(lines) == 20
+    assert re.match(half, lines[9]) and re.match(end, lines[-1]) and "0:00 left" in lines[-1]
+
+
+def test_shares_are_shown_in_percent() -> None:
+    for name in ("val/acc", "test/acc/cat", "train/top5_acc", "val/accuracy", "test/recognized"):
+        assert format_metric(name, 0.5) == "50.00 %"
+    for name in ("val/loss", "test/f1/acc", "train/accumulated"):  # the second is that of a class
+        assert format_metric(name, 0.5) == "0.5000"
 
 
 def test_class_that_checkpoints_may_not_name_is_warned_of_at_the_start(

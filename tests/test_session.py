@@ -79,6 +79,12 @@ def test_a_run_is_returned_as_plain_objects(
     assert elsewhere.table == Path("elsewhere/predictions.csv").resolve()
 
 
+def test_composed_resume_leaves_nothing_to_the_next_command() -> None:
+    train(*POINTS, "hydra.run.dir=run")
+    compose("resume=run")
+    assert evaluate("run=run", "split=val")["val/loss"] > 0
+
+
 def test_rows_show_names_as_text() -> None:
     shown = Rows([{"<b>": 1}, {"a": 0.123456789, "<b>": "<i>"}])._repr_html_()
     assert "&lt;b&gt;" in shown and "<td>&lt;i&gt;</td><td>0.123457</td>" in shown and "<td>1</td><td></td>" in shown
