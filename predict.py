@@ -60,7 +60,7 @@ def predict_config(cfg: DictConfig, run_dir: Path) -> Path:
         check_without_effect("limit", "split=test")
     files = find_files(cfg.images) if cfg.images else [Path(str(cfg.csv))] if cfg.csv else []
     table, picture = (run_dir / cfg.output / name for name in ("predictions.csv", "predictions.png"))
-    replaces = _check_not_overwritten(files, table, picture, cfg)
+    replaces = _check_not_overwritten(files, table, picture, cfg, run_dir)
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"))
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
     source: Source
@@ -94,14 +94,16 @@ def predict_config(cfg: DictConfig, run_dir: Path) -> Path:
     return table
 
 
-def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, cfg: DictConfig) -> bool:
+def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, cfg: DictConfig, run_dir: Path) -> bool:
     """Return whether earlier predictions may be replaced, which is so in ``predictions/`` of a run only.
 
     Elsewhere nothing tells them from files that the user has made or changed.
 
     Raises:
-        ValueError: such files are in the way, or files that are to be read.
+        ValueError: such files are in the way, or files that are to be read; or a link that may have come with the run.
     """
+    if run_dir in Path(os.path.normpath(table)).parents and not is_within(table, run_dir):
+        raise ValueError(f"output={cfg.output} is refused: it leads through a link out of {os.path.relpath(run_dir)}")
     existing = [path for path in (table, picture) if os.path.lexists(path)]
     run = read_yaml(table.parent.parent / "config.yaml")
     replaces = cfg.output == "predictions" and run.keys() >= {"choices", "model", "data", "trainer"}

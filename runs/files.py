@@ -258,19 +258,21 @@ def make_unique_dir(name: str, suffix: str = "-{}") -> list[Path]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError for the directory of a run or a sweep through which a command would write somewhere else.
+    """Raise ValueError for the directory of a run or a sweep through which a command would read or write elsewhere.
 
     In an untrusted run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
     written by :func:`atomic_write`, which replaces a link. Of a run and of a sweep everything is checked: event files
     go to ``outputs/`` of one that is the working directory. Of a directory in which only a checkpoint lies, such as the
-    user's own, it is what the commands write into. That may be no link to another run within the run either: two
-    trainings would write the checkpoints of one.
+    user's own, it is what the commands write into, and the files of a run, which they read. The former may be no link
+    to another run within the run either: two trainings would write the checkpoints of one.
     """
     check_path(folder.resolve())
     if (name := os.path.relpath(folder)) != printable(name):
         raise ValueError(f"{name} is refused: the name has control characters")
-    written = {path for path in folder.iterdir() if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES)}
-    paths = list(folder.iterdir() if any(os.path.lexists(folder / name) for name in MADE_BY_US) else written)
+    paths = list(folder.iterdir())
+    written = {path for path in paths if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES)}
+    if not any(path.name in MADE_BY_US for path in paths):
+        paths = [path for path in paths if path in written or path.name in RUN_FILES]
     while paths:
         path = paths.pop()
         with contextlib.suppress(FileNotFoundError):  # a process that is running here has removed it

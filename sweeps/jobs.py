@@ -64,7 +64,7 @@ class Job:
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """Return the jobs of a sweep in their order, without those that another process is running."""
-    run_dirs = [path for path in sweep_dir.iterdir() if _is_job_dir(path)] if sweep_dir.is_dir() else []
+    run_dirs = _job_dirs(sweep_dir)
     jobs = [_read_job(run_dir) for run_dir in sorted(run_dirs, key=lambda path: (len(path.name), path.name))]
     return [job for job in jobs if job.status != "killed" or not _is_locked(job.run_dir / ".lock")]
 
@@ -92,7 +92,8 @@ def check_sweep_dir(sweep_dir: Path) -> None:
             f"{sweep_dir} has {', '.join(found)} in it, which this sweep would overwrite: hydra.sweep.dir=… names "
             "another directory"
         )
-    check_folder(sweep_dir)
+    for directory in (sweep_dir, *_job_dirs(sweep_dir)):  # the jobs too, where nothing tells that this is a sweep
+        check_folder(directory)
 
 
 def check_submitit(config: DictConfig, sweep_dir: Path) -> None:
@@ -197,8 +198,12 @@ def has_failed(sweep_dir: Path) -> bool:
     return os.path.lexists(sweep_dir / FIRST_FAILURE)
 
 
-def _is_job_dir(path: Path) -> bool:
-    return path.is_dir() and (_is_named_as_job(path) or (path / "result.json").exists())
+def _job_dirs(sweep_dir: Path) -> list[Path]:
+    # A link may lead to a run of the user's.
+    found = (
+        [path for path in sweep_dir.iterdir() if path.is_dir() and not path.is_symlink()] if sweep_dir.is_dir() else []
+    )
+    return [path for path in found if _is_named_as_job(path) or (path / "result.json").exists()]
 
 
 def _is_named_as_job(path: Path) -> bool:

@@ -34,12 +34,14 @@ def test_directory_without_a_checkpoint_starts_a_run() -> None:
     assert resolve_auto(STARTED) == STARTED
 
 
-def test_run_whose_files_are_links_out_of_it_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_config", [True, False])
+def test_run_whose_files_are_links_out_of_it_is_refused(has_config: bool, tmp_path: Path) -> None:
     Path("run/checkpoints").mkdir(parents=True)
     Path("run/checkpoints/last.ckpt").touch()
     Path("mine.csv").write_text("card\n4000\n")
     Path("run/metrics.csv").symlink_to("../mine.csv")
-    Path("run/config.yaml").touch()
+    if has_config:
+        Path("run/config.yaml").touch()
     with pytest.raises(ValueError, match=r"run/metrics.csv is refused: it is a link to ../mine.csv"):
         resolve_auto(COMMAND)
 

@@ -405,6 +405,18 @@ def test_path_that_is_not_a_regular_file_is_refused() -> None:
         assert error_line(f"data.path={path}", "data.target=price", "model=mlp") == f"{path} is not a regular file"
 
 
+@pytest.mark.parametrize("output", ["mine", "mine/deep", "../run/mine"])
+def test_predictions_follow_no_link_out_of_the_run(output: str) -> None:
+    make_table()
+    run("run", *KIND, "trainer.max_epochs=1")
+    Path("rows.csv").write_text("40,0.002\n")
+    Path("elsewhere").mkdir()
+    Path("run/mine").symlink_to("../elsewhere")
+    with pytest.raises(ValueError, match=f"output={output} is refused: it leads through a link out of run"):
+        predict_rows(Path("run"), csv="rows.csv", output=output)
+    assert list(Path("elsewhere").iterdir()) == []
+
+
 def test_predictions_do_not_overwrite_their_input() -> None:
     make_table()
     run("run", *KIND, "trainer.max_epochs=1")

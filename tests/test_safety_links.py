@@ -20,7 +20,8 @@ from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
 from runs.checkpoint import find_checkpoint
 from runs.files import atomic_write
-from sweeps.jobs import check_sweep_dir
+from runs.result import write_result
+from sweeps.jobs import check_sweep_dir, read_jobs
 from sweeps.study import open_study
 from tests.conftest import PROJECT
 from tests.untrusted import TINY, relative_paths
@@ -84,8 +85,8 @@ def test_link_or_special_file_anywhere_in_a_run_is_refused(name: str, kind: str,
             find_checkpoint(run)
 
 
-@pytest.mark.parametrize("name", ["evaluations/a/link", ".lock", "evaluate.log", "checkpoints/link"])
-def test_what_is_written_beside_a_checkpoint_alone_is_checked(name: str, untrusted: Path) -> None:
+@pytest.mark.parametrize("name", ["evaluations/a/link", ".lock", "evaluate.log", "checkpoints/link", "wandb.txt"])
+def test_what_is_used_beside_a_checkpoint_alone_is_checked(name: str, untrusted: Path) -> None:
     (folder := Path("alone")).mkdir()
     shutil.copy("outputs/untrusted/checkpoints/last.ckpt", folder / "mine.ckpt")
     (folder / "elsewhere").symlink_to(untrusted.parent)  # of the user's, as any other file
@@ -96,6 +97,30 @@ def test_what_is_written_beside_a_checkpoint_alone_is_checked(name: str, untrust
     (folder / name).symlink_to(untrusted.parent / "home")
     with pytest.raises(ValueError, match=r"is refused: it is a link to .*home, outside of "):
         find_checkpoint("alone/mine.ckpt")
+
+
+def test_link_to_a_run_of_the_user_is_no_job_of_a_sweep(tmp_path: Path) -> None:
+    """A sweep may be given without the files by which it is known as one."""
+    write_result(tmp_path / "mine", {"status": "finished", "overrides": [], "metrics": {"val/acc": 1.0}})
+    write_result(tmp_path / "sweep/0-01234567", {"status": "finished", "overrides": [], "metrics": {"val/acc": 0.5}})
+    for name in ("1-89abcdef", "named"):
+        (tmp_path / "sweep" / name).symlink_to("../mine")
+    assert [job.run_dir.name for job in read_jobs(tmp_path / "sweep")] == ["0-01234567"]
+    check_sweep_dir(tmp_path / "sweep")
+    (tmp_path / "sweep/2-01234567").mkdir()
+    (tmp_path / "sweep/2-01234567/result.json").symlink_to("../../mine/result.json")
+    with pytest.raises(ValueError, match=r"result\.json is refused: it is a link"):
+        check_sweep_dir(tmp_path / "sweep")
+
+
+@pytest.mark.parametrize("name", ["mlflow.txt", "wandb.txt", "result.json", "config.yaml"])
+def test_link_in_a_job_of_a_sweep_is_refused(name: str, tmp_path: Path) -> None:
+    """The second line of mlflow.txt is shown where it is another address than expected."""
+    cfg = OmegaConf.create({"seed": 1})
+    (job := tmp_path / "sweep" / job_dir(str(tmp_path / "sweep"), 0, _root_=cfg)).is_dir()
+    (job / name).symlink_to("../../netrc")
+    with pytest.raises(ValueError, match=f"{name} is refused: it is a link to ../../netrc, outside of "):
+        job_dir(str(tmp_path / "sweep"), 0, _root_=cfg)
 
 
 @pytest.mark.parametrize("name", [".study.lock", ".worker-0123456789ab.lock", "study.db"])
