@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from cli.answers import Answers
 from cli.build import load_run
 from cli.main import main
-from runs.format import printable
+from runs.format import one_line, printable
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
                 answer = self.server.answers.answer(asked)
             self._send(200, "application/json", json.dumps(answer))
         except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
-            self._send(400, "application/json", json.dumps({"error": printable(" ".join(str(error).split()))}))
+            self._send(400, "application/json", json.dumps({"error": printable(one_line(error))}))
 
     def _is_ours(self) -> bool:
         hosts = self.server.hosts

@@ -80,11 +80,10 @@ def _export_module(datamodule: Any, model: Any) -> tuple[Any, Any, str]:
 
     from runs.offers import Exports, Generates, Reconstructs
 
-    part = _shipped_part(model)
     generator = torch.Generator().manual_seed(0)
 
     class ExportModule(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, part: Any) -> None:
             super().__init__()
             self.part = part
 
@@ -94,20 +93,16 @@ def _export_module(datamodule: Any, model: Any) -> tuple[Any, Any, str]:
             return outputs if isinstance(model, Exports) else datamodule.denormalize_targets(outputs)
 
     class Generative(ExportModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part = model
-
         def forward(self, inputs: Tensor) -> Tensor:  # (B, latent_dim) to uint8 (B, C, H, W)
             return datamodule.to_uint8(model.sample(inputs))
 
     if isinstance(model, Generates):
-        return Generative().eval(), torch.randn((3, model.latent_dim), generator=generator), "images"
-    outputs = "codes" if isinstance(model, Reconstructs) else "logits"
-    size = (3, *datamodule.shape)
+        return Generative(model).eval(), torch.randn((3, model.latent_dim), generator=generator), "images"
+    outputs = "codes" if isinstance(model, Reconstructs) else "logits" if datamodule.class_names else "predictions"
+    module, size = Discriminative(_shipped_part(model)).eval(), (3, *datamodule.shape)
     if hasattr(datamodule, "load_image"):
-        return Discriminative().eval(), torch.randint(256, size, dtype=torch.uint8, generator=generator), outputs
-    return Discriminative().eval(), torch.randn(size, generator=generator), outputs
+        return module, torch.randint(256, size, dtype=torch.uint8, generator=generator), outputs
+    return module, torch.randn(size, generator=generator), outputs
 
 
 def _exported_program(datamodule: Any, model: Any) -> bytes:

@@ -231,7 +231,8 @@ def verdict(expect: dict[str, dict[str, Any]], found: dict[str, list[list[str]]]
             difference = statistics.mean(column) - want
             side = f"{_label('', name)}{'higher' if difference > 0 else 'lower'}"
             verdicts.append("as published" if abs(difference) <= near else side)
-    return next((word for word in verdicts if word != "as published"), verdicts[0] if verdicts else "")
+    differ = dict.fromkeys(word for word in verdicts if word != "as published")
+    return ", ".join(differ) or (verdicts[0] if verdicts else "")
 
 
 def _label(job: str, name: str) -> str:

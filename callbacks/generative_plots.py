@@ -12,6 +12,7 @@ from torch import Tensor
 from callbacks import get_datamodule
 from plots.generative import code_plane, latent_walk, project_codes, reconstructions, sample_grid, samples_over_epochs
 from plots.series import continuations
+from runs.format import one_line
 from runs.offers import ContinuesSeries, Generates, Reconstructs
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ class GenerativePlots(pl.Callback):
                 raise
             if what not in self._not_drawn:
                 self._not_drawn.add(what)
-                reason = " ".join(str(error).split())
-                log.warning("%s cannot be drawn: %s: %s; the run continues", what, type(error).__name__, reason)
+                kind = type(error).__name__
+                log.warning("%s cannot be drawn: %s: %s; the run continues", what, kind, one_line(error))
 
     # --- generators -------------------------------------------------------------------------------------------------
 

@@ -32,9 +32,9 @@ class MetricsHistory(Checkpoint):
     returns and does not log, are means over the batches of the epoch.
 
     A step is one of an optimizer: with two optimizers there are two in a batch. Epoch 0 is a validation before any
-    training. Within an epoch the loggers get ``train/loss_step`` every ``trainer.log_every_n_steps`` batches: the mean
-    loss since the previous point. Where a training step returns several losses, as ``g_loss`` and ``d_loss``, each has
-    such a curve. Checkpoints hold the rows, so a resumed run appends to them.
+    training. Within an epoch the loggers get ``train/loss_step`` every ``every_n_batches`` batches, or else every
+    ``trainer.log_every_n_steps``: the mean loss since the previous point. Where a training step returns several losses,
+    as ``g_loss`` and ``d_loss``, each has such a curve. Checkpoints hold the rows, so a resumed run appends to them.
 
     Subclasses Checkpoint so that it runs after the module has logged its epoch. It must precede, in the list of
     callbacks, all others that do so and ask what was measured.

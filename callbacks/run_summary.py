@@ -149,7 +149,7 @@ class RunSummary(pl.Callback):
         return hyperparameters
 
     def write_result(self, status: str, **more: Any) -> dict[str, Any]:
-        """Write ``result.json`` with a status, ``finished``, ``interrupted``, ``diverged`` or ``failed``; return it.
+        """Write ``result.json`` and return it. The status is finished, interrupted, pruned, diverged or failed.
 
         A file that cannot be written is recorded in ``write_error`` and not raised, because the run may be ending for
         another reason.

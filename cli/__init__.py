@@ -5,7 +5,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parent.parent
 CONF = PROJECT / "conf"
 
-# The groups in conf/ of which an option is chosen, and those of which a list of several may be.
+# The groups in conf/ of which an option is chosen, and in LISTS those of which several may be.
 GROUPS = (
     "experiment",
     "model",

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def build(cfg: DictConfig) -> tuple[Any, Any]:
 
     The model's class gets what its constructor has a parameter for: ``net`` and ``teacher``, where its config has one,
     ``optimizer`` and ``scheduler``, which make one from parameters and from an optimizer, and ``input_shape`` and
-    ``num_classes`` of the datamodule. So do the classes of the nets.
+    ``num_classes`` of the datamodule. The classes of the nets get the last two.
 
     Raises:
         ValueError: the model is no LightningModule, it makes its own optimizer and one was chosen, or it does not take
@@ -191,7 +192,11 @@ def _parameters(cls: Any) -> set[str]:
 
 
 def load_run(
-    run: str, checkpoint: str, moved: DictConfig | None = None, keep_float64: bool = False
+    run: str,
+    checkpoint: str,
+    moved: DictConfig | None = None,
+    keep_float64: bool = False,
+    make: Callable[[DictConfig], tuple[Any, Any]] = build,
 ) -> tuple[DictConfig, Any, Any]:
     """Return the config, the datamodule and the trained module of a run, from its checkpoint alone.
 
@@ -200,11 +205,12 @@ def load_run(
         checkpoint: see :func:`find_checkpoint`.
         moved: the ``data:`` of ``conf/command.yaml``. What is not null there replaces the stored setting.
         keep_float64: do not round the weights of a training in double precision to float32.
+        make: makes the datamodule and the module, and by default seeds this process.
     """
     stored = load_checkpoint(file := find_checkpoint(run, checkpoint)[1])
     cfg = stored_config(stored)
     _move_data(cfg.data, moved or {})
-    datamodule, model = build(cfg)
+    datamodule, model = make(cfg)
     model.configure_model()  # builds layers in some models
     if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
         model.double()
@@ -262,13 +268,8 @@ def _load_beside(run: str) -> tuple[DictConfig, Any, Any]:
     """Return the config, the datamodule and the trained module of a run, and change no random number of this one."""
     import torch
 
-    stored = load_checkpoint(file := find_checkpoint(run)[1])
-    cfg = stored_config(stored)
     with torch.random.fork_rng():
-        datamodule, model = _instantiate(cfg)
-        model.configure_model()
-    load_weights(model, stored, file)
-    return cfg, datamodule, model.eval()
+        return load_run(run, "last", make=_instantiate)
 
 
 def stored_config(checkpoint: dict[str, Any]) -> DictConfig:

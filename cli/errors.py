@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from cli import CONF, GROUPS, PROJECT
 from cli.help import default_settings
 from cli.job import job_number
-from runs.format import printable
+from runs.format import one_line, printable
 from runs.interrupts import PEER_DIED
 from runs.overrides import typed_setting
 from runs.rank import global_rank, is_rank_zero
@@ -64,7 +64,7 @@ def _missing_package(error: BaseException) -> str | None:
 
 def _missing_target(error: BaseException) -> str | None:
     """Return which part of a ``_target_`` does not exist, with the nearest name."""
-    if not (match := re.match(r"Error loading '([\w.]+)\.(\w+)'", _text(error))):
+    if not (match := re.match(r"Error loading '([\w.]+)\.(\w+)'", one_line(error))):
         return None
     module, name = match.groups()
     if module in sys.modules:
@@ -140,7 +140,7 @@ def _damaged_checkpoint(error: BaseException) -> str | None:
 
 def _known_error(error: BaseException) -> str | None:
     """Return the meaning of an error whose text is known, whatever its class."""
-    text = _text(error)
+    text = one_line(error)
     if isinstance(error, FileExistsError) and error.filename and os.path.islink(error.filename):
         target = os.readlink(error.filename)
         return f"{error.filename} is a link to {target}, which is not there: remove it, or name another directory"
@@ -168,7 +168,7 @@ def _known_error(error: BaseException) -> str | None:
 
 
 def _message(error: BaseException) -> str:
-    text = _text(error)
+    text = one_line(error)
     if isinstance(error, InstantiationException):
         return text
     clear = (ValueError, OSError, RuntimeError, ArithmeticError, HydraException, OmegaConfBaseException)
@@ -181,10 +181,6 @@ def _message(error: BaseException) -> str:
 def is_of_launcher(error: BaseException) -> bool:
     """Return whether a job of submitit or Ray gave no result, because it was canceled or its process was killed."""
     return type(error).__module__.startswith(("submitit.", "ray."))
-
-
-def _text(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _location(error: BaseException, is_clear: bool) -> str:

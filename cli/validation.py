@@ -62,7 +62,7 @@ CHOICES = {
         "bf16",
     ),
 }
-LOGGER_PACKAGES = {"mlflow": "mlflow", "wandb": "wandb"}
+LOGGER_PACKAGES = ("mlflow", "wandb")  # logger= names the package
 SECRET = re.compile("api_?key|token|password|secret", re.IGNORECASE)
 # null takes a part out of these groups.
 PART_GROUPS = ("callbacks", "metrics", "logger")
@@ -123,9 +123,9 @@ def check_loggers(cfg: DictConfig) -> None:
     tags = cfg.tags if isinstance(cfg.tags, ListConfig) else [None]
     if not all(isinstance(tag, str | int) and str(tag) == printable(str(tag)) for tag in tags):
         raise ValueError(f"tags={cfg.tags} must be a list of words, such as [baseline]")
-    for name, package in LOGGER_PACKAGES.items():
-        if (cfg.get("logger") or {}).get(name) and not importlib.util.find_spec(package):
-            raise ValueError(f"logger={name} needs a package: pip install {package}")
+    for name in LOGGER_PACKAGES:
+        if (cfg.get("logger") or {}).get(name) and not importlib.util.find_spec(name):
+            raise ValueError(f"logger={name} needs a package: pip install {name}")
 
 
 def _check_list(group: str, value: str) -> None:

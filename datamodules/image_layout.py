@@ -10,7 +10,7 @@ from datamodules.image_files import IMG_EXTENSIONS
 
 # Split -> names of its directory, in any case.
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-# Pictures in formats that are not read. A class of these is missed; a class of text files is none.
+# Pictures in formats that are not read. A directory of these is reported; one of text files is no class.
 OTHER_PICTURES: tuple[str, ...] = (".arw", ".avif", ".cr2", ".dcm", ".dib", ".dng", ".exr", ".heic")
 OTHER_PICTURES += (".heif", ".ico", ".j2k", ".jp2", ".jxl", ".nef", ".npy", ".pcx", ".pfm", ".psd", ".svg", ".tga")
 # What macOS and network drives add to archives and directories: copies and thumbnails.

@@ -19,7 +19,7 @@ from datamodules.published import DATASETS
 
 
 class ImageDataModule(InMemoryDataModule):
-    """A published image data set, from :mod:`datamodules.sources`.
+    """Images in memory, as uint8: by default a published data set from :mod:`datamodules.sources`.
 
     Args:
         root: directory of the data.

@@ -25,7 +25,7 @@ def check_fractions(**fractions: float) -> None:
 
 
 class InMemoryDataModule(pl.LightningDataModule):
-    """A data set that fits in memory. A subclass implements :meth:`load` and sets ``shape`` and ``num_classes``.
+    """A data set in memory. A subclass implements :meth:`load` and sets ``shape`` and ``num_classes``.
 
     Args:
         batch_size: training examples per step and process; None takes all of them at once.

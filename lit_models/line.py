@@ -8,7 +8,7 @@ from lit_models.supervised import Batch, Supervised
 
 
 class LineByAutograd(Supervised):
-    """Gradient steps as a tutorial writes them: forget the old gradient, ``loss.backward()``, step.
+    """Gradient steps as a tutorial writes them (``GradientSteps.gradient_step``): zero_grad, ``loss.backward()``, step.
 
     The net is :class:`lit_models.nets.RawLine`, and the loss the mean squared error.
     """

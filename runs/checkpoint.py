@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.files import check_folder, check_last, is_within
+from runs.format import one_line
 from runs.migrate import upgrade_checkpoint
 from runs.safety import check_safe, check_words
 
@@ -204,7 +205,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         check_undamaged(file)
         checkpoint = read_checkpoint(file)
     except Exception as error:  # torch raises many kinds of errors for a damaged or foreign file
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "Weights only load failed" in reason:
             raise ValueError(
                 f"{file} is refused: it holds more than numbers and plain values, which could run code"

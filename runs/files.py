@@ -41,7 +41,10 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # the errors of a file tha
 
 
 def is_writable(folder: Path) -> bool:
-    """Return whether files can be made in a directory, which need not exist yet. A file in its place is no reason."""
+    """Return whether files can be made in a directory, which need not exist yet.
+
+    True also where a file lies in its place.
+    """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)
 

@@ -39,6 +39,11 @@ def format_metrics(metrics: dict[str, float]) -> str:
     return printable("  ".join(f"{stage} {' '.join(values)}" for stage, values in stages.items()))
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error without line breaks, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def check_positive_int(name: str, value: object) -> None:
     """Raise ValueError, with the message of all such settings, unless a value is a whole number of at least 1."""
     if type(value) is not int or value < 1:

@@ -24,7 +24,7 @@ WARN_AFTER = 60.0  # seconds of waiting for the other ranks
 
 
 def global_rank() -> int:
-    """Return the global rank of this process, or where that is unknown the rank of or on its machine.
+    """Return the global rank of this process, or where that is unknown that of its machine or its rank on it.
 
     A variable that holds no number counts as zero here; :func:`check_rank_variables` reports it.
     """

@@ -31,7 +31,8 @@ class Run:
     Attributes:
         directory: the run directory.
         result: the content of ``result.json``.
-        metrics: the rows of ``metrics.csv``, one for each epoch. What was not measured is left out.
+        metrics: the rows of ``metrics.csv``, for each epoch and, with ``record.every_n_batches``, within epochs. What
+            was not measured is left out.
     """
 
     directory: Path

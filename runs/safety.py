@@ -13,7 +13,7 @@ from typing import Any
 from runs.format import printable
 from runs.overrides import override_key, train_command
 
-Path = tuple[str, ...]
+Keys = tuple[str, ...]
 
 # Modules whose classes a stored config may name. Every other class is refused.
 MODULES = (
@@ -132,7 +132,7 @@ def _check_override(override: str, message: str) -> None:
         raise ValueError(f"{message} is not the name of an option")
 
 
-def walk(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def walk(node: Any, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     """Yield all values in nested dicts and lists, each with its keys as words."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, value in items:
@@ -152,7 +152,7 @@ def _check_keys(node: Any, message: str) -> None:
             _check_keys(value, message)
 
 
-def _check_printable(path: Path, value: Any, message: str) -> None:
+def _check_printable(path: Keys, value: Any, message: str) -> None:
     """Raise ValueError for a key or a word that would print lines of its own or move the cursor."""
     if path[-1] != printable(path[-1]):
         raise ValueError(f"{message} has control characters in its name")
@@ -167,7 +167,7 @@ def check_metric(target: str, message: str) -> None:
     _check_target(target, ("metrics", "name", "_target_"), message)
 
 
-def _check_target(target: str, path: Path, message: str) -> None:
+def _check_target(target: str, path: Keys, message: str) -> None:
     # Only modules of known packages are imported, and only a class that they define themselves is accepted: a path such
     # as torch.nn.functional.torch.load ends outside of them.
     module, _, name = target.rpartition(".")
@@ -185,7 +185,7 @@ def _check_target(target: str, path: Path, message: str) -> None:
         raise ValueError(f"{message} is a training procedure, which may read files: it is not a part of one")
 
 
-def _kind(path: Path) -> tuple[type | None, str]:
+def _kind(path: Keys) -> tuple[type | None, str]:
     """Return the base class of a ``_target_`` at this path, and its name in an error."""
     import lightning.pytorch as pl
     from lightning.pytorch.profilers import Profiler
@@ -199,7 +199,7 @@ def _kind(path: Path) -> tuple[type | None, str]:
         return (Metric, "metric of torchmetrics") if len(path) == 3 else (None, "")
     if path[0] == "model" and len(path) > 2:  # its net and its loss
         return nn.Module, "net or loss"
-    parts: dict[Path, tuple[type, str]] = {
+    parts: dict[Keys, tuple[type, str]] = {
         ("model",): (pl.LightningModule, "model"),
         ("data",): (pl.LightningDataModule, "data set"),
         ("optimizer",): (Optimizer, "optimizer"),
@@ -210,7 +210,7 @@ def _kind(path: Path) -> tuple[type | None, str]:
     return parts.get(path[:-1], (None, ""))
 
 
-def _check_trainer_word(path: Path, value: str, message: str) -> None:
+def _check_trainer_word(path: Keys, value: str, message: str) -> None:
     if path[1] in TRAINER_REPLACED:
         return
     # Of the strategies FSDP reads a checkpoint itself, by unpickling it.

@@ -32,7 +32,7 @@ class SweepSummary(Callback):
     sweep_dir: ClassVar[Path | None] = None  # directory of the sweep that this process runs
     failed: ClassVar[int] = 0  # number of failed jobs
     left: ClassVar[int] = 0  # number of jobs that did not begin, in a sweep that ends at its first failure
-    complete: ClassVar[bool] = True  # whether the summary was written, and no job failed that could not record it
+    complete: ClassVar[bool] = True  # whether the summary was written, and every failed job could record its failure
     _next_write: ClassVar[float] = 0.0  # the time of the next summary after a job
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_models.nets.errors import unsupported_inputs
 
 
-def _num_features(features: nn.Module, input_shape: Sequence[int]) -> int:
+def count_features(features: nn.Module, input_shape: Sequence[int]) -> int:
     """Return the number of features that ``features`` computes from one image.
 
     Raises:
@@ -38,7 +38,7 @@ class CNN(nn.Module):
             nn.ReLU(),
             nn.Flatten(),  # (B, 320)
         )
-        self.fc = nn.Linear(_num_features(self.features, input_shape), num_classes)
+        self.fc = nn.Linear(count_features(self.features, input_shape), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         return self.fc(self.features(x))  # (B, num_classes)
@@ -73,7 +73,7 @@ class ResidualCNN(nn.Module):
             ResidualBlock(32),
             nn.Flatten(),  # (B, 512)
         )
-        self.fc = nn.Linear(_num_features(self.features, input_shape), num_classes)
+        self.fc = nn.Linear(count_features(self.features, input_shape), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         return self.fc(self.features(x))  # (B, num_classes)
@@ -104,7 +104,7 @@ class QuickCNN(nn.Module):
             nn.Flatten(),  # (B, 288)
         )
         self.classifier = nn.Sequential(
-            nn.Linear(_num_features(self.features, input_shape), 128),  # (B, 128)
+            nn.Linear(count_features(self.features, input_shape), 128),  # (B, 128)
             nn.ReLU(),
             nn.Linear(128, num_classes),
         )
@@ -132,7 +132,7 @@ class DropoutCNN(nn.Module):
             nn.Flatten(),  # (B, 320)
         )
         self.classifier = nn.Sequential(
-            nn.Linear(_num_features(self.features, input_shape), 50),  # (B, 50)
+            nn.Linear(count_features(self.features, input_shape), 50),  # (B, 50)
             nn.ReLU(),
             nn.Dropout(),
             nn.Linear(50, num_classes),
@@ -158,7 +158,7 @@ class ExampleCNN(nn.Module):
             nn.Flatten(),  # (B, 9216)
         )
         self.classifier = nn.Sequential(
-            nn.Linear(_num_features(self.features, input_shape), 128),  # (B, 128)
+            nn.Linear(count_features(self.features, input_shape), 128),  # (B, 128)
             nn.ReLU(),
             nn.Dropout(0.5),
             nn.Linear(128, num_classes),
@@ -207,7 +207,7 @@ class StackedCNN(nn.Module):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers, nn.Flatten())  # (B, 32 * 8 * 8) on CIFAR-10
         self.classifier = nn.Sequential(
-            nn.Linear(_num_features(self.features, input_shape), hidden_size),
+            nn.Linear(count_features(self.features, input_shape), hidden_size),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden_size, num_classes),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_models.nets.cnn import DropoutCNN
+from lit_models.nets.cnn import DropoutCNN, count_features
 from lit_models.nets.errors import unsupported_inputs
 
 
@@ -37,12 +37,12 @@ class SpatialTransformer(nn.Module):
             nn.ReLU(),
             nn.Flatten(),  # (B, 90)
         )
-        with torch.no_grad():
-            num_features = features(torch.zeros(1, *input_shape)).shape[1]
         last = nn.Linear(32, 6)
         nn.init.zeros_(last.weight)
         last.bias.data = torch.tensor([1.0, 0, 0, 0, 1, 0])  # the identity
-        self.localization = nn.Sequential(features, nn.Linear(num_features, 32), nn.ReLU(), last)
+        self.localization = nn.Sequential(
+            features, nn.Linear(count_features(features, input_shape), 32), nn.ReLU(), last
+        )
         self.classifier = DropoutCNN(input_shape, num_classes)
 
     def transform(self, x: Tensor) -> Tensor:  # (B, C, H, W)
