@@ -40,13 +40,13 @@ def predict(*overrides: str) -> Predictions:
         CommandError, KeyboardInterrupt: see :func:`call`. Of a run that may be read and not written, ``output=`` must
             name another directory.
     """
-    _, table = call(predict_config, overrides, "predict")
-    if not table.is_file():
-        raise CommandError(f"{os.path.relpath(table.parent)} cannot be written; output= names another directory")
+    run_dir, table = call(predict_config, overrides, "predict")
+    if table is None:
+        raise CommandError(f"{os.path.relpath(run_dir)} cannot be written; output= names another directory")
     return read_predictions(table)
 
 
-def predict_config(cfg: DictConfig, run_dir: Path) -> Path:
+def predict_config(cfg: DictConfig, run_dir: Path) -> Path | None:
     """Predict what ``cfg`` names; write ``predictions.csv`` and, for images, ``predictions.png`` to ``cfg.output``.
 
     Returns:
@@ -80,7 +80,7 @@ def predict_config(cfg: DictConfig, run_dir: Path) -> Path:
             _write_table(Path(folder, table.name), source, predictions)
         place = os.path.relpath(table.parent)
         log.warning("%s cannot be written, so the predictions are not kept; output= names another directory", place)
-        return table
+        return None
     with torch.inference_mode():
         shown, count = _write_table(table, source, predictions, replaces)
         title = f"the first {len(shown.names)} of {count:,}" if count > len(shown.names) else ""

@@ -5,6 +5,7 @@
 Needs MNIST. The files are digits of its test set; the peak is the resident size of a process that predicts them.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def predict_and_print(run: Path, images: Path) -> None:
         "samples": None,
     }
     start = time.perf_counter()
-    predict.predict_config(OmegaConf.create(settings | {"output": str(images.parent / "predictions")}), run)
+    predict.predict_config(OmegaConf.create(settings | {"output": f"{images}_predictions"}), run)
     seconds = time.perf_counter() - start
     # Not getrusage: its value begins with that of the parent process.
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -60,6 +61,8 @@ def predict_and_print(run: Path, images: Path) -> None:
 def main() -> None:
     import train
 
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         run.mkdir()
@@ -69,12 +72,12 @@ def main() -> None:
         for count in COUNTS:
             write_digits(images := Path(folder, str(count)), count)
             command = [sys.executable, str(Path(__file__).resolve()), str(run), str(images)]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True)
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             print(f"{count:,} files: {answer.stdout.splitlines()[-1]}", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if len(sys.argv) == 3:  # in a process of its own
         predict_and_print(*map(Path, sys.argv[1:]))
     else:
         main()

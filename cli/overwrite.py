@@ -164,7 +164,8 @@ def died_early(folder: Path, overrides: list[str], resume: str | None = None) ->
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         result = read_result(folder)
         dashboard = folder / "dashboard.txt"
-        events_dir = Path(dashboard.read_text(encoding="utf-8").strip()) if os.path.lexists(dashboard) else None
+        has_dashboard = os.path.lexists(dashboard)
+        events_dir = Path(dashboard.read_text(encoding="utf-8").removesuffix("\n")) if has_dashboard else None
     except (OSError, ValueError):
         return False
     config = read_yaml(folder / "config.yaml")

@@ -63,7 +63,7 @@ class TensorBoard(TensorBoardLogger):
     @functools.cached_property
     def log_dir(self) -> str:
         run_dir, file = Path(self.save_dir), Path(self.save_dir) / "dashboard.txt"
-        recorded = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+        recorded = file.read_text(encoding="utf-8", errors="replace").removesuffix("\n") if file.is_file() else ""
         recorded = recorded if recorded.isprintable() and len(recorded) < 1000 else ""
         # The run may come from anyone and name any directory here, or a URL, which would lie in it if it were a path.
         is_url = "://" in recorded
@@ -216,7 +216,7 @@ def _leads_back(directory: Path, run_dir: Path) -> bool:
     """Return whether ``run.txt`` in a directory of event files names this run."""
     file = directory / "run.txt"
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    return text.strip() == _way_back(run_dir, directory)
+    return text.removesuffix("\n") == _way_back(run_dir, directory)
 
 
 def _is_event_file(path: Path, parts: Sequence[str]) -> bool:

@@ -3,9 +3,11 @@
 import csv
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import evaluate
 import export
 import predict
 import train
+from benchmarks import memory
 from cli.build import load_run
 from cli.compose import compose
 from lit_models import nets
@@ -47,6 +50,20 @@ def train_run(folder: Path, *overrides: str) -> Path:
     folder.mkdir()
     train.train_config(compose(*overrides, "trainer.accelerator=cpu", "logger=none", "threads=1"), folder)
     return folder
+
+
+@pytest.mark.slow
+def test_peak_memory_is_measured(
+    random_images: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    random_images(5100, 20)
+    monkeypatch.setattr(memory, "COUNTS", (3, 5))
+    monkeypatch.setattr(sys, "argv", ["memory.py"])
+    memory.main()
+    lines = capfd.readouterr().out.splitlines()
+    assert [re.sub(r"[\d.]+ (s|MB)", r"… \1", line) for line in lines[-2:]] == [
+        f"{count} files: … s, … MB at most" for count in (3, 5)
+    ]
 
 
 @pytest.fixture(scope="module")

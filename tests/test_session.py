@@ -85,6 +85,14 @@ def test_composed_resume_leaves_nothing_to_the_next_command() -> None:
     assert evaluate("run=run", "split=val")["val/loss"] > 0
 
 
+def test_predictions_that_are_not_kept_are_not_those_of_an_earlier_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    train(*POINTS, "hydra.run.dir=run")
+    assert len(predict("run=run", "split=test", "limit=2").rows) == 2
+    monkeypatch.setattr("predict.is_writable", lambda _: False)
+    with pytest.raises(CommandError, match="run cannot be written; output= names another directory"):
+        predict("run=run", "split=test", "limit=1")
+
+
 def test_rows_show_names_as_text() -> None:
     shown = Rows([{"<b>": 1}, {"a": 0.123456789, "<b>": "<i>"}])._repr_html_()
     assert "&lt;b&gt;" in shown and "<td>&lt;i&gt;</td><td>0.123457</td>" in shown and "<td>1</td><td></td>" in shown
