@@ -232,7 +232,7 @@ def verdict(expect: dict[str, dict[str, Any]], found: dict[str, list[list[str]]]
             side = f"{_label('', name)}{'higher' if difference > 0 else 'lower'}"
             verdicts.append("as published" if abs(difference) <= near else side)
     differ = dict.fromkeys(word for word in verdicts if word != "as published")
-    return ", ".join(differ) or (verdicts[0] if verdicts else "")
+    return "; ".join(differ) or (verdicts[0] if verdicts else "")
 
 
 def _label(job: str, name: str) -> str:

@@ -35,7 +35,7 @@ def watch(folder: Path, arguments: tuple[str, ...], count: Callable[[], int], ma
             seconds = (time.perf_counter() - since) / (now - last)
             rows.append(f"| {now:,} | {memory:.0f} MB | {len(os.listdir(proc / 'fd'))} | {seconds:.3f} s |")
             last, since = now, time.perf_counter()
-            marks.pop(0)
+            marks = [mark for mark in marks if mark > now]
         time.sleep(0.05)
     if process.returncode:
         raise SystemExit(f"error: {(folder / 'log').read_text()[-300:]}")
@@ -49,7 +49,7 @@ def steps(total: int) -> list[int]:
 
 def sweep(folder: Path, jobs: int) -> list[str]:
     settings = ("-m", "trainer.max_epochs=1", "logger=none", f"seed=range({jobs})", "hydra.sweep.dir=sweep")
-    marks = [2, 10, *steps(jobs)[1:]]  # the start-up is in the first row
+    marks = sorted({2, 10, *steps(jobs)[1:]})  # the start-up is in the first row
     return watch(folder, settings, lambda: len(list(folder.glob("sweep/*/result.json"))), marks)
 
 

@@ -217,7 +217,8 @@ def check_and_run(
         overwrite.check_log(output_dir / f"{HydraConfig.get().job.name}.log")
     # A resumed run has them in its checkpoint.
     if missing := set() if cfg.get("resume") else OmegaConf.missing_keys(cfg):
-        raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} is required")
+        required = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} {required} required")
     if not is_training:
         check_values(cfg, str(HydraConfig.get().job.config_name))
         begin_log()

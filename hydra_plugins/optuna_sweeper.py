@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -198,7 +199,8 @@ class OptunaSweeper(Sweeper):
         start = {}
         for key, distribution in self.space.items():
             value = base.hydra.runtime.choices.get(key) or OmegaConf.select(base, key)
-            value = str(value) if hasattr(distribution, "choices") else value
+            if hasattr(distribution, "choices"):
+                value = next((text for text in distribution.choices if _parsed(key, text) == value), str(value))
             if not _contains(distribution, value):
                 return {}
             start[key] = value
@@ -267,6 +269,7 @@ class OptunaSweeper(Sweeper):
             state = TrialState.FAIL if result["status"] == "failed" else TrialState.PRUNED
             study.tell(trial.number, state=state)
         else:
+            self.objective.check_validation(any(name.startswith("val/") for name in result["metrics"]))
             self.objective.check_measured(result["metrics"])
             monitor = self.objective.resolve(result["metrics"])
             study.tell(trial.number, result["metrics"][monitor.name] if monitor else None)
@@ -288,6 +291,11 @@ def _distribution(override: Override) -> "BaseDistribution":
         if numbers and all(isinstance(number, int) for number in numbers):
             return IntDistribution(numbers[0], numbers[-1], step=int(sweep.step))
     return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def _parsed(key: str, text: str) -> Any:
+    """Return the value of a choice, which Optuna keeps as text: a list, a number, a word."""
+    return OverridesParser.create().parse_override(f"{key}={text}").value()
 
 
 def _contains(distribution: Any, value: Any) -> bool:

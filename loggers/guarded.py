@@ -82,7 +82,8 @@ def begin_loggers(loggers: Sequence[Logger]) -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error that says something. Those of services go on with a request or a stack."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
-    return next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])[:300]  # SQLAlchemy
+    first = next((line for line in lines if not line.startswith("(raised as a result of")), lines[0])  # SQLAlchemy
+    return first.rstrip(".")[:300]
 
 
 def read_run_id(file: Path) -> list[str]:

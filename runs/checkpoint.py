@@ -71,7 +71,7 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
                 f"the run in {shown} has no best.ckpt: none of its epochs has measured, at its end, what tells which "
                 "one is best (monitor=); checkpoint=last takes last.ckpt"
             )
-        raise FileNotFoundError(f"the run in {shown} has no {checkpoint}.ckpt: it ended before its first epoch did")
+        raise FileNotFoundError(f"the run in {shown} has no {checkpoint}.ckpt: it has finished no epoch")
     check_folder(path)
     return path, file
 

@@ -353,7 +353,7 @@ def line_of_results(experiment: str, seed: int, figure: str, value: str, job: st
         (
             "mnist_gan",
             {"train/g_loss": ["3.62", "3.82", "3.7"], "train/d_loss": ["0.074", "0.081", "0.08"]},
-            "train g_loss 3.7 ± 0.1 (3); train d_loss 0.078 ± 0.004 (3) | train g_loss higher",
+            "train g_loss 3.7 ± 0.1 (3); train d_loss 0.078 ± 0.004 (3) | train g_loss higher; train d_loss lower",
         ),
         (
             "blobs",

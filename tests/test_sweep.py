@@ -31,7 +31,7 @@ from callbacks.pruning import OptunaPruning, Pruned
 from cli import job_dir, process
 from cli.errors import format_error
 from cli.exit_codes import resume_command
-from hydra_plugins.optuna_sweeper import OptunaSweeper
+from hydra_plugins.optuna_sweeper import OptunaSweeper, _distribution
 from plots.figure import to_pixels
 from runs.monitor import Monitor, Monitors
 from sweeps.callback import SweepSummary, _print_once
@@ -387,6 +387,28 @@ def test_sweep_is_resumed_by_its_directory(sweep_config, monkeypatch) -> None:
     monkeypatch.setattr(SweepSummary, "sweep_dir", Path("Übung 1").rename("last"))
     assert resume_command() == "python train.py -m seed=1,2 sweep_resume=./last"
     assert format_error(KeyboardInterrupt()) == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("override", "is_held"),
+    [
+        ("net.sizes=choice([9],[5, 5])", True),
+        ("net.sizes=choice([9],[5,6])", False),
+        ("nesterov=choice(false,true)", True),
+        ("model=choice(mlp,cnn)", True),
+        ("name=choice(a b,c)", False),
+        ("lr=interval(0.001,0.1)", True),
+        ("lr=choice(0.1,0.003)", True),
+        ("width=range(1,9)", True),
+    ],
+)
+def test_first_trial_has_the_settings_of_the_config(override: str, is_held: bool) -> None:
+    sweeper = OptunaSweeper({}, None, None, n_trials=3, startup_trials=1, seed=1)
+    parsed = OverridesParser.create().parse_override(override)
+    sweeper.space = {parsed.key_or_group: _distribution(parsed)}
+    config = {"net": {"sizes": [5, 5]}, "nesterov": True, "name": "d", "lr": 0.003, "width": 4}
+    base = OmegaConf.create(config | {"hydra": {"runtime": {"choices": {"model": "cnn"}}}})
+    assert list(sweeper._first_trial(base)) == ([parsed.key_or_group] if is_held else [])
 
 
 @pytest.mark.parametrize(
