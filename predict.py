@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -63,13 +64,7 @@ def predict_config(cfg: DictConfig, run_dir: Path) -> Path | None:
     replaces = _check_not_overwritten(files, table, picture, cfg, run_dir)
     _, datamodule, model = load_run(cfg.run, cfg.checkpoint, cfg.get("data"))
     predictions = predictions_of(datamodule, model, samples=cfg.samples is not None)
-    source: Source
-    if cfg.images:
-        source = (ImagePair if isinstance(predictions, Comparisons) else ImageFiles)(files, datamodule)
-    elif cfg.csv:
-        source = Rows(files[0], datamodule)
-    else:
-        source = Split(cfg.split, cfg.limit, datamodule) if cfg.split else Latents(cfg.samples, model)
+    source = _source(cfg, files, datamodule, model, predictions)
 
     import torch
 
@@ -92,6 +87,14 @@ def predict_config(cfg: DictConfig, run_dir: Path) -> Path | None:
         more = f" and {len(skipped) - 10:,} more" if len(skipped) > 10 else ""
         raise FilesSkipped(f"{len(skipped):,} of {len(files):,} files skipped: {', '.join(skipped[:10])}{more}")
     return table
+
+
+def _source(cfg: DictConfig, files: list[Path], datamodule: Any, model: Any, predictions: Numbers) -> Source:
+    if cfg.images:
+        return (ImagePair if isinstance(predictions, Comparisons) else ImageFiles)(files, datamodule)
+    if cfg.csv:
+        return Rows(files[0], datamodule)
+    return Split(cfg.split, cfg.limit, datamodule) if cfg.split else Latents(cfg.samples, model)
 
 
 def _check_not_overwritten(files: Iterable[Path], table: Path, picture: Path, cfg: DictConfig, run_dir: Path) -> bool:

@@ -271,7 +271,6 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
     its run has: elsewhere it would replace what is of another run. Several settings of a group in braces are refused,
     because checks are of single ones.
     """
-    directories = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
     no_groups = ("hydra.mode", "hydra.output_subdir", "hydra.searchpath", "hydra.verbose")
     is_sweep = asks_for_sweep(arguments)
     for override in arguments:
@@ -304,19 +303,23 @@ def check_hydra_settings(arguments: Sequence[str], command: str) -> None:
             raise ValueError(f"{override} is refused: ??? is no value, and ./??? a directory")
         if key == "resume" and not value.strip("'\" "):
             raise ValueError(f"{override} names no run; resume=last is the one that was started last")
-        if key in directories and command != "train":
-            raise ValueError(f"{override} is refused: {command} chooses its directory itself")
-        if key in directories and not value.strip("'\" "):
-            raise ValueError(f"{override} names no directory; {override}. is this one")
-        if key in directories:
-            check_utf8(value)
-            if value != printable(value):
-                raise ValueError(f"{override} is refused: the name has control characters")
-            check_name_in_outputs(value.strip("'\" "), override)
-        if key in directories and "://" in value:
-            raise ValueError(f"{override} is refused: it is not a directory on this machine")
+        if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
+            _check_directory(override, value, command)
     if is_sweep and command != "train":
         raise ValueError(f"-m is for train.py: {command}.py takes one run")
+
+
+def _check_directory(override: str, value: str, command: str) -> None:
+    if command != "train":
+        raise ValueError(f"{override} is refused: {command} chooses its directory itself")
+    if not (name := value.strip("'\" ")):
+        raise ValueError(f"{override} names no directory; {override}. is this one")
+    check_utf8(value)
+    if value != printable(value):
+        raise ValueError(f"{override} is refused: the name has control characters")
+    check_name_in_outputs(name, override)
+    if "://" in value:
+        raise ValueError(f"{override} is refused: it is not a directory on this machine")
 
 
 def _refuse_nested_launch(show_traceback: bool) -> None:

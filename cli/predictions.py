@@ -38,8 +38,7 @@ class Numbers:
 
     def format(self, row: Row) -> str:
         """Return a row as it is printed; nothing where there is nothing to say."""
-        target = f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
-        return f"{row['input']}  {_format_value(row['prediction'])}{target}"
+        return f"{row['input']}  {_format_value(row['prediction'])}{_truth(row)}"
 
     def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         """Return images with their predictions below a title, or None where there is nothing to draw."""
@@ -66,8 +65,7 @@ class Classes(Numbers):
         return rows
 
     def format(self, row: Row) -> str:
-        target = f"  true: {row['truth']}" if "truth" in row else ""
-        return f"{row['input']}  {row['top 3']}{target}"
+        return f"{row['input']}  {row['top 3']}{_truth(row)}"
 
     def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.images import predictions
@@ -99,8 +97,7 @@ class Comparisons(Numbers):
         return rows
 
     def format(self, row: Row) -> str:
-        target = f"  true: {row['truth']}" if "truth" in row else ""
-        return f"{row['input']}  {row['label']} {100 * row['probability']:.1f} %{target}"
+        return f"{row['input']}  {row['label']} {100 * row['probability']:.1f} %{_truth(row)}"
 
     def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.images import predictions
@@ -128,8 +125,7 @@ class Reconstructions(Numbers):
         return rows
 
     def format(self, row: Row) -> str:
-        target = f"  true: {row['truth']}" if "truth" in row else ""
-        return f"{row['input']}  squared error {_format_value(row['squared error'])}{target}"
+        return f"{row['input']}  squared error {_format_value(row['squared error'])}{_truth(row)}"
 
     def figure(self, examples: Examples, outputs: "Tensor", title: str = "") -> "Figure | None":
         from plots.generative import reconstructions
@@ -215,6 +211,10 @@ def _both(equal: "Tensor") -> "Tensor":
     import torch
 
     return torch.stack([1 - equal, equal], 1)
+
+
+def _truth(row: Row) -> str:
+    return f"  true: {_format_value(row['truth'])}" if "truth" in row else ""
 
 
 def _format_value(value: Any) -> str:

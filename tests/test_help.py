@@ -26,7 +26,7 @@ def test_cfg_prints_the_comments_of_base_files(shell) -> None:
     assert "  fold: 0 # number of the part, from 0" in lines  # from conf/data/base/default.yaml
     assert "  batch_size: null # all at once" in lines  # from base/generated.yaml, which overrides the comment
     assert "  data_seed: 2 # with this seed no point lies in the other cloud" in lines  # from blobs.yaml
-    assert "  validate_on: val # or test, or train" in lines
+    assert "  validate_on: val # or test, as in tutorials that hold nothing out, or train" in lines
     assert not any("Gaussian clouds" in line for line in lines)
 
 
