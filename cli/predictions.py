@@ -220,4 +220,6 @@ def _truth(row: Row) -> str:
 def _format_value(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_format_value, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"

@@ -64,7 +64,9 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         raise FileNotFoundError(f"{missing}; python train.py makes one")
     file, shown = path / "checkpoints" / f"{checkpoint}.ckpt", os.path.relpath(path)
     if not (path / "config.yaml").is_file():
-        raise FileNotFoundError(f"{shown} is not a run directory: it has no config.yaml")
+        runs = sorted(found.parent for found in path.glob("*/config.yaml"))
+        hint = f"; {os.path.relpath(runs[-1])} is one" if runs else ""
+        raise FileNotFoundError(f"{shown} is not a run directory: it has no config.yaml{hint}")
     if not file.is_file():
         if checkpoint == "best" and file.with_name("last.ckpt").is_file():
             raise FileNotFoundError(

@@ -153,7 +153,8 @@ class Summary:
         lines = []
         for reason, (first, *others) in by_reason.items():
             which = f"{first} and {len(others)} more" if others else first
-            lines.append(f"  failed: {': '.join(filter(None, (which, reason)))}")
+            parts = (reason,) if reason.startswith(which) else (which, reason)  # many a reason names the setting
+            lines.append(f"  failed: {': '.join(filter(None, parts))}")
         return lines
 
 

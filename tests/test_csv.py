@@ -16,6 +16,7 @@ import train
 from cli.build import load_run
 from cli.compose import compose
 from cli.errors import format_error
+from cli.predictions import Numbers
 from cli.resume import merge_resume_config
 from datamodules import CSVTable
 from datamodules.csv_file import in_one_line
@@ -415,6 +416,12 @@ def test_predictions_follow_no_link_out_of_the_run(output: str) -> None:
     with pytest.raises(ValueError, match=f"output={output} is refused: it leads through a link out of run"):
         predict_rows(Path("run"), csv="rows.csv", output=output)
     assert list(Path("elsewhere").iterdir()) == []
+
+
+def test_large_predictions_are_printed_without_an_exponent() -> None:
+    numbers = Numbers(None, None)
+    shown = [numbers.format({"input": "a", "prediction": one}) for one in (79990.4, 0.123456, -1234567.0, [2e4, 1.5])]
+    assert shown == ["a  79,990", "a  0.1235", "a  -1,234,567", "a  20,000 1.5"]
 
 
 def test_predictions_do_not_overwrite_their_input() -> None:

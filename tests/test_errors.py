@@ -115,6 +115,7 @@ EARLY = {
     "resume=": "resume= names no run; resume=last is the one that was started last",
     "resume=nowhere": "nowhere is neither a run directory nor a checkpoint; python train.py makes one",
     "resume=notes": "notes is not a run directory: it has no config.yaml",
+    "resume=.": "is not a run directory: it has no config.yaml; unfinished is one",
     "resume=notes/mine.txt": "mine.txt is damaged or not a checkpoint",
     "resume=empty.ckpt": "empty.ckpt is damaged or not a checkpoint",
     "resume=truncated.ckpt": "truncated.ckpt is damaged or not a checkpoint",
@@ -148,6 +149,7 @@ EARLY = {
     "hydra.run.dir=nowhere_link": "nowhere_link is a link to nowhere, which is not there: remove it, or name another",
     # quotes
     "optimizer.betas=(0.9,0.99)": "; with quotes 'optimizer.betas=\"(0.9,0.99)\"' is a text; 'optimizer.betas=[0.9,",
+    "data=csv model=mlp": "data.path=…, data.target=… are required",
     "data=csv data.target=größe data.path=a.csv": "with quotes 'data.target=\"größe\"' is a text",
 }
 # These fail after torch, Lightning or the data are loaded.
