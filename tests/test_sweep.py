@@ -114,8 +114,8 @@ def test_failed_job_is_ranked_last_with_its_reason() -> None:
     assert summary.job_rows()[-1]["reason"] == "the training loss is nan"
     assert "failed: optimizer.lr=100: the training loss is nan" in str(summary)
     assert "3 runs, 1 failed" in str(summary)
-    write_job(1, ["optimizer.lr=100"], None, status="failed", reason="optimizer.lr=100 is too large")
-    assert "  failed: optimizer.lr=100 is too large" in str(Summary(Path("sweep"))).splitlines()
+    write_job(3, ["optimizer.lr=-1"], None, status="failed", reason="optimizer.lr=-1 is below zero")
+    assert "  failed: optimizer.lr=-1 is below zero" in str(Summary(Path("sweep"))).splitlines()
 
 
 def test_published_figures_stand_beside_the_results() -> None:
