@@ -406,6 +406,7 @@ def test_path_that_is_not_a_regular_file_is_refused() -> None:
         assert error_line(f"data.path={path}", "data.target=price", "model=mlp") == f"{path} is not a regular file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["mine", "mine/deep", "../run/mine"])
 def test_predictions_follow_no_link_out_of_the_run(output: str) -> None:
     make_table()

@@ -258,6 +258,7 @@ def test_resumed_gan_keeps_its_schedules(tiny: None) -> None:
     assert first == second == pytest.approx(0.3 * 3e-3)  # after three epochs, times gamma every two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [-1, 9])
 def test_schedules_of_a_gan_end_with_its_last_step(epochs: int, tiny: None) -> None:
     """``max_steps`` counts those of both optimizers."""

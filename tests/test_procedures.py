@@ -368,6 +368,7 @@ def test_progress_shows_metrics_logged_with_prog_bar(
     assert re.search(r"100 %  g_loss -?[\d.]+  d_loss", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "half", "end"),
     [

@@ -79,12 +79,14 @@ def test_a_run_is_returned_as_plain_objects(
     assert elsewhere.table == Path("elsewhere/predictions.csv").resolve()
 
 
+@pytest.mark.slow
 def test_composed_resume_leaves_nothing_to_the_next_command() -> None:
     train(*POINTS, "hydra.run.dir=run")
     compose("resume=run")
     assert evaluate("run=run", "split=val")["val/loss"] > 0
 
 
+@pytest.mark.slow
 def test_predictions_that_are_not_kept_are_not_those_of_an_earlier_command(monkeypatch: pytest.MonkeyPatch) -> None:
     train(*POINTS, "hydra.run.dir=run")
     assert len(predict("run=run", "split=test", "limit=2").rows) == 2
