@@ -216,7 +216,7 @@ class OptunaSweeper(Sweeper):
         with _locked(sweep_dir / ".study.lock"):
             running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             trials = [trial for trial in running if not _is_alive(sweep_dir, trial.user_attrs.get("worker"))]
-            for trial in [trial for trial in trials if not self._fits(trial)]:
+            for trial in [trial for trial in trials if not self._fits(trial.params)]:
                 if not set(trial.params) < set(self.space):
                     settings = " ".join(f"{name}={value}" for name, value in trial.params.items())
                     raise ValueError(
@@ -239,26 +239,30 @@ class OptunaSweeper(Sweeper):
                     new = study.ask(self.space)
                 except ValueError as error:
                     raise ValueError(f"{sweep_dir / 'study.db'} has a trial with other settings: {error}") from error
-                if not self._fits(trial := read_trial(study, new.number)):
+                if not self._fits((trial := read_trial(study, new.number)).params):
                     study.tell(new.number, state=TrialState.FAIL)  # it waited in the study, with parameters of its own
                     continue
                 new.set_user_attr("worker", worker)
-                trials.append(read_trial(study, new.number))
+                trials.append(trial)
         return sorted(trials, key=lambda trial: trial.number)
 
-    def _fits(self, trial: "FrozenTrial") -> bool:
-        """Return whether a trial has the parameters of the search space, in range. They become overrides of a job."""
-        params, space = trial.params, self.space
+    def _fits(self, params: dict[str, Any]) -> bool:
+        """Return whether the parameters of a trial are those of the search space, in range."""
+        space = self.space
         return params.keys() == space.keys() and all(_contains(space[key], value) for key, value in params.items())
+
+    def _overrides(self, trial: "FrozenTrial") -> list[str]:
+        """Return the overrides of a job, of values that are checked here: the study may be untrusted."""
+        if not self._fits(params := dict(trial.params)):
+            raise ValueError(f"trial {trial.number} in study.db has settings that this search does not hold")
+        return [*self.fixed, *(f"{key}={_format(params[key])}" for key in self.space)]
 
     def _launch(self, trials: list["FrozenTrial"]) -> Iterator[Any]:
         """Run the trials as jobs, numbered as in the study."""
         while trials:
             numbers = [trial.number for trial in trials]
             size = next(n for n in range(1, len(trials) + 1) if numbers[n:] == [] or numbers[n] != numbers[0] + n)
-            jobs = [
-                [*self.fixed, *(f"{key}={_format(trial.params[key])}" for key in self.space)] for trial in trials[:size]
-            ]
+            jobs = list(map(self._overrides, trials[:size]))
             yield from self.launcher.launch(jobs, initial_job_idx=numbers[0])
             trials = trials[size:]
 

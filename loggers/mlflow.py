@@ -2,10 +2,13 @@
 
 import contextlib
 import hashlib
+import itertools
+import json
 import logging
 import os
 import re
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +25,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
 from loggers.guarded import Guarded, check_no_link, check_place, first_line, is_resumed, read_run_id, write_run_id
-from runs.files import atomic_write, is_within
+from runs.files import atomic_write, encode_png, is_within
 from runs.format import printable
 from runs.sqlite import TIMEOUT, check_files, table_names
 
@@ -83,6 +86,7 @@ class MLflow(Guarded, MLFlowLogger):
         self._stored_id = stored[0] if stored and re.fullmatch("[0-9a-f]{32}", stored[0]) else None
         self._uri, self._names = uri, (experiment_name, run_name)
         self._known: set[str] = set()  # the metrics that were logged
+        self._artifacts = ""  # the place of the artifacts, as it was checked at the start
         # The constructor of MLFlowLogger would make the database. begin() calls it.
 
     save_dir = None  # Lightning writes no files for this logger
@@ -126,6 +130,7 @@ class MLflow(Guarded, MLFlowLogger):
             is_here = run.data.tags.get(RUN_DIR) == os.path.abspath(self._file.parent)
             if is_here and run.info.lifecycle_stage == "active" and self._is_own(run.info.artifact_uri):
                 self._before = run.info.status, run.info.end_time, run.info.run_name
+                self._artifacts = run.info.artifact_uri
                 client.update_run(self._stored_id, status="RUNNING", name=self._names[1])
                 return self._stored_id
         except MlflowException as error:
@@ -160,7 +165,7 @@ class MLflow(Guarded, MLFlowLogger):
         run = client.create_run(experiment_id, tags=tags).info
         if not self._is_own(run.artifact_uri):
             raise ValueError(f"its run has its artifacts at {printable(run.artifact_uri)}")
-        run_id: str = run.run_id
+        run_id, self._artifacts = str(run.run_id), run.artifact_uri
         return run_id
 
     def _write_metrics(self, metrics: dict[str, float], step: int | None) -> None:
@@ -188,12 +193,29 @@ class MLflow(Guarded, MLFlowLogger):
         for name in params.keys() & known.keys():
             if known[name] != params[name]:
                 self.experiment.set_tag(self.run_id, name, params[name])
-        self.experiment.log_text(self.run_id, text, "config.yaml")
+        self._write_artifact("config.yaml", text.encode())
+
+    def _write_artifact(self, name: str, content: bytes) -> None:
+        """Write an artifact ``DIRECTORY/FILE`` or ``FILE``.
+
+        Those of ``outputs/mlflow.db`` go beside it, whatever it says by now: it may come with runs of others.
+        """
+        if self._is_default:
+            path = Path(self._artifacts, name)
+            for parent in itertools.takewhile(lambda folder: folder.name != "mlruns", path.parents):
+                check_no_link(parent)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content)
+            return
+        directory, _, file_name = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as folder:
+            (file := Path(folder, file_name)).write_bytes(content)
+            self.experiment.log_artifact(self.run_id, str(file), directory or None)
 
     @rank_zero_only
     def log_plot(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Add a plot, uint8 ``(H, W, 3)``, to the artifacts."""
-        self._guard(lambda: self.experiment.log_image(self.run_id, pixels, f"{name}.png"))
+        self._guard(lambda: self._write_artifact(f"{name}.png", encode_png(pixels)))
 
     @rank_zero_only
     def log_end(self, result: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -206,7 +228,7 @@ class MLflow(Guarded, MLFlowLogger):
             {name: value for name, value in left.items() if _metric_name(name) not in self._known}, result["steps"]
         )
         self.experiment.set_tag(self.run_id, "status", result["status"])
-        self.experiment.log_dict(self.run_id, result, "result.json")
+        self._write_artifact("result.json", f"{json.dumps(result, indent=1)}\n".encode())
         self.experiment.set_terminated(self.run_id, STATUSES.get(result["status"], "FAILED"))
 
     def finalize(self, status: str = "success") -> None:

@@ -210,12 +210,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_png(path: Path, pixels: "np.ndarray", overwrite: bool = True) -> None:
     """Write an image, uint8 ``(H, W, 3)``. See :func:`atomic_write`."""
+    encoded = encode_png(pixels)
+    with atomic_write(path, overwrite) as temporary:
+        temporary.write_bytes(encoded)
+
+
+def encode_png(pixels: "np.ndarray") -> bytes:
+    """Return the content of a PNG file of an image, uint8 ``(H, W, 3)``."""
     from PIL import Image
 
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "png")
-    with atomic_write(path, overwrite) as temporary:
-        temporary.write_bytes(encoded.getvalue())
+    return encoded.getvalue()
 
 
 def update_symlink(link: Path, target: Path) -> None:

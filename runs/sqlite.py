@@ -44,12 +44,30 @@ def _tail(file: Path, size: int) -> bytes:
 
 
 def table_names(database: sqlite3.Connection, harmless: str | None = None) -> set[str] | None:
-    """Return the tables of a database, or None for one with a view or a trigger, which runs when a table is used.
+    """Return the tables of a database, or None for one that changes other rows than those that are written.
+
+    A view or a trigger runs when a table is used, a foreign key may set a default, a virtual table may be anything, and
+    two tables may share the pages in which their rows are.
 
     Args:
         harmless: a pattern of triggers that may be there.
     """
-    schema = database.execute("SELECT type, name, sql FROM sqlite_master WHERE type != 'index'").fetchall()
-    if any(kind != "table" and not (harmless and re.fullmatch(harmless, sql or "")) for kind, _, sql in schema):
+    if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):  # such as a page of two tables
         return None
-    return {name for kind, name, _ in schema if kind == "table"}
+    schema = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    for kind, name, sql in schema:
+        if kind in ("view", "trigger") and not (harmless and re.fullmatch(harmless, sql or "")):
+            return None
+        if kind == "table":
+            actions = database.execute(
+                "SELECT on_update, on_delete FROM pragma_foreign_key_list(?)", (name,)
+            ).fetchall()
+            is_virtual = re.match(r"\s*CREATE\s+VIRTUAL", sql or "", re.IGNORECASE)
+            if is_virtual or any("SET DEFAULT" in action for action in actions):
+                return None
+    return {name for kind, name, *_ in schema if kind == "table"}
+
+
+def statements(database: sqlite3.Connection) -> set[str]:
+    """Return the statements by which the tables and indexes of a database were made."""
+    return {sql for (sql,) in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}

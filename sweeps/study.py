@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runs.format import printable
 from runs.monitor import metric_name
-from runs.sqlite import TIMEOUT, check_files, table_names
+from runs.sqlite import TIMEOUT, check_files, statements, table_names
 
 if TYPE_CHECKING:
     import optuna
@@ -55,7 +55,7 @@ def _is_ours(file: Path) -> bool:
     """Return whether a database has a study of this project, or nothing that could be lost."""
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=TIMEOUT)) as database:
-            if (tables := table_names(database)) is None:
+            if (tables := table_names(database)) is None or not statements(database) <= _optuna_statements():
                 return False
             if tables >= STUDY_TABLES and database.execute(OWN_STUDY).fetchone():
                 return True
@@ -63,6 +63,18 @@ def _is_ours(file: Path) -> bool:
             return not any(database.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name in names)
     except sqlite3.Error as error:
         raise OSError(f"{file}: {error}") from error
+
+
+@functools.cache
+def _optuna_statements() -> set[str]:
+    """Return the statements by which Optuna makes its tables. Another column might change what is in theirs."""
+    import optuna
+    from sqlalchemy.pool import StaticPool
+
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as database:
+        settings = {"creator": lambda: database, "poolclass": StaticPool}
+        optuna.storages.RDBStorage("sqlite://", engine_kwargs=settings)
+        return statements(database)
 
 
 def open_study(sweep_dir: Path, **settings: Any) -> "optuna.Study":

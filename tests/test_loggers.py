@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from callbacks.lr_range_test import LRRangeTest
+from callbacks.plots import Plots
 from callbacks.signal_handler import Interrupted
 from cli.compose import compose, run_title
 from cli.main import check_hydra_settings
@@ -28,6 +30,9 @@ from tests.conftest import run
 from tests.untrusted import edit_checkpoint, run_sql
 
 POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
+
+
+TRAINING_FIGURES = Plots._training_figures  # other tests draw none
 
 
 def counted(hook: Callable[..., None], steps: list[int]) -> Callable[..., None]:
@@ -340,6 +345,7 @@ def test_link_in_outputs_is_not_written_through(file: str, tmp_path: Path) -> No
             "CREATE TRIGGER t AFTER INSERT ON runs BEGIN UPDATE runs SET artifact_uri = 'x'; END",
         ),
         ("outputs/mlflow.db", "CREATE VIEW v AS SELECT 1"),
+        ("outputs/mlflow.db", "CREATE TABLE u (x DEFAULT 'x' REFERENCES runs (run_uuid) ON DELETE SET DEFAULT)"),
         ("own.db", "CREATE TABLE notes (text)"),
         ("own.db", "CREATE TABLE diary (text)"),
     ],
@@ -362,6 +368,44 @@ def test_database_with_triggers_or_of_another_program_is_not_used(
     with pytest.raises(Exception, match="a database of another program, or has triggers or views"):
         run("second", *POINTS, *settings)
     assert Path(where).read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["{folder}/mine", "http://127.0.0.1:9/mine"])
+def test_artifacts_stay_beside_the_database_whatever_it_says_later(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database may change the place itself, when something else is written."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr(Plots, "_training_figures", TRAINING_FIGURES)
+    (tmp_path / "mine").mkdir()
+    from loggers.mlflow import MLflow
+
+    log_config = MLflow.log_config
+
+    def move_and_log(self: MLflow, *arguments: Any) -> None:
+        run_sql(f"UPDATE runs SET artifact_uri = '{place.format(folder=tmp_path)}'")(Path("outputs/mlflow.db"))
+        log_config(self, *arguments)
+
+    monkeypatch.setattr(MLflow, "log_config", move_and_log)
+    run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    (artifacts,) = Path("outputs/mlruns").glob("*/artifacts")
+    assert {"config.yaml", "result.json", "pictures"} == set(os.listdir(artifacts))
+    assert os.listdir(artifacts / "pictures") and os.listdir(tmp_path / "mine") == []
+
+
+@pytest.mark.slow
+def test_artifacts_are_written_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr(Plots, "_training_figures", TRAINING_FIGURES)
+    run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    (pictures,) = Path("outputs/mlruns").glob("*/artifacts/pictures")
+    pictures.rename(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    pictures.symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match=r"pictures is refused: it is a link to .*mine"):
+        run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
 
 
 @pytest.mark.slow

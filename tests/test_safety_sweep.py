@@ -13,10 +13,11 @@ from pathlib import Path
 import optuna
 import pytest
 from omegaconf import OmegaConf
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from cli.run_dir import RecordDirs
+from hydra_plugins.optuna_sweeper import OptunaSweeper
 from runs.result import write_result
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
@@ -157,6 +158,9 @@ def test_study_of_the_user_is_refused(make: Callable[[Path], None], tmp_path: Pa
     assert relative_paths(tmp_path) == {"study.db"}
 
 
+FILLED = ("studies", "study_directions", "study_user_attributes")  # the tables with rows of a study without trials
+
+
 def test_own_study_is_opened_again(tmp_path: Path) -> None:
     """After a kill while it was created too, and from an earlier version, which did not mark it."""
     for number, statement in enumerate(("DELETE FROM trials", "DELETE FROM study_user_attributes")):
@@ -165,10 +169,47 @@ def test_own_study_is_opened_again(tmp_path: Path) -> None:
         trial.set_user_attr("worker", ".worker-0123456789ab.lock")
         run_sql(statement)(folder / "study.db")
         assert open_study(folder).direction.name == "MAXIMIZE"
-    for number, statements in enumerate([(), ("CREATE TABLE studies (study_id, study_name)",)], 2):
+    for number, statements in enumerate(
+        [(), ("DROP TABLE trial_params", *(f"DELETE FROM {name}" for name in FILLED))], 2
+    ):
         (folder := tmp_path / str(number)).mkdir()
+        if statements:
+            open_study(folder, direction="maximize")
         run_sql(*statements)(folder / "study.db")
         check_sweep_dir(folder)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("ALTER TABLE trial_user_attributes ADD COLUMN param_name TEXT DEFAULT 'optimizer.lr'",),
+        ("CREATE UNIQUE INDEX i ON trial_params (param_value)",),
+        ("CREATE VIRTUAL TABLE notes USING fts5(text)",),
+        (  # a write to one table is then one to the other
+            "PRAGMA writable_schema = ON",
+            "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'trial_params')"
+            " WHERE name = 'trial_values'",
+        ),
+    ],
+)
+def test_study_with_other_tables_than_those_of_optuna_is_refused(statements: tuple[str, ...], tmp_path: Path) -> None:
+    """What Optuna writes would become something else: a setting of a job, which was not checked."""
+    open_study(tmp_path, direction="maximize").ask({"optimizer.lr": FloatDistribution(0, 1)})
+    check_sweep_dir(tmp_path)
+    run_sql(*statements)(tmp_path / "study.db")
+    with pytest.raises(ValueError, match=r"study\.db is refused: it is not the study of a search of this project"):
+        open_study(tmp_path)
+
+
+def test_job_has_no_setting_that_its_search_does_not_hold() -> None:
+    sweeper = OptunaSweeper({}, None, None, n_trials=3, startup_trials=1, seed=1)
+    sweeper.space, sweeper.fixed = {"optimizer.lr": FloatDistribution(0, 1)}, ["seed=1"]
+    trial = create_trial(params={"optimizer.lr": 0.5}, distributions=sweeper.space, value=1.0)
+    assert sweeper._overrides(trial) == ["seed=1", "optimizer.lr=0.5"]
+    evil = CategoricalDistribution(["${oc.env:SECRET}"])
+    trial = create_trial(params={"optimizer.lr": "${oc.env:SECRET}"}, distributions={"optimizer.lr": evil}, value=1.0)
+    with pytest.raises(ValueError, match=r"has settings that this search does not hold"):
+        sweeper._overrides(trial)
 
 
 def test_name_of_a_parameter_is_printed_without_control_characters(tmp_path: Path, capsys) -> None:
