@@ -52,7 +52,7 @@ SEEDS = {
     **{"logistic": 3, "deep_logistic": 3, "blobs": 3, "blobs_logits": 3, "xor": 20},
     **{"mnist_mlp": 3, "mnist_hello_lightning": 10, "mnist_cnn": 3, "mnist_residual": 3, "mnist_dropout_cnn": 3},
     **{"lenet_one_step": 0, "lenet_mnist": 3, "mnist_conv_dropout": 3, "mnist_rnn": 3, "mnist_spatial_transformer": 3},
-    **{"mnist_siamese": 3, "mnist_forward_forward": 1, "mnist_99": 20},
+    **{"mnist_siamese": 3, "mnist_forward_forward": 3, "mnist_99": 20},
     **{"fashion_quickstart": 3, "fashion_lenet": 3, "fashion_activations": 3, "fashion_optimizers": 3},
     **{"cifar10_lenet": 3, "cifar10_teacher": 3, "cifar10_student": 10, "cifar10_distillation": 3},
     **{
