@@ -426,7 +426,7 @@ def test_failing_job_does_not_stop_the_sweep(shell, tmp_path) -> None:
     results = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("outputs/sweep/*/*/result.json"))]
     assert [result["status"] for result in results] == ["failed", "finished", "finished"]
     assert results[0]["reason"].startswith("data.batch_size=0 must be")
-    assert "failed: data.batch_size=0: data.batch_size=0 must be" in answer.stdout
+    assert "failed: data.batch_size=0 must be" in answer.stdout
 
 
 def test_error_while_hydra_composes_a_sweep_has_no_job_number(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
