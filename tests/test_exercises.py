@@ -297,6 +297,7 @@ def test_figure_of_a_callback_is_compared_where_it_was_measured() -> None:
     assert not comparison.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["mnist_vae", "mnist_gan", "mnist_dcgan"])
 def test_check_needs_no_judge(
     experiment: str, random_images: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch

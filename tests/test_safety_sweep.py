@@ -179,6 +179,7 @@ def test_own_study_is_opened_again(tmp_path: Path) -> None:
         check_sweep_dir(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statements",
     [
