@@ -96,16 +96,11 @@ def incomparable_overrides(cfg: DictConfig, *ignore: str) -> list[str]:
         cfg: config of the run.
         *ignore: further keys, or patterns of keys, beside those of ``ignore_overrides``.
     """
-    overrides = cfg.choices.overrides
-    found = set(relevant_overrides(overrides))
-    if cfg.checkpoint.get("tested") == "best":
-        found |= {override for override in overrides if override_key(override) in ("monitor", "mode")}
+    found = relevant_overrides(cfg.choices.overrides)
+    if cfg.checkpoint.get("tested") == "best":  # these two tell which weights are tested
+        found += [override for override in cfg.choices.overrides if override_key(override) in ("monitor", "mode")]
     ignored = (*cfg.ignore_overrides, *ignore)
-    return [
-        override
-        for override in overrides
-        if override in found and not any(fnmatchcase(override_key(override), pattern) for pattern in ignored)
-    ]
+    return [one for one in found if not any(fnmatchcase(override_key(one), pattern) for pattern in ignored)]
 
 
 def run_title(name: str, overrides: list[str], seed: int) -> str:

@@ -44,15 +44,15 @@ def _tail(file: Path, size: int) -> bytes:
 
 
 def table_names(database: sqlite3.Connection, harmless: str | None = None) -> set[str] | None:
-    """Return the tables of a database, or None for one that changes other rows than those that are written.
+    """Return the tables of a database, or None for one in which a write may have another effect than it seems.
 
-    A view or a trigger runs when a table is used, a foreign key may set a default, a virtual table may be anything, and
-    two tables may share the pages in which their rows are.
+    A view or a trigger acts when a table is used, a foreign key may set a default, code of SQLite stands behind a
+    virtual table, and in a damaged file two tables may share their rows.
 
     Args:
         harmless: a pattern of triggers that may be there.
     """
-    if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):  # such as a page of two tables
+    if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):  # "2nd reference to page 7"
         return None
     schema = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     for kind, name, sql in schema:

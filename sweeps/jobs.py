@@ -199,11 +199,11 @@ def has_failed(sweep_dir: Path) -> bool:
 
 
 def _job_dirs(sweep_dir: Path) -> list[Path]:
-    # A link may lead to a run of the user's.
-    found = (
-        [path for path in sweep_dir.iterdir() if path.is_dir() and not path.is_symlink()] if sweep_dir.is_dir() else []
-    )
-    return [path for path in found if _is_named_as_job(path) or (path / "result.json").exists()]
+    """Return the directories of the jobs in a sweep. A link is none: it may lead to a run of the user's."""
+    if not sweep_dir.is_dir():
+        return []
+    directories = [path for path in sweep_dir.iterdir() if path.is_dir() and not path.is_symlink()]
+    return [path for path in directories if _is_named_as_job(path) or (path / "result.json").exists()]
 
 
 def _is_named_as_job(path: Path) -> bool:

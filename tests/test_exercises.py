@@ -471,7 +471,7 @@ def test_teacher_that_must_be_given_keeps_nothing_from_being_compared() -> None:
         ("fashion_optimizers checkpoint.tested=last monitor=train/loss", ["checkpoint.tested=last"]),
         ("fashion_optimizers monitor=train/loss mode=min", ["monitor=train/loss", "mode=min"]),
         ("xor monitor=train/loss checkpoint.every_n_steps=9", []),
-        ("xor monitor=train/loss checkpoint.tested=best", ["monitor=train/loss", "checkpoint.tested=best"]),
+        ("xor monitor=train/loss checkpoint.tested=best", ["checkpoint.tested=best", "monitor=train/loss"]),
     ],
 )
 def test_setting_that_changes_the_figures_keeps_a_run_from_being_compared(command: str, changing: list[str]) -> None:
