@@ -13,6 +13,7 @@ from torch import nn
 import datamodules
 import train
 from benchmarks import results
+from callbacks.judge import FIGURES
 from cli.compose import compose, incomparable_overrides, relevant_overrides
 from cli.errors import format_error
 from cli.help import SHELVES
@@ -309,6 +310,8 @@ def test_check_needs_no_judge(
     monkeypatch.setattr(train, "fit_and_test", stop)
     with pytest.raises(RuntimeError, match="it would train"):
         run("run", f"experiment={experiment}", "check=true")
+    expect = compose(f"experiment={experiment}").expect
+    assert all(expect[f"test/{name}"].if_measured for name in FIGURES)
 
 
 def test_figure_that_is_only_published_is_not_checked() -> None:

@@ -1,8 +1,11 @@
 """Training on the published MNIST."""
 
 import json
+import re
 
 import pytest
+
+from callbacks.judge import FIGURES
 
 pytestmark = pytest.mark.real
 
@@ -21,3 +24,14 @@ def test_second_start_needs_no_network(shell, real_root, tmp_path) -> None:
     answer = shell("model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=2", **offline)
     assert answer.returncode == 0, answer.stderr
     assert "getting" not in answer.stdout
+
+
+@pytest.mark.slow
+def test_vae_draws_the_digits_that_its_experiment_expects(shell, real_root, tmp_path) -> None:
+    answer = shell("experiment=mnist_cnn", "trainer.max_epochs=5", "trainer.accelerator=cpu", "hydra.run.dir=judge")
+    assert answer.returncode == 0, answer.stderr
+    judge = ("callbacks=judge", "callbacks.judge.run=judge", "trainer.accelerator=cpu")
+    answer = shell("experiment=mnist_vae", *judge, "check=true")
+    assert answer.returncode == 0, answer.stderr
+    for name in FIGURES:
+        assert re.search(rf"test/{name} .* as expected", answer.stdout)
