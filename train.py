@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from cli import CONF
 from cli.build import build, build_callbacks, build_metrics, load_weights
 from cli.compose import incomparable_overrides, relevant_overrides
 from cli.exit_codes import exit_code
@@ -131,8 +132,15 @@ def resolve_config(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
 
 def compile_net(model: Any) -> None:
     """Compile the net of a model in place, so that the names of its weights stay."""
+    import torch
+
+    from runs import internals
+
     if not hasattr(model, "net"):
         raise ValueError(f"compile=true compiles the net of a model, and {type(model).__name__} has no attribute net")
+    if torch.cuda.is_available():
+        with contextlib.chdir(CONF):  # they import torch in their working directory: see ImportElsewhere
+            internals.start_compile_workers()
     model.net.compile()
 
 

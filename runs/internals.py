@@ -204,6 +204,13 @@ def disable_lightning_signal_handlers(trainer: Any) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
+def start_compile_workers() -> None:
+    """Start the processes in which torch.compile makes the kernels of a GPU. They would start with the first kernel."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    AsyncCompile.warm_pool()
+
+
 def starts_copies(trainer: Any) -> bool:
     """Return whether the other processes are copies of this one, by spawn or fork, and not commands of their own."""
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
