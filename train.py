@@ -182,7 +182,7 @@ def make_trainer(cfg: DictConfig, config: dict[str, Any], run_dir: Path, datamod
         profiler=cfg.trainer.profiler or NoProfiler(),
         enable_progress_bar=has_bar,
     )
-    check_group(trainer.global_rank, trainer.world_size)
+    check_group(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.num_devices)
     return Training(trainer, summary, history, signals)
 
 

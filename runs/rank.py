@@ -60,8 +60,14 @@ def check_rank_variables(alone: bool) -> None:
             raise ValueError(f"{name}={rank} in the environment must be less than {size_name}={size}; unset both")
 
 
-def check_group(rank: int, size: int) -> None:
+def check_group(rank: int, size: int, local_rank: int = 0, devices: int = 1) -> None:
     """Check the Trainer's rank and number of processes against the environment.
+
+    Args:
+        rank: of this process.
+        size: number of processes.
+        local_rank: of this process among those of this machine.
+        devices: number of processes, or GPUs, on each machine.
 
     Raises:
         ValueError: the environment names another rank than the Trainer, so that no process or several would write, or
@@ -77,6 +83,11 @@ def check_group(rank: int, size: int) -> None:
                 f"LOCAL_RANK={os.environ['LOCAL_RANK']} and {others} in the environment, and this run has {size}"
                 " processes; unset LOCAL_RANK, or start them all"
             )
+    if local_rank >= devices:
+        raise ValueError(
+            f"this process is number {local_rank} of its machine (LOCAL_RANK), and trainer.devices={devices} there;"
+            " unset LOCAL_RANK, or type another trainer.devices"
+        )
     if (rank == 0) == is_rank_zero():
         return
     names = " ".join(f"{name}={os.environ[name]}" for name in SIZES if _number(name))

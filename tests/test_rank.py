@@ -48,6 +48,15 @@ def test_stale_rank_without_a_matching_world_size_is_refused(name: str, monkeypa
     check_group(rank=1, size=2)
 
 
+def test_local_rank_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"number 1 of its machine \(LOCAL_RANK\), and trainer.devices=1 there; unset"):
+        run("run", *BLOBS, "trainer=ddp", "trainer.devices=1")
+    check_group(rank=1, size=2, local_rank=1, devices=2)
+
+
 @pytest.mark.parametrize("text", ["abc", "-1", "1.5", "0x1", "²", "1 2", "\x1b[2J"])
 @pytest.mark.parametrize("name", [*SIZES, *SIZES.values()])
 def test_rank_variable_that_is_not_a_number_is_refused(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
