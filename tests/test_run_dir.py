@@ -530,6 +530,19 @@ def test_each_job_of_a_sweep_resumes_the_run_that_was_last_at_its_start(shell: S
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.slow
+def test_jobs_of_a_sweep_over_runs_have_directories_of_their_own(shell: Shell, tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        settings = (*BLOBS, "model.steps_per_batch=2", "trainer.max_epochs=1")
+        assert shell(*settings, f"seed={seed}", f"hydra.run.dir=run{seed}").returncode == 0
+    for _ in ("trains", "finds both"):
+        answer = shell("-m", "resume=run1,run2", "trainer.max_epochs=2", "hydra.sweep.dir=sweep")
+        assert answer.returncode == 0, answer.stderr
+        results = [json.loads(file.read_text()) for file in tmp_path.glob("sweep/*-*/result.json")]
+        assert {(result["seed"], result["epochs"]) for result in results} == {(1, 2), (2, 2)}
+    assert "resume=run2 trainer.max_epochs=2: done before" in answer.stdout
+
+
 # --- runs/files.py -----------------------------------------------------------------------------------------------
 
 
