@@ -30,7 +30,7 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
     That is the number of the job and a hash of its config, by which a resumed sweep finds the directory.
     """
     _check_sweep_dir(Path(sweep_dir))
-    others = ("hydra", "sweep_resume", "sweep_fail_fast", *(() if _root_.resume else ("resume",)))
+    others = ("hydra", "sweep_resume", "sweep_fail_fast", *(() if _root_.get("resume") else ("resume",)))
     keys = [str(key) for key in _root_ if key not in others]
     config = OmegaConf.to_container(OmegaConf.masked_copy(_root_, keys), resolve=True)
     digest = hashlib.blake2b(repr(config).encode(), digest_size=4).hexdigest()
