@@ -65,7 +65,7 @@ def _safetensors(datamodule: Any, model: Any) -> bytes:
 
 def _shipped_part(model: Any) -> Any:
     """Return the part of a model that other programs use: what it names, else its net, else all of it."""
-    from runs.offers import Exports
+    from runs.protocols import Exports
 
     return model.export_module() if isinstance(model, Exports) else getattr(model, "net", model)
 
@@ -78,7 +78,7 @@ def _export_module(datamodule: Any, model: Any) -> tuple[Any, Any, str]:
     import torch
     from torch import Tensor, nn
 
-    from runs.offers import Exports, Generates, Reconstructs
+    from runs.protocols import Exports, Generates, Reconstructs
 
     generator = torch.Generator().manual_seed(0)
 

@@ -51,6 +51,7 @@ from benchmarks.generative import GAN, VAE
 from benchmarks.variants import SLOW, Workload
 from callbacks.signal_handler import Interrupted
 from cli.compose import compose
+from runs.format import pluralize
 
 PROJECT = Path(__file__).parent.parent
 # name -> overrides; epochs of the project and of the bare loop in a round; fraction of the data
@@ -270,10 +271,10 @@ def main() -> None:
         print_peak_memory(arguments.rows[0], arguments.peak)
         return
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {pl.__version__}"
-    about = f"{machine()}, {torch.get_num_threads()} threads; {versions}"
+    about = f"{machine()}, {pluralize(torch.get_num_threads(), 'thread')}; {versions}"
     if arguments.accelerator == "gpu":
         about = f"{torch.cuda.get_device_name()}, {about}"
-    print(f"{about}\nmedians and ranges of {arguments.rounds} rounds\n")
+    print(f"{about}\nmedians and ranges of {pluralize(arguments.rounds, 'round')}\n")
     variants = ", ".join([*VARIANTS[:3], VARIANTS[4]])
     print(f"| workload | project, s per epoch | {' | '.join(RATIOS)} | peak MB: {variants} |")
     print("|---" * 6 + "|", flush=True)

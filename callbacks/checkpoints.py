@@ -23,7 +23,7 @@ from runs.checkpoint import read_checkpoint
 from runs.files import RUN_FILES, atomic_write, remove_leftovers
 from runs.format import check_positive_int, format_metric, pluralize
 from runs.monitor import Monitors
-from runs.offers import Exact
+from runs.protocols import Exact
 from runs.random_state import get_random_state, set_random_state
 from runs.result import git_revision
 from runs.training_state import check_optimizer_state
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 class Checkpoints(Checkpoint):
     """Saves ``last.ckpt`` after every epoch, and ``best.ckpt`` after the best one.
 
-    Which epoch is best, the monitored metric of :class:`MetricsHistory` tells. There is no ``best.ckpt`` where that is
+    The monitored metric of :class:`MetricsHistory` tells which epoch is best. There is no ``best.ckpt`` where it is
     not measured.
 
-    A module that does not keep its own random numbers (:class:`runs.offers.Exact`) resumes with those of the
+    A module that does not keep its own random numbers (:class:`runs.protocols.Exact`) resumes with those of the
     checkpoint.
 
     Args:

@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
 
 from callbacks import get_datamodule
-from runs.offers import Classifies, Generates, Reconstructs
+from runs.protocols import Classifies, Generates, Reconstructs
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from plots.adversarial import adversarial_examples
 from plots.figure import to_pixels
 from runs.files import atomic_write_text, write_png
 from runs.format import text_columns
-from runs.offers import Classifies
+from runs.protocols import Classifies
 
 CHUNK = 100  # images whose gradients are held in memory at once
 COLUMNS = 8  # examples of each epsilon in the figure

@@ -13,7 +13,7 @@ from callbacks import get_datamodule
 from plots.generative import code_plane, latent_walk, project_codes, reconstructions, sample_grid, samples_over_epochs
 from plots.series import continuations
 from runs.format import one_line
-from runs.offers import ContinuesSeries, Generates, Reconstructs
+from runs.protocols import ContinuesSeries, Generates, Reconstructs
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from callbacks import get_datamodule, get_net
-from runs.offers import Classifies, Generates
+from runs.protocols import Classifies, Generates
 
 log = logging.getLogger(__name__)
 

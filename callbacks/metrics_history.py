@@ -17,7 +17,7 @@ from runs import internals
 from runs.files import atomic_write
 from runs.format import check_positive_int, format_metrics, printable, round_float32
 from runs.monitor import Monitor, Monitors, metric_name
-from runs.offers import Exact
+from runs.protocols import Exact
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,9 @@ class MetricsHistory(Checkpoint):
 
     def explain_no_best(self) -> str:
         """Return why no epoch is the best one."""
-        if self._validates and not self.validated:
-            return "no epoch was validated"
+        validated = [row for row in self.rows if row["epoch"] and any(name.startswith("val/") for name in row)]
+        if self._validates and not validated:
+            return "no epoch of the training was validated"
         return self.monitors.explain(self.measured)
 
     def check_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

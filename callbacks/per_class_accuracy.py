@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks import get_datamodule
-from runs.offers import Classifies
+from runs.protocols import Classifies
 
 
 class PerClassAccuracy(pl.Callback):

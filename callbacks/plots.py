@@ -27,7 +27,7 @@ from plots.training import accuracy_curve, loss_curve
 from runs import internals
 from runs.files import write_png
 from runs.format import check_positive_int
-from runs.offers import Classifies, HasUndecidedLoss, MeasuresGoodness, TransformsInputs
+from runs.protocols import Classifies, HasUndecidedLoss, MeasuresGoodness, TransformsInputs
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from runs.offers import Classifies
+from runs.protocols import Classifies
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from callbacks import batch_loss, format_epoch, get_datamodule, get_net, num_examples, num_parameters
 from runs.format import is_percentage, pluralize, printable
 from runs.monitor import metric_name
-from runs.offers import Exact
+from runs.protocols import Exact
 
 log = logging.getLogger(__name__)
 

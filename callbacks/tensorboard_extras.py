@@ -7,7 +7,7 @@ import torch
 
 from callbacks import get_datamodule, get_net
 from loggers.tensorboard import TensorBoard
-from runs.offers import Classifies
+from runs.protocols import Classifies
 
 
 class TensorBoardExtras(pl.Callback):

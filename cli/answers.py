@@ -23,7 +23,7 @@ class Answers:
     """
 
     def __init__(self, name: str, datamodule: Any, model: Any) -> None:
-        from runs.offers import Compares, ContinuesSeries, Generates, Reconstructs
+        from runs.protocols import Compares, ContinuesSeries, Generates, Reconstructs
 
         self.datamodule, self.model = datamodule, model
         self.generates = isinstance(model, Generates) and not isinstance(model, Reconstructs)

@@ -94,7 +94,7 @@ def _choose_teacher(cfg: DictConfig, datamodule: Any) -> dict[str, Any] | None:
     run = cfg.model.get("teacher")
     if run is None or OmegaConf.is_dict(run):
         return None
-    from runs.offers import Classifies
+    from runs.protocols import Classifies
 
     stored, data, model = _load_beside(str(run))
     if not (data.class_names and isinstance(model, Classifies) and OmegaConf.is_config(stored.model.get("net"))):

@@ -32,7 +32,7 @@ OBSERVERS = "default|judge|predicted_labels|tensorboard_extras"
 def register_resolvers() -> None:
     """Register the functions that conf/ calls."""
     resolvers: dict[str, Callable[..., object]] = {
-        "run_name": lambda experiment, data, model: experiment or f"{model}_on_{data}",
+        "run_name": run_dir.run_name,
         "run_title": run_title,
         "chosen_loggers": chosen_loggers,
         "chosen_callbacks": chosen_callbacks,

@@ -29,7 +29,7 @@ from cli.help import print_config, prints_config
 from cli.job import JobDirError, SweepStopped, is_multirun, is_recorded, resumed_choices
 from cli.output import PrintableFormatter, begin_log, flush_output, prepare_output
 from cli.paths import quote_paths
-from cli.process import ImportElsewhere, single_job_argv, take_job_cards
+from cli.process import ImportElsewhere, single_job_argv, take_job_gpus
 from cli.resumed_run import resolve_auto, stored_choices
 from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
@@ -246,7 +246,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
         begin_log()
         if result:
             return result
-        take_job_cards(cfg.trainer)
+        take_job_gpus(cfg.trainer)
         with single_job_argv(cfg.resume):
             return task(cfg, output_dir)
 

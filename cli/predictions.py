@@ -188,7 +188,7 @@ def predictions_of(datamodule: Any, model: Any, samples: bool) -> Numbers:
     Raises:
         ValueError: it predicts nothing, or generates nothing and ``samples`` are wanted.
     """
-    from runs.offers import Classifies, Compares, ContinuesSeries, Generates, Reconstructs
+    from runs.protocols import Classifies, Compares, ContinuesSeries, Generates, Reconstructs
 
     if samples:
         if not isinstance(model, Generates):

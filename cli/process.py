@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
 from cli import CONF, PROJECT
-from runs.cards import take_cards, visible_cards
 from runs.format import check_positive_int
+from runs.gpus import take_gpus, visible_gpus
 from runs.overrides import quote_value
 from runs.threads import TINY_BATCH, choose_wait_policy, fewer_threads, start_thread_pool
 
@@ -60,7 +60,7 @@ class ImportElsewhere(MetaPathFinder):
         return spec
 
 
-def take_job_cards(trainer: Any) -> None:
+def take_job_gpus(trainer: Any) -> None:
     """Give a job, which a launcher runs beside others on this machine, GPUs of its own.
 
     Args:
@@ -71,14 +71,14 @@ def take_job_cards(trainer: Any) -> None:
         return
     import torch
 
-    if not (cards := visible_cards(torch.cuda.device_count())):  # it does not start CUDA
+    if not (gpus := visible_gpus(torch.cuda.device_count())):  # it does not start CUDA
         return
     devices = trainer.get("devices")
-    if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= len(cards):
+    if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= len(gpus):
         raise ValueError(
-            f"trainer.devices={devices}: a job beside others takes a number of cards, here 1 to {len(cards)}"
+            f"trainer.devices={devices}: a job beside others takes a number of GPUs, here 1 to {len(gpus)}"
         )
-    log.info("cards %s of %s", ",".join(take_cards(devices, cards)), ",".join(cards))
+    log.info("GPUs %s of %s", ",".join(take_gpus(devices, gpus)), ",".join(gpus))
 
 
 def seed_and_set_threads(seed: int, threads: int | None) -> None:

@@ -73,6 +73,11 @@ def _make_unique(name: str) -> str:
     return str(made[0])
 
 
+def run_name(experiment: str | None, data: str, model: str) -> str:
+    """Return the name of a run, by which its directory and its dashboards call it."""
+    return experiment or f"{model}_on_{data}"
+
+
 def new_or_resumed_run_dir(resume: str | None, name: str) -> str:
     """Return the directory of the run to resume, or make a new one."""
     if not resume:

@@ -24,7 +24,7 @@ from runs.files import atomic_write
 from sweeps.callback import SweepSummary
 from sweeps.jobs import (
     LEFT,
-    check_cards,
+    check_gpus,
     check_kind,
     check_repeated,
     check_subdir,
@@ -77,7 +77,7 @@ class GridSweeper(Sweeper):
                     config = self.loader.load_sweep_config(self.config, job)  # an error comes before the first job runs
                     check_subdir(config, sweep_dir)
                     if len(jobs) > 1:
-                        check_cards(config, len(jobs))
+                        check_gpus(config, len(jobs))
                 if not start:
                     if fails_fast:
                         forget_failure(sweep_dir)

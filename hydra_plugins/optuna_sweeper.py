@@ -24,7 +24,7 @@ from runs.format import check_positive_int, printable
 from sweeps.callback import SweepSummary
 from sweeps.jobs import (
     LEFT,
-    check_cards,
+    check_gpus,
     check_kind,
     check_subdir,
     check_submitit,
@@ -116,7 +116,7 @@ class OptunaSweeper(Sweeper):
                 "a search that looks at the test set makes it worthless: "
                 "data.validate_on=val data.val_size=5000 holds out others"
             )
-        check_cards(base, self.n_trials)
+        check_gpus(base, self.n_trials)
         self.objective = search_objective(base)
         (name, mode), *_ = self.objective.candidates.items()
         if not base.monitor and name == "val/loss":  # the runs would rank an accuracy first

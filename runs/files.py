@@ -273,7 +273,7 @@ def check_folder(folder: Path) -> None:
     written by :func:`atomic_write`, which replaces a link. Of a run and of a sweep everything is checked: event files
     go to ``outputs/`` of one that is the working directory. Of a directory in which only a checkpoint lies, such as the
     user's own, it is what the commands write into, and the files of a run, which they read. The former may be no link
-    to another run within the run either: two trainings would write the checkpoints of one.
+    to another run within the run either: two runs would write the checkpoints of one.
     """
     check_path(folder.resolve())
     if (name := os.path.relpath(folder)) != printable(name):

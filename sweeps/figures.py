@@ -128,7 +128,7 @@ def study_figure(search: "optuna.Study", metric: str) -> "Figure | None":
     axes.legend(frameon=False, fontsize=8)
     if importances:
         axes = style_axes(next(places), "importance", "")
-        names = [literal(name.rpartition(".")[2]) for name in importances]
+        names = list(map(literal, importances))
         axes.barh(range(len(names)), list(importances.values()), 0.5, color=TRAIN)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
@@ -183,7 +183,7 @@ def _plot_trials(
         (ended, "o", {"color": TRAIN, "markersize": 4, "label": "trained"}),
         (best, "o", {"color": WRONG, "markersize": 8, "label": "best"}),
     ]
-    for trials, marker, style in styles:
+    for trials, marker, style in [one for one in styles if one[0]]:
         y: list[Any] = [trial.value for trial in trials]
         axes.plot([x_of(trial) for trial in trials], y, marker, **style)
 

@@ -12,9 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.cards import visible_cards
 from runs.files import check_folder, read_yaml
 from runs.format import printable
+from runs.gpus import visible_gpus
 from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
@@ -164,7 +164,7 @@ def check_subdir(config: DictConfig, sweep_dir: Path) -> None:
             )
 
 
-def check_cards(config: DictConfig, jobs: int) -> None:
+def check_gpus(config: DictConfig, jobs: int) -> None:
     """Raise ValueError for more processes of joblib than there are GPUs: each keeps its own, also between two jobs.
 
     Args:
@@ -177,13 +177,13 @@ def check_cards(config: DictConfig, jobs: int) -> None:
         return
     import torch
 
-    cards = visible_cards(torch.cuda.device_count())
+    gpus = visible_gpus(torch.cuda.device_count())
     n_jobs = config.hydra.launcher.n_jobs
     side_by_side = min(jobs, n_jobs if n_jobs > 0 else (os.cpu_count() or 1) + 1 + n_jobs)  # as joblib counts
-    if cards and side_by_side * devices > len(cards):
+    if gpus and side_by_side * devices > len(gpus):
         raise ValueError(
             f"{side_by_side} jobs beside each other with trainer.devices={devices} need {side_by_side * devices} GPUs, "
-            f"and there are {len(cards)}: hydra.launcher.n_jobs={len(cards) // devices or 1}"
+            f"and there are {len(gpus)}: hydra.launcher.n_jobs={len(gpus) // devices or 1}"
         )
 
 

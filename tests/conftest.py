@@ -88,7 +88,7 @@ def make_paths(folder: Path, *names: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no plots: that takes longer than the tiny trainings. tests/test_dashboard.py tests the plots."""
+    """Draw no plots: that takes longer than training the tiny nets. tests/test_dashboard.py tests the plots."""
     if not request.module.__name__.endswith(("test_classics", "test_dashboard", "test_full_disk", "test_generative")):
         for part in ("_training_figures", "_test_figures", "_epoch_figures", "_code_figures"):
             monkeypatch.setattr(f"callbacks.plots.Plots.{part}", lambda *_: {})

@@ -23,7 +23,7 @@ from cli.errors import format_error
 from datamodules import MNISTPairs
 from datamodules.pairs import draw_partners
 from lit_models import Distillation, ForwardForward, Siamese, nets
-from runs.offers import Classifies, Compares, MeasuresGoodness
+from runs.protocols import Classifies, Compares, MeasuresGoodness
 from tests.conftest import count_parameters, run
 from tests.kill_and_resume import differences, final_state
 

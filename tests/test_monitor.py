@@ -125,6 +125,15 @@ def test_resumed_run_keeps_its_best_unless_the_monitor_changes() -> None:
     assert state["best"] > max(column("val/acc")[:2])  # a number that could not beat the accuracies before
 
 
+def test_validation_before_the_training_chooses_no_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run(
+        "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2", "validate_before_training=true", "monitor=val/loss"
+    )
+    assert column("epoch") == [0, 1]
+    assert "there is no best.ckpt: no epoch of the training was validated" in caplog.messages
+
+
 def test_no_epoch_before_the_first_validation_is_best() -> None:
     run("trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
     assert torch.load("run/checkpoints/best.ckpt")["epoch"] == 1

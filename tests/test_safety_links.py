@@ -54,7 +54,7 @@ def test_link_within_a_run_is_followed(untrusted: Path) -> None:
 
 @pytest.mark.parametrize("name", ["checkpoints", "pictures", "evaluations", "train.log", ".lock"])
 def test_what_is_written_into_is_no_link_into_a_run_within_the_run(name: str, untrusted: Path) -> None:
-    """Two trainings, each with its own lock, would write the checkpoints of one."""
+    """Two runs, each with its own lock, would write the checkpoints of one."""
     inner = Path(shutil.copytree("outputs/untrusted", "outputs/untrusted/inner"))
     (inner / name).mkdir(exist_ok=True) if "." not in name else (inner / name).touch()
     shutil.rmtree(link := Path("outputs/untrusted", name), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Jobs that run side by side on a machine with several GPUs have cards of their own. The cards are pretended."""
+"""Jobs that run side by side on a machine with several GPUs have GPUs of their own. The GPUs are pretended."""
 
 import contextlib
 import logging
@@ -14,24 +14,24 @@ import torch
 from omegaconf import OmegaConf
 
 from cli import process
-from runs import cards
-from sweeps.jobs import check_cards
+from runs import gpus
+from sweeps.jobs import check_gpus
 
 
 @pytest.fixture(autouse=True)
 def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(cards.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    monkeypatch.setattr(cards, "POLL", 0.01)
-    monkeypatch.setattr(cards, "_held", held := [])
+    monkeypatch.setattr(gpus, "POLL", 0.01)
+    monkeypatch.setattr(gpus, "_held", held := [])
     yield
     while held:
         held.pop().release()
 
 
 def as_job(number: int, answers: "Queue[list[str]]", end: Any) -> None:
-    cards._held.clear()  # inherited by the fork
-    answers.put(cards.take_cards(number, cards.visible_cards(8)))
+    gpus._held.clear()  # inherited by the fork
+    answers.put(gpus.take_gpus(number, gpus.visible_gpus(8)))
     end.wait()
 
 
@@ -56,15 +56,15 @@ def test_jobs_hold_different_cards_and_wait_for_free_ones() -> None:
 
 
 def test_process_keeps_its_cards_for_the_next_job() -> None:
-    assert cards.take_cards(1, ["5", "6"]) == ["5"]
+    assert gpus.take_gpus(1, ["5", "6"]) == ["5"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
-    assert cards.take_cards(1, ["5"]) == ["5"]
+    assert gpus.take_gpus(1, ["5"]) == ["5"]
     with pytest.raises(ValueError, match=r"trainer\.devices=2: the process of this job has taken 1 before"):
-        cards.take_cards(2, ["5"])
+        gpus.take_gpus(2, ["5"])
 
 
 def test_card_that_is_named_twice_is_shared() -> None:
-    assert cards.take_cards(2, ["GPU-ab/1", "GPU-ab/1"]) == ["GPU-ab/1", "GPU-ab/1"]
+    assert gpus.take_gpus(2, ["GPU-ab/1", "GPU-ab/1"]) == ["GPU-ab/1", "GPU-ab/1"]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_visible_cards(given: str | None, names: list[str], monkeypatch: pytest.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert cards.visible_cards(2) == names
+    assert gpus.visible_gpus(2) == names
 
 
 def as_launched(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,14 +89,14 @@ def test_log_shows_the_cards_of_a_job(
 ) -> None:
     as_launched(launcher, monkeypatch)
     with caplog.at_level(logging.INFO):
-        process.take_job_cards({"accelerator": "gpu", "devices": 2})
-    assert "cards 0,1 of 0,1,2" in caplog.text
+        process.take_job_gpus({"accelerator": "gpu", "devices": 2})
+    assert "GPUs 0,1 of 0,1,2" in caplog.text
 
 
 @pytest.mark.parametrize(("launcher", "accelerator"), [("basic", "gpu"), ("submitit_slurm", "gpu"), ("joblib", "cpu")])
 def test_other_jobs_take_no_cards(launcher: str, accelerator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     as_launched(launcher, monkeypatch)
-    process.take_job_cards({"accelerator": accelerator, "devices": 1})
+    process.take_job_gpus({"accelerator": accelerator, "devices": 1})
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
 
 
@@ -104,9 +104,9 @@ def test_other_jobs_take_no_cards(launcher: str, accelerator: str, monkeypatch: 
 def test_wrong_number_of_devices_is_refused(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     as_launched("joblib", monkeypatch)
     with pytest.raises(
-        ValueError, match=r"trainer\.devices=.*: a job beside others takes a number of cards, here 1 to 3"
+        ValueError, match=r"trainer\.devices=.*: a job beside others takes a number of GPUs, here 1 to 3"
     ):
-        process.take_job_cards({"accelerator": "gpu", "devices": devices})
+        process.take_job_gpus({"accelerator": "gpu", "devices": devices})
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_processes_that_would_wait_for_cards_of_each_other_are_refused(
     hydra_cfg = {"runtime": {"choices": {"hydra/launcher": launcher}}, "launcher": {"n_jobs": n_jobs}}
     config = OmegaConf.create({"trainer": {"accelerator": "gpu", "devices": devices}, "hydra": hydra_cfg})
     with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
-        check_cards(config, jobs)
+        check_gpus(config, jobs)
