@@ -57,7 +57,7 @@ SEEDS = {
     **{"cifar10_lenet": 3, "cifar10_teacher": 3, "cifar10_student": 10, "cifar10_distillation": 3},
     **{
         "resnet18_one_step": 0,
-        "cifar10_resnet18_5_epochs": 3,
+        "cifar10_resnet18_5_epochs": 4,
         "cifar10_94": 5,
         "cifar10_resnet18": 0,
         "cifar10_vit": 0,
