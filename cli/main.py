@@ -221,9 +221,8 @@ def check_and_run(
         raise ValueError(f"{', '.join(f'{key}=…' for key in sorted(missing))} {required} required")
     if not is_training:
         check_values(cfg, str(HydraConfig.get().job.config_name))
-        with run_dir.remove_log_of_failure(output_dir):
-            begin_log()
-            return task(cfg, output_dir)
+        begin_log()
+        return task(cfg, output_dir)
     return _train_job(task, cfg, output_dir)
 
 

@@ -134,32 +134,16 @@ def lock_run_dir(directory: Path, wait: bool) -> Iterator[None]:
             yield
         except BaseException as error:
             if not is_recorded(error):
-                names = {".lock"} | _end_log()
+                names = {".lock"}
+                for logger in (logging.getLogger(), logging.getLogger("py.warnings")):
+                    for handler in [one for one in logger.handlers if isinstance(one, logging.FileHandler)]:
+                        if handler.stream is not None:  # else the log is not of this process
+                            names.add(f"{HydraConfig.get().job.name}.log")
+                        handler.close()
+                        logger.removeHandler(handler)  # torch logs at exit, which would open the file again
                 if holds_lock(directory):
                     _remove_files(directory, names)
             raise
-
-
-@contextlib.contextmanager
-def remove_log_of_failure(directory: Path) -> Iterator[None]:
-    """Remove the log that this process began in a directory if the command fails and has made nothing else there."""
-    try:
-        yield
-    except BaseException:
-        _remove_files(directory, _end_log())
-        raise
-
-
-def _end_log() -> set[str]:
-    """Write no more to the log of this process, and return its name if it was begun."""
-    names = set()
-    for logger in (logging.getLogger(), logging.getLogger("py.warnings")):
-        for handler in [one for one in logger.handlers if isinstance(one, logging.FileHandler)]:
-            if handler.stream is not None:  # else the log is not of this process
-                names.add(f"{HydraConfig.get().job.name}.log")
-            handler.close()
-            logger.removeHandler(handler)  # torch logs at exit, which would open the file again
-    return names
 
 
 def _acquire(file: Path, timeout: float) -> Any:

@@ -24,14 +24,12 @@ from runs.files import NAMES_IN_OUTPUTS, is_within, make_dirs, make_unique_dir, 
 from runs.result import write_result
 from sweeps.jobs import check_sweep_dir
 from tests.conftest import make_paths, tree
-from tests.test_image_folder import make_images
 
 Shell = Callable[..., subprocess.CompletedProcess[str]]
 BLOBS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "logger=none", "callbacks.pictures=null")
 EARLY_ERROR = (*BLOBS, "trainer.max_epochs=abc")
 # This error arises after torch is loaded and the directory is locked.
 LATE_ERROR = (*BLOBS, "data.val_size=70000")
-LOG_LINE = "2026-01-01 00:00:00,000 INFO predict: of an earlier command"
 ENDLESS = (*BLOBS, "model.steps_per_batch=1", "trainer.max_epochs=100000")
 
 
@@ -63,25 +61,6 @@ def test_failed_command_leaves_all_files_unchanged(
     answer = shell(*overrides, *dir_overrides, cwd=tmp_path / "a/b/c")
     assert answer.returncode == 1
     assert tree(tmp_path) == before
-
-
-@pytest.mark.slow
-def test_failed_command_leaves_no_log_beside_a_lone_checkpoint(shell: Shell, tmp_path: Path) -> None:
-    make_images(tmp_path / "images", per_class=4)
-    data = ("data=image_folder", "data.root=images", "data.image=[3,8,8]", "data.val_size=0", "data.num_workers=0")
-    settings = ("model=mlp", "logger=none", "callbacks.pictures=null", "trainer.max_epochs=1", "hydra.run.dir=run")
-    assert shell(*settings, *data).returncode == 0
-    make_paths(tmp_path, "downloads/other", "text.png")
-    shutil.copy(tmp_path / "run/checkpoints/last.ckpt", tmp_path / "downloads/mine.ckpt")
-    before = tree(tmp_path)
-    predict = ("run=downloads/mine.ckpt", "images=text.png")
-    answer = shell(*predict, script="predict.py")
-    assert (answer.returncode, answer.stdout) == (1, "skipped: text.png is not an image\n")
-    assert tree(tmp_path) == before
-    (log := tmp_path / "downloads/predict.log").write_text(f"{LOG_LINE}\n")
-    assert shell(*predict, script="predict.py").returncode == 1
-    first, second = log.read_text().splitlines()
-    assert first == LOG_LINE and second.endswith("skipped: text.png is not an image")
 
 
 @pytest.mark.slow
