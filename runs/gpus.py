@@ -1,6 +1,6 @@
 """The GPUs of a job that runs beside others on this machine: each process takes some that no other one holds.
 
-SLURM and Ray give each job its gpus themselves.
+SLURM and Ray give each job its GPUs themselves.
 """
 
 import os
