@@ -138,6 +138,9 @@ def compile_net(model: Any) -> None:
 
     if not hasattr(model, "net"):
         raise ValueError(f"compile=true compiles the net of a model, and {type(model).__name__} has no attribute net")
+    # The working directory may be a run from anyone, and the linker would take a libgcc_s.so.1 there for the system's.
+    if libraries := sorted(Path().glob("lib*.so*")):
+        raise ValueError(f"compile=true: a compiler may use {libraries[0]} in this directory: start in another one")
     if torch.cuda.is_available():
         with contextlib.chdir(CONF):  # they import torch in their working directory: see ImportElsewhere
             internals.start_compile_workers()

@@ -20,7 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from runs.files import atomic_write
+from runs.files import atomic_write, atomic_write_text
 from sweeps.callback import SweepSummary
 from sweeps.jobs import (
     LEFT,
@@ -95,20 +95,28 @@ class GridSweeper(Sweeper):
 def _multirun_yaml(config: DictConfig, sweep_dir: Path) -> Iterator[None]:
     """Write ``multirun.yaml``, by which a sweep is recognized.
 
-    After an error it is removed, if it is still the file that this process made, and nothing else was made beside it.
+    After an error it is removed, or that of a resumed sweep put back, if it is still the file of this process, and
+    nothing else was made beside it.
     """
-    before, file, made = set(os.listdir(sweep_dir)), sweep_dir / "multirun.yaml", None
+    before, file, is_new = set(os.listdir(sweep_dir)), sweep_dir / "multirun.yaml", False
+    old = file.read_text(encoding="utf-8") if file.name in before else None
     with atomic_write(file) as temporary:
         OmegaConf.save(config, temporary)
+        made = os.stat(temporary)
         with contextlib.suppress(OSError):  # a sweep is resumed, or another process begins one here
             os.link(temporary, file)
-            made = file.stat().st_ino
+            is_new = True
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if made == file.stat().st_ino and set(os.listdir(sweep_dir)) - before == {file.name}:
-                file.unlink()
+            now = file.stat()  # the number of a file that was removed may be that of the next one
+            is_ours = (now.st_ino, now.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+            if is_ours and set(os.listdir(sweep_dir)) - before <= {file.name}:
+                if is_new:
+                    file.unlink()
+                elif old is not None:
+                    atomic_write_text(file, old)
         raise
 
 

@@ -180,6 +180,8 @@ def test_multirun_yaml_is_removed_only_by_the_process_that_made_it(other: str, t
         raise KeyboardInterrupt
     assert file.exists() == (other != "nothing")
     assert (tmp_path / "mine").is_dir()
+    if other == "an earlier sweep":
+        assert file.read_text() == "multirun.yaml of the user\n"
 
 
 @pytest.mark.slow

@@ -573,6 +573,15 @@ def test_compile_without_a_net_is_refused() -> None:
         run(LitAutoEncoder, "compile=true")
 
 
+def test_compile_beside_a_library_is_refused() -> None:
+    """The linker that builds Triton's driver takes it for the system's. The directory may be a run from anyone."""
+    Path("libgcc_s.so.1").touch()
+    with pytest.raises(
+        ValueError, match=r"compile=true: a compiler may use libgcc_s\.so\.1 in this directory: start in"
+    ):
+        train.compile_net(SimpleNamespace(net=torch.nn.Linear(1, 1)))
+
+
 # --- the examples of the README, as they stand --------------------------------------------------------------------
 
 DIES = '''"""Kills the process when it begins a step."""
