@@ -31,7 +31,7 @@ from sweeps.jobs import (
     check_submitit,
     check_sweep_dir,
     ends_at_failure,
-    forget_failure,
+    failure_forgotten,
 )
 from sweeps.overrides import parse_overrides
 
@@ -80,7 +80,7 @@ class GridSweeper(Sweeper):
                         check_gpus(config, len(jobs))
                 if not start:
                     if fails_fast:
-                        forget_failure(sweep_dir)
+                        begun.enter_context(failure_forgotten(sweep_dir))
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))
                 for job_return in returns[-1]:

@@ -30,7 +30,7 @@ from sweeps.jobs import (
     check_submitit,
     check_sweep_dir,
     ends_at_failure,
-    forget_failure,
+    failure_forgotten,
     has_failed,
 )
 from sweeps.objective import search_objective
@@ -139,15 +139,14 @@ class OptunaSweeper(Sweeper):
                 check_metric(study, sweep_dir, name)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
-            self._run_trials(study, sweep_dir, worker, fails_fast)
+            with failure_forgotten(sweep_dir) if fails_fast else contextlib.nullcontext():
+                self._run_trials(study, sweep_dir, worker, fails_fast)
 
     def _run_trials(self, study: "optuna.Study", sweep_dir: Path, worker: str, fails_fast: bool) -> None:
         """Run trials until there are as many as asked for, or a failure ends the search."""
         from optuna.trial import TrialState
 
         trials = self._next_trials(study, sweep_dir, worker)
-        if fails_fast:
-            forget_failure(sweep_dir)
         while trials:
             for trial, job in zip(trials, self._launch(trials), strict=True):
                 SweepSummary.complete &= job.return_value["status"] != "failed"

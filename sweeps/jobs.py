@@ -5,6 +5,7 @@ import copy
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,20 @@ def ends_at_failure(config: DictConfig, sweep_dir: Path) -> bool:
     return asked
 
 
-def forget_failure(sweep_dir: Path) -> None:
-    """Forget the failure of an earlier command, before the first job of this one begins."""
+@contextlib.contextmanager
+def failure_forgotten(sweep_dir: Path) -> Iterator[None]:
+    """Forget the failure of an earlier command while this one runs its jobs, and mark it again if this one is refused.
+
+    The earlier one may still run.
+    """
+    before = has_failed(sweep_dir)
     (sweep_dir / FIRST_FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        if before:
+            record_first_failure(sweep_dir)
+        raise
 
 
 def check_subdir(config: DictConfig, sweep_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """``sweep_fail_fast=true``: a sweep ends at its first failure, says how many jobs are left, and can be resumed."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sweeps.jobs import ends_at_failure, forget_failure, has_failed, record_first_failure
+from sweeps.jobs import ends_at_failure, failure_forgotten, has_failed, record_first_failure
 from sweeps.study import open_study
 from sweeps.summary import Summary
 
@@ -29,7 +30,12 @@ def test_each_command_forgets_the_failure_of_the_one_before(tmp_path: Path) -> N
     assert has_failed(tmp_path)
     assert ends_at_failure(asked, tmp_path)
     assert has_failed(tmp_path)  # the command may still be refused
-    forget_failure(tmp_path)
+    with contextlib.suppress(KeyboardInterrupt), failure_forgotten(tmp_path):
+        assert not has_failed(tmp_path)
+        raise KeyboardInterrupt
+    assert has_failed(tmp_path)
+    with failure_forgotten(tmp_path):
+        pass
     assert not has_failed(tmp_path)
 
 
