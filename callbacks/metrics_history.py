@@ -56,7 +56,7 @@ class MetricsHistory(Checkpoint):
         self.path, self.every_n_batches, self.monitors = run_dir / "metrics.csv", every_n_batches, monitors
         self.monitor: Monitor | None = None  # the metric that tells which epoch is best; None until it is measured
         self.measured: dict[str, float] = {}  # the last value of each metric
-        self.validated = False  # whether all metrics were measured once: where there are validations, after the first
+        self.validated = False  # whether all metrics were measured once: where there are validations, after the first of the training
         self.rows: list[dict[str, float]] = []
         # Name of a loss -> training examples seen, and the mean loss since the previous point.
         self.curves: dict[str, list[tuple[int, float]]] = {}
@@ -82,8 +82,7 @@ class MetricsHistory(Checkpoint):
 
     def explain_no_best(self) -> str:
         """Return why no epoch is the best one."""
-        validated = [row for row in self.rows if row["epoch"] and any(name.startswith("val/") for name in row)]
-        if self._validates and not validated:
+        if self._validates and not self.validated:
             return "no epoch of the training was validated"
         return self.monitors.explain(self.measured)
 
@@ -98,7 +97,8 @@ class MetricsHistory(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_exact = isinstance(pl_module, Exact)  # such a module reports all that is to be reported
         self._validates = is_validated(trainer, pl_module)
-        self.validated = not self._validates or any(name.startswith("val/") for name in self.measured)
+        trained = [row for row in self.rows if row["epoch"]]
+        self.validated = not self._validates or any(name.startswith("val/") for row in trained for name in row)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._logged and pl_module.automatic_optimization:

@@ -697,11 +697,11 @@ def test_workers_of_the_compiler_start_elsewhere(tmp_path: Path, monkeypatch: py
     from torch._inductor import config
     from torch._inductor.async_compile import AsyncCompile
 
-    monkeypatch.setattr(config, "compile_threads", 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     AsyncCompile.process_pool.cache_clear()
-    train.compile_net(SimpleNamespace(net=torch.nn.Linear(1, 1)))
-    pool = AsyncCompile.process_pool()
+    with config.patch(compile_threads=2):
+        train.compile_net(SimpleNamespace(net=torch.nn.Linear(1, 1)))
+        pool = AsyncCompile.process_pool()
     try:
         assert Path(f"/proc/{pool.process.pid}/cwd").readlink() == PROJECT / "conf"
     finally:
