@@ -56,7 +56,7 @@ class MetricsHistory(Checkpoint):
         self.path, self.every_n_batches, self.monitors = run_dir / "metrics.csv", every_n_batches, monitors
         self.monitor: Monitor | None = None  # the metric that tells which epoch is best; None until it is measured
         self.measured: dict[str, float] = {}  # the last value of each metric
-        self.validated = False  # whether all metrics were measured once: where there are validations, after the first of the training
+        self.validated = False  # whether all were measured once: after the first validation in training, if any
         self.rows: list[dict[str, float]] = []
         # Name of a loss -> training examples seen, and the mean loss since the previous point.
         self.curves: dict[str, list[tuple[int, float]]] = {}
