@@ -335,10 +335,16 @@ def check_utf8(path: str) -> None:
 
 
 def check_name_in_outputs(directory: str, setting: str) -> None:
-    """Raise ValueError for a new directory with the name of something else in ``outputs/``."""
-    directory = os.path.normpath(directory)
-    if directory in (os.path.join("outputs", name) for name in NAMES_IN_OUTPUTS) and not os.path.islink(directory):
-        raise ValueError(f"{setting} is refused: {directory} has another use; choose another name")
+    """Raise ValueError for a directory with the name of something else in ``outputs/``, or in such a directory.
+
+    The links to the last run and sweep move when another one starts: a process that used them as its own directory
+    would then be in that of another.
+    """
+    path = Path(os.path.abspath(directory))
+    for place in (path, *path.parents):
+        is_link = place.is_symlink() and place.parent.name == "outputs"  # also in another working directory
+        if place.name in NAMES_IN_OUTPUTS and (is_link or place.parent == Path.cwd() / "outputs"):
+            raise ValueError(f"{setting} is refused: {os.path.relpath(place)} has another use; choose another name")
 
 
 def check_path(path: Path) -> None:

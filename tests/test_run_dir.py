@@ -118,8 +118,19 @@ def test_failed_sweep_leaves_all_files_unchanged(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize("name", NAMES_IN_OUTPUTS)
-def test_run_takes_no_name_that_something_else_has_in_outputs(name: str, tmp_path: Path) -> None:
+def test_run_takes_no_name_that_something_else_has_in_outputs(name: str, exists: bool, tmp_path: Path) -> None:
+    if exists:
+        make_paths(tmp_path, "run/", "outputs/")
+        update_symlink(tmp_path / "outputs" / name, tmp_path / "run")
+        for directory in (f"{name}/x", f"{tmp_path}/outputs/{name}"):
+            with pytest.raises(ValueError, match=f"is refused: .*{name} has another use"), contextlib.chdir("outputs"):
+                check_hydra_settings([f"hydra.run.dir={directory}"], "train")
+    with pytest.raises(ValueError, match=f"^name={name}/pictures is refused: outputs/{name} has another use"):
+        new_or_resumed_run_dir(None, f"outputs/{name}/pictures/2026")
+    with pytest.raises(ValueError, match=f"^hydra.sweep.dir=outputs/{name}/s is refused: outputs/{name} has another"):
+        check_hydra_settings([f"hydra.sweep.dir=outputs/{name}/s"], "train")
     with pytest.raises(ValueError, match=f"^name={name} is refused: outputs/{name} has another use; choose another"):
         new_or_resumed_run_dir(None, f"outputs/x/../{name}/2026")
     with pytest.raises(ValueError, match=f"^hydra.run.dir=outputs/{name} is refused: outputs/{name} has another use"):
