@@ -32,6 +32,7 @@ from sweeps.jobs import (
     check_sweep_dir,
     ends_at_failure,
     failure_forgotten,
+    removed_if_not_submitted,
 )
 from sweeps.overrides import parse_overrides
 
@@ -82,6 +83,7 @@ class GridSweeper(Sweeper):
                     if fails_fast:
                         begun.enter_context(failure_forgotten(sweep_dir))
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
+                    begun.enter_context(removed_if_not_submitted(self.config))
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))
                 for job_return in returns[-1]:
                     result = job_return.return_value  # raises the exception of the job

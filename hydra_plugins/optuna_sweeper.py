@@ -31,6 +31,7 @@ from sweeps.jobs import (
     check_sweep_dir,
     ends_at_failure,
     failure_forgotten,
+    removed_if_not_submitted,
     has_failed,
 )
 from sweeps.objective import search_objective
@@ -139,7 +140,8 @@ class OptunaSweeper(Sweeper):
                 check_metric(study, sweep_dir, name)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
-            with failure_forgotten(sweep_dir) if fails_fast else contextlib.nullcontext():
+            forgotten = failure_forgotten(sweep_dir) if fails_fast else contextlib.nullcontext()
+            with forgotten, removed_if_not_submitted(self.config):
                 self._run_trials(study, sweep_dir, worker, fails_fast)
 
     def _run_trials(self, study: "optuna.Study", sweep_dir: Path, worker: str, fails_fast: bool) -> None:

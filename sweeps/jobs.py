@@ -28,6 +28,8 @@ JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 LEFT = "left"  # the status of a job that did not begin, because another has failed and sweep_fail_fast=true
 # Made in the sweep directory by the job that fails. Each command removes it before its first job begins.
 FIRST_FAILURE = ".first_failure"
+UNIQUE_FOLDER = re.compile(r"\.submitit/[0-9a-f]{16}")  # of submitit, see cli.run_dir.RecordDirs
+NOT_SUBMITTED = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")  # their later names have a job id
 SUMMARY_FILES = ("summary.csv", "summary.md", "summary.png")
 
 
@@ -106,6 +108,28 @@ def check_submitit(config: DictConfig, sweep_dir: Path) -> None:
     path = sweep_dir.absolute()
     if "%" in str(path) and "submitit_folder" in (OmegaConf.select(config, "hydra.launcher") or {}):
         raise ValueError(f"hydra/launcher=submitit_… replaces % in {printable(str(path))}: choose a path without it")
+
+
+@contextlib.contextmanager
+def removed_if_not_submitted(config: DictConfig) -> Iterator[None]:
+    """Remove what submitit has written for jobs after an error before it has submitted one of them.
+
+    Args:
+        config: that of the sweep.
+    """
+    try:
+        yield
+    except BaseException:
+        folder = Path(str(OmegaConf.select(config, "hydra.launcher.submitit_folder"))).parent
+        if UNIQUE_FOLDER.fullmatch("/".join(folder.parts[-2:])) and folder.is_dir():  # of this command
+            files = list(folder.iterdir())
+            if all(NOT_SUBMITTED.fullmatch(file.name) for file in files):
+                for file in files:
+                    file.unlink()
+                for empty in (folder, folder.parent):
+                    with contextlib.suppress(OSError):
+                        empty.rmdir()
+        raise
 
 
 def check_kind(sweep_dir: Path, is_search: bool) -> None:

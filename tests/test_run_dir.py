@@ -64,6 +64,23 @@ def test_failed_command_leaves_all_files_unchanged(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "jobs", [("seed=1,2",), ("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,0.2)", "data.val_size=40")]
+)
+def test_sweep_that_slurm_refuses_leaves_nothing(jobs: tuple[str, ...], shell: Shell, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    for name in ("sbatch", "srun"):
+        (program := tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\necho sbatch: error: invalid partition >&2\nexit 1\n")
+        program.chmod(0o755)
+    before = tree(tmp_path)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    answer = shell("-m", *BLOBS, *jobs, "hydra/launcher=submitit_slurm", "hydra.sweep.dir=a/b", PATH=path)
+    assert answer.returncode == 1 and "error: sbatch: error: invalid partition" in answer.stderr
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.slow
 def test_empty_log_of_the_user_is_kept(shell: Shell, tmp_path: Path) -> None:
     make_paths(tmp_path, "logs/")
     (tmp_path / "logs/train.log").touch()
