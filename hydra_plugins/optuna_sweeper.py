@@ -31,8 +31,8 @@ from sweeps.jobs import (
     check_sweep_dir,
     ends_at_failure,
     failure_forgotten,
-    removed_if_not_submitted,
     has_failed,
+    removed_if_not_submitted,
 )
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
