@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cli import CONF
 from cli.build import build, build_callbacks, build_metrics, load_weights
 from cli.compose import incomparable_overrides, relevant_overrides
 from cli.exit_codes import exit_code
 from cli.job import is_debug_run, is_multirun, is_range_test, task_overrides
 from cli.main import main
-from cli.process import limit_threads, may_share_cores, suggest_fewer_threads
+from cli.process import check_libraries, limit_threads, may_share_cores, suggest_fewer_threads
 from cli.resume import merge_resume_config, overrides_to_repeat
 from cli.session import CommandError, call
 from cli.validation import check_expect
@@ -132,18 +131,9 @@ def resolve_config(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
 
 def compile_net(model: Any) -> None:
     """Compile the net of a model in place, so that the names of its weights stay."""
-    import torch
-
-    from runs import internals
-
     if not hasattr(model, "net"):
         raise ValueError(f"compile=true compiles the net of a model, and {type(model).__name__} has no attribute net")
-    # The working directory may be a run from anyone, and the linker would take a libgcc_s.so.1 there for the system's.
-    if libraries := sorted(Path().glob("lib*.so*")):
-        raise ValueError(f"compile=true: a compiler may use {libraries[0]} in this directory: start in another one")
-    if torch.cuda.is_available():
-        with contextlib.chdir(CONF):  # they import torch in their working directory: see ImportElsewhere
-            internals.start_compile_workers()
+    check_libraries()
     model.net.compile()
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import ctypes
 import functools
+import itertools
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,6 +24,8 @@ from runs.threads import TINY_BATCH, choose_wait_policy, fewer_threads, start_th
 
 log = logging.getLogger(__name__)
 
+# Where the dynamic loader looks for a library besides a directory itself.
+LOADER_DIRS = ("glibc-hwcaps", "tls", "x86_64", "haswell", "xeon_phi", "avx512_1", "aarch64", "atomics")
 MAX_THREADS = 1024  # torch ends the process with a segmentation fault where the system has no more
 # Multiplications in a layer for which one thread is faster than two: the second takes longer to wake than it saves.
 SMALL_LAYER = 2**20
@@ -58,6 +62,17 @@ class ImportElsewhere(MetaPathFinder):
 
             spec.loader.exec_module = execute_elsewhere  # type: ignore[method-assign]
         return spec
+
+
+def check_libraries() -> None:
+    """Raise ValueError where a compiler would use libraries of the working directory, which may be a run from anyone.
+
+    For a GPU torch.compile runs a linker there, which takes a ``libgcc_s.so.1`` for the system's, and processes that
+    import torch and so load a ``libcuda.so.1``.
+    """
+    found = (file for name in LOADER_DIRS for file in Path(name).rglob("lib*.so*"))
+    if library := next(itertools.chain(Path().glob("lib*.so*"), found), None):
+        raise ValueError(f"compile=true: a compiler may use {library} in this directory: start in another one")
 
 
 def take_job_gpus(trainer: Any) -> None:

@@ -147,7 +147,9 @@ class ExactModule(GradientSteps):
 
     def configure_model(self) -> None:
         # Before a checkpoint is read, whose weights and optimizer state would otherwise be rounded to float32.
-        if (trainer := internals.attached_trainer(self)) is None:  # loaded to predict
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # there is none: the weights are loaded to predict
             return
         if isinstance(trainer.precision_plugin, (DoublePrecision, HalfPrecision)):
             trainer.precision_plugin.convert_module(self)

@@ -39,11 +39,6 @@ class QuickHooks(pl.LightningModule):
             super().__setattr__(name, value)
 
 
-def attached_trainer(pl_module: pl.LightningModule) -> pl.Trainer | None:
-    """Return the Trainer of a module, or None where it has none. The public name raises an error then."""
-    return pl_module._trainer
-
-
 def copy_layer_versions(state_dict: dict[str, Any], copy: dict[str, Any]) -> None:
     """Give the copy of a state dict the versions of its layers, by which torch reads those of its earlier releases.
 
@@ -202,13 +197,6 @@ def disable_lightning_signal_handlers(trainer: Any) -> None:
     could replace them runs between that and the barrier of the stage.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
-
-
-def start_compile_workers() -> None:
-    """Start the processes in which torch.compile makes the kernels of a GPU. They would start with the first kernel."""
-    from torch._inductor.async_compile import AsyncCompile
-
-    AsyncCompile.warm_pool()
 
 
 def starts_copies(trainer: Any) -> bool:

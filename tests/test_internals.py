@@ -28,14 +28,6 @@ def test_current_fx_name_is_set_on_the_module() -> None:
     assert "pl_module._current_fx_name = " in source, missing_message("Lightning", "LightningModule._current_fx_name")
 
 
-def test_module_without_a_trainer_has_none(trainer: pl.Trainer) -> None:
-    module = pl.LightningModule()
-    assert hasattr(module, "_trainer"), missing_message("Lightning", "LightningModule._trainer")
-    assert internals.attached_trainer(module) is None
-    module.trainer = trainer
-    assert internals.attached_trainer(module) is trainer
-
-
 def test_tensors_are_treated_in_one_call() -> None:
     ones, twos = [torch.ones(2), torch.ones(3)], [torch.full((2,), 2.0), torch.full((3,), 2.0)]
     sums = internals.foreach_add(ones, twos, alpha=2)

@@ -31,7 +31,7 @@ from cli.compose import compose
 from lit_models.exact import ExactModule
 from runs import safety
 from runs.format import format_metric
-from tests.conftest import PROJECT, Killed
+from tests.conftest import PROJECT, Killed, make_paths
 from tests.kill_and_resume import differences, final_state
 from tests.test_readme import _not_copied
 
@@ -573,12 +573,11 @@ def test_compile_without_a_net_is_refused() -> None:
         run(LitAutoEncoder, "compile=true")
 
 
-def test_compile_beside_a_library_is_refused() -> None:
-    """The linker that builds Triton's driver takes it for the system's. The directory may be a run from anyone."""
-    Path("libgcc_s.so.1").touch()
-    with pytest.raises(
-        ValueError, match=r"compile=true: a compiler may use libgcc_s\.so\.1 in this directory: start in"
-    ):
+@pytest.mark.parametrize("name", ["libgcc_s.so.1", "libcuda.so", "glibc-hwcaps/x86-64-v3/libcuda.so.1"])
+def test_compile_beside_a_library_is_refused(name: str, tmp_path: Path) -> None:
+    """A linker or torch's compile workers take it for the system's. The directory may be a run from anyone."""
+    make_paths(tmp_path, name)
+    with pytest.raises(ValueError, match=f"compile=true: a compiler may use {name} in this directory: start in"):
         train.compile_net(SimpleNamespace(net=torch.nn.Linear(1, 1)))
 
 

@@ -690,26 +690,6 @@ print(torch.folder, os.getcwd(), matplotlib.rcParams["text.usetex"])"""
     assert answer.stdout.split() == [str(PROJECT / "conf"), str(tmp_path / "gift"), "False"]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the directory of a process is read from /proc")
-def test_workers_of_the_compiler_start_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each imports torch, as above. They make kernels of a GPU; the net of this test runs on the CPU."""
-    from torch._inductor import config
-    from torch._inductor.async_compile import AsyncCompile
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    AsyncCompile.process_pool.cache_clear()
-    with config.patch(compile_threads=2):
-        train.compile_net(SimpleNamespace(net=torch.nn.Linear(1, 1)))
-        pool = AsyncCompile.process_pool()
-    try:
-        assert Path(f"/proc/{pool.process.pid}/cwd").readlink() == PROJECT / "conf"
-    finally:
-        pool.shutdown()
-        AsyncCompile.process_pool.cache_clear()
-    assert Path.cwd() == tmp_path
-
-
 def test_picture_of_a_run_is_read_as_png_only(tmp_path: Path) -> None:
     """For PostScript Pillow starts Ghostscript."""
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
