@@ -240,9 +240,12 @@ def make_dirs(path: Path) -> list[Path]:
     made: list[Path] = []
     for directory in (*reversed(path.parents), path):
         if not directory.exists():
-            with contextlib.suppress(FileExistsError):  # another process was faster
+            try:
                 directory.mkdir()
                 made.insert(0, directory)
+            except FileExistsError:  # another process was faster, or
+                if directory.is_symlink() and not directory.exists():  # it leads nowhere
+                    raise
     return made
 
 

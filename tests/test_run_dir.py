@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from cli import job_dir, overwrite, run_dir
+from cli.errors import format_error
 from cli.job import JobDirError
 from cli.main import check_hydra_settings
 from cli.run_dir import new_or_resumed_run_dir
@@ -559,6 +560,14 @@ def test_make_dirs_returns_only_the_directories_it_made(tmp_path: Path) -> None:
     assert make_dirs(tmp_path / "a/b/c") == []
     assert make_unique_dir(f"{tmp_path}/x/run") == [tmp_path / "x/run", tmp_path / "x"]
     assert make_unique_dir(f"{tmp_path}/x/run") == [tmp_path / "x/run-2"]
+
+
+def test_directory_behind_a_link_that_leads_nowhere_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/mlp_on_mnist").symlink_to("/disk/that/is/not/mounted")
+    with pytest.raises(FileExistsError) as error:
+        make_unique_dir("outputs/mlp_on_mnist/2026-11-27")
+    assert "is a link to /disk/that/is/not/mounted, which is not there: remove it" in format_error(error.value)
 
 
 def test_is_within_resolves_links_and_parents(tmp_path: Path) -> None:
