@@ -124,11 +124,11 @@ def removed_if_not_submitted(config: DictConfig) -> Iterator[None]:
         if UNIQUE_FOLDER.fullmatch("/".join(folder.parts[-2:])) and folder.is_dir():  # of this command
             files = list(folder.iterdir())
             if all(NOT_SUBMITTED.fullmatch(file.name) for file in files):
-                for file in files:
-                    file.unlink()
-                for empty in (folder, folder.parent):
-                    with contextlib.suppress(OSError):
-                        empty.rmdir()
+                with contextlib.suppress(OSError):  # the first error is the one to report
+                    for file in files:
+                        file.unlink()
+                    folder.rmdir()
+                    folder.parent.rmdir()  # it may have those of an earlier command
         raise
 
 
