@@ -21,7 +21,7 @@ from runs import internals
 from runs.format import check_positive_int
 
 
-class GradientSteps(internals.QuickHooks):
+class GradientSteps(pl.LightningModule):
     """Gradient steps on the loss that ``training_step`` returns, and the schedules of their learning rates.
 
     Lightning's overhead in a gradient step is as long as the step of a small net. Where nothing needs Lightning's step,

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 # Parts of a scheduler's state that depend on the length of the training. They are not restored, so that a training
@@ -23,20 +22,6 @@ RESTORING = ("restore_training_state", "restore_callbacks")
 # than what it computes.
 foreach_add, foreach_add_, foreach_mul_ = torch._foreach_add, torch._foreach_add_, torch._foreach_mul_
 foreach_norm, foreach_clamp_min_, foreach_div_ = torch._foreach_norm, torch._foreach_clamp_min_, torch._foreach_div_
-
-
-class QuickHooks(pl.LightningModule):
-    """Makes one assignment of Lightning's fast: the name of the running hook, some twenty times a step.
-
-    nn.Module checks the type of every value that is assigned to an attribute. Without this class an epoch of
-    mnist_cnn takes 3.5 % longer (median of 12 interleaved rounds on one CPU thread).
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
 
 def copy_layer_versions(state_dict: dict[str, Any], copy: dict[str, Any]) -> None:
@@ -154,9 +139,10 @@ def epoch_results(trainer: pl.Trainer) -> tuple[dict[str, Tensor], set[str]]:
 
 def step_results(trainer: pl.Trainer) -> dict[str, Tensor]:
     """Return what the module has logged in this step, and does not log over the epoch."""
-    results = trainer._results.values() if trainer._results else ()
-    logged = {one.meta.name: one._forward_cache for one in results if one.meta.on_step and not one.meta.on_epoch}
-    return {name: value for name, value in logged.items() if isinstance(value, Tensor) and value.numel() == 1}
+    results = trainer._results
+    names = {one.meta.name for one in results.values() if one.meta.on_step and not one.meta.on_epoch} if results else ()
+    values = results.metrics(True)["callback"] if results else {}
+    return {name: value for name, value in values.items() if name in names and value.numel() == 1}
 
 
 def fit_loop_state() -> dict[str, Any]:
@@ -201,7 +187,8 @@ def disable_lightning_signal_handlers(trainer: Any) -> None:
 
 def starts_copies(trainer: Any) -> bool:
     """Return whether the other processes are copies of this one, by spawn or fork, and not commands of their own."""
-    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    launcher = trainer.strategy.launcher
+    return launcher is not None and not hasattr(launcher, "cluster_environment")  # only commands are given their ranks
 
 
 def take_child_processes(trainer: Any) -> list[Popen[bytes]]:

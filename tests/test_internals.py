@@ -23,11 +23,6 @@ def missing_message(library: str, name: str) -> str:
     return f"this version of {library} has no {name} any more: see {Path(internals.__file__).name}"
 
 
-def test_current_fx_name_is_set_on_the_module() -> None:
-    source = inspect.getsource(pl.trainer.call._call_lightning_module_hook)
-    assert "pl_module._current_fx_name = " in source, missing_message("Lightning", "LightningModule._current_fx_name")
-
-
 def test_tensors_are_treated_in_one_call() -> None:
     ones, twos = [torch.ones(2), torch.ones(3)], [torch.full((2,), 2.0), torch.full((3,), 2.0)]
     sums = internals.foreach_add(ones, twos, alpha=2)
@@ -141,13 +136,14 @@ def test_logged_metrics_are_readable_by_stage(trainer: pl.Trainer) -> None:
     )
     results.log("training_step", "both", torch.tensor(1.0), on_step=True, on_epoch=True, batch_size=1)
     results.log("training_step", "step", torch.tensor(2.0), on_step=True, on_epoch=False, batch_size=1)
+    results.log("training_step", "step_step", torch.tensor(3.0), on_step=True, on_epoch=False, batch_size=1)
     trainer.state.fn, trainer.training = pl.trainer.states.TrainerFn.FITTING, True
     values, sent = internals.epoch_results(trainer)
     assert (values, sent) == ({"both": torch.tensor(1.0)}, {"both_epoch"}), missing_message(
         "Lightning", "values over an epoch"
     )
-    assert internals.step_results(trainer) == {"step": torch.tensor(2.0)}, missing_message(
-        "Lightning", "values of a step"
+    assert internals.step_results(trainer) == {"step": torch.tensor(2.0), "step_step": torch.tensor(3.0)}, (
+        missing_message("Lightning", "values of a step")
     )
 
 
@@ -167,7 +163,7 @@ def test_strategies_that_copy_this_process_are_known() -> None:
         internals.starts_copies(pl.Trainer(strategy=strategy, devices=2, accelerator="cpu", logger=False))
         for strategy in ("ddp", "ddp_spawn", "ddp_fork")
     ]
-    assert started == [False, True, True], missing_message("Lightning", "_MultiProcessingLauncher")
+    assert started == [False, True, True], missing_message("Lightning", "cluster_environment of launchers")
 
 
 def test_state_dict_has_the_versions_of_its_layers() -> None:
