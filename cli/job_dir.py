@@ -12,16 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from cli.job import JobDirError, task_overrides
 from cli.overwrite import check_log, died_early, is_run_of, overwritten
-from cli.run_dir import track
+from cli.run_dir import lock_run_dir, track
 from runs.files import check_folder, is_same_directory, is_within, lost_lock, make_dirs, read_yaml
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import stored_command
-from sweeps.jobs import JOB_DIR
+from sweeps.jobs import JOB_DIR, REFUSED
 
 log = logging.getLogger(__name__)
 
 _named_by_settings: set[str] = set()  # the directories of jobs whose names :func:`job_dir` has chosen
+_begun: set[str] = set()  # the directories of jobs that this process has begun or continued
 
 
 def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
@@ -67,6 +68,8 @@ def check_job_dir(directory: Path) -> None:
     except ValueError as error:
         raise JobDirError(str(error)) from error
     found = overwritten(directory)
+    if found == ["result.json"] and _never_began(directory):
+        return
     overrides = _overrides_of(directory) if found else None
     if overrides is not None and set(overrides) != set(task_overrides()):
         raise JobDirError(f"{directory} has the result of another job, {stored_command(overrides)}: {hint}")
@@ -85,6 +88,14 @@ def _may_continue(directory: Path, overrides: list[str]) -> bool:
 
 def _is_done(directory: Path) -> bool:
     return (read_result(directory) or {}).get("status") in ("finished", "diverged", "pruned")
+
+
+def _never_began(directory: Path) -> bool:
+    """Return whether a result is that of a job that failed before it began, as after a mistyped command."""
+    with contextlib.suppress(ValueError):
+        result = read_result(directory) or {}
+        return result.get("status") == "failed" and not result["metrics"] and "epochs" not in result
+    return False
 
 
 def _overrides_of(directory: Path) -> list[str] | None:
@@ -112,28 +123,31 @@ def load_result_or_resume(directory: Path, cfg: DictConfig) -> dict[str, Any] | 
     log.info(" ".join(task_overrides()))
     if (directory / "checkpoints" / "last.ckpt").exists():
         cfg.resume = str(directory)
+    _begun.add(os.path.abspath(directory))
     return None
 
 
 def record_failure(directory: Path, reason: str) -> dict[str, Any]:
-    """Write why a job of a sweep failed into its result.json, which is created for a job that never started.
+    """Write why a job of a sweep failed into its result.json.
 
-    A result.json of anything else is kept.
+    A job that has not begun is recorded only where its directory is empty and no other process uses it. An earlier
+    command may have ended the job or left its checkpoint there, and another one may train.
     """
     overrides = task_overrides()
     result: dict[str, Any] = {"command": train_command(overrides), "overrides": overrides}
-    result |= {"status": "failed", "metrics": {}}
+    failed = result | {"status": "failed", "metrics": {}, "reason": reason}
+    has_begun = os.path.abspath(directory) in _begun
     if lost_lock(directory):
-        return result | {"reason": reason}  # another process may train there
-    if os.path.lexists(directory / "result.json"):
-        found = _overrides_of(directory)
-        by_settings = os.path.abspath(directory) in _named_by_settings
-        if found is None or not (by_settings or set(found) == set(overrides)):
-            return result | {"reason": reason}  # it is not ours to replace
-        result = (read_result(directory) or result) | {"command": result["command"], "overrides": overrides}
-    result |= {"reason": reason}
+        return failed
+    if not has_begun and overwritten(directory):
+        return failed | {"status": REFUSED}
     try:
-        write_result(directory, result)
+        with contextlib.nullcontext() if has_begun else lock_run_dir(directory, wait=False):
+            if has_begun:
+                failed = (read_result(directory) or failed) | result | {"reason": reason}
+            write_result(directory, failed)
+    except ValueError:  # another process trains there, or result.json is not ours to replace
+        return failed | {"status": "failed" if has_begun else REFUSED}
     except OSError as error:  # the reason is printed, and the other jobs of the sweep still run
         log.warning("result.json could not be written: %s", error)
-    return result
+    return failed

@@ -174,7 +174,8 @@ def died_early(folder: Path, overrides: list[str], resume: str | None = None) ->
     choices = config.get("choices")
     if not _is_same(choices.get("overrides") if isinstance(choices, dict) else None, overrides):
         return False
-    if result and (result.get("epochs") or not _is_same(result["overrides"], overrides)):
+    has_ended = result and (result["status"] == "finished" or result.get("epochs"))  # it may have no epochs to train
+    if result and (has_ended or not _is_same(result["overrides"], overrides)):
         return False
     # Rows of an epoch have its seconds; epoch 0 is a validation before any training.
     rows = _read_metrics(folder / "metrics.csv") if os.path.lexists(folder / "metrics.csv") else []

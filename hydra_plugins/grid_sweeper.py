@@ -24,6 +24,7 @@ from runs.files import atomic_write, atomic_write_text
 from sweeps.callback import SweepSummary
 from sweeps.jobs import (
     LEFT,
+    REFUSED,
     check_gpus,
     check_kind,
     check_repeated,
@@ -89,7 +90,7 @@ class GridSweeper(Sweeper):
                     result = job_return.return_value  # raises the exception of the job
                     status = result.get("status") if isinstance(result, dict) else None
                     SweepSummary.left += status == LEFT
-                    SweepSummary.complete &= status != "failed"
+                    SweepSummary.complete &= status not in ("failed", REFUSED)
         return returns
 
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from runs.format import check_positive_int, printable
 from sweeps.callback import SweepSummary
 from sweeps.jobs import (
     LEFT,
+    REFUSED,
     check_gpus,
     check_kind,
     check_subdir,
@@ -105,7 +107,7 @@ class OptunaSweeper(Sweeper):
             self.at_once = os.cpu_count() or 1
 
     def sweep(self, arguments: list[str]) -> None:
-        from sweeps.study import check_metric, open_study, storage_errors
+        from sweeps.study import check_metric, check_space, open_study, storage_errors
 
         self._parse(arguments)
         if self.metric:  # the runs choose their best epoch by it too
@@ -138,6 +140,7 @@ class OptunaSweeper(Sweeper):
                         f"the search in {sweep_dir} has begun to {begun} its metric: monitor= cannot change"
                     )
                 check_metric(study, sweep_dir, name)
+                check_space(study, sweep_dir, self.space)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
             forgotten = failure_forgotten(sweep_dir) if fails_fast else contextlib.nullcontext()
@@ -148,19 +151,22 @@ class OptunaSweeper(Sweeper):
         """Run trials until there are as many as asked for, or a failure ends the search."""
         from optuna.trial import TrialState
 
+        statuses: Counter[str] = Counter()
         trials = self._next_trials(study, sweep_dir, worker)
         while trials:
             for trial, job in zip(trials, self._launch(trials), strict=True):
-                SweepSummary.complete &= job.return_value["status"] != "failed"
-                if job.return_value["status"] != LEFT:  # such a trial is continued as an interrupted one is
+                status = job.return_value["status"]
+                statuses[status] += 1
+                SweepSummary.complete &= status not in ("failed", REFUSED)
+                if status not in (LEFT, REFUSED):  # such a trial is continued as an interrupted one is
                     self._report(study, trial, job.return_value)
             if fails_fast and has_failed(sweep_dir):
                 running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
                 SweepSummary.left = max(self.n_trials - len(study.get_trials(deepcopy=False)) + len(running), 0)
                 break
-            ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            if not ended and len(failed) >= 3:
+            if REFUSED in statuses:
+                raise RuntimeError("the search has ended: an interrupted trial could not be continued")
+            if statuses["failed"] == statuses.total() >= 3:
                 raise RuntimeError("the search has ended: its first runs have all failed")
             trials = self._next_trials(study, sweep_dir, worker)
 

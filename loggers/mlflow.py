@@ -34,9 +34,11 @@ log = logging.getLogger(__name__)
 MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # the name of the environment variable
 DEFAULT_FILE = Path("outputs", "mlflow.db")
 DEFAULT_URI = f"sqlite:///{DEFAULT_FILE}"
+ARTIFACTS = "mlruns"  # MLflow's own name for the directory of artifacts
 MAX_NAME = 200  # MLflow takes 250 letters for the whole name of a metric
 RUN_DIR = "run_dir"  # the tag with the run directory
-MLFLOW_TABLES = {"alembic_version", "experiments", "runs"}
+# Three of these names are also those of other programs.
+MLFLOW_TABLES = {"alembic_version", "experiments", "runs", "metrics", "latest_metrics", "params", "tags"}
 # MLflow has a trigger that refuses a change. One of this kind does nothing else.
 REFUSING_TRIGGER = (
     r"CREATE TRIGGER \w+\s+BEFORE UPDATE ON \w+\s[^;'\"]*\sBEGIN\s+SELECT RAISE\(ABORT, '[^';]*'\);\s+END"
@@ -56,8 +58,8 @@ class MLflow(Guarded, MLFlowLogger):
         save_dir: run directory.
         experiment_name: MLflow's experiment.
         run_name: name of the run in MLflow.
-        tracking_uri: an SQLite file, a server, or a directory. None takes the environment variable
-            ``MLFLOW_TRACKING_URI``, or ``sqlite:///outputs/mlflow.db``.
+        tracking_uri: an SQLite file or a server. None takes the environment variable ``MLFLOW_TRACKING_URI``, or
+            ``sqlite:///outputs/mlflow.db``. Artifacts of a file are in ``mlruns/`` beside it.
 
     Raises:
         ValueError: the run to resume is at an address that was not given again, or the address cannot be used.
@@ -73,11 +75,12 @@ class MLflow(Guarded, MLFlowLogger):
         self._file, self.is_resumed = Path(save_dir, "mlflow.txt"), is_resumed(save_dir)
         stored = read_run_id(self._file)
         given = tracking_uri or os.environ.get(MLFLOW_TRACKING_URI)
-        uri, self._is_default = given or DEFAULT_URI, not given
+        uri = given or DEFAULT_URI
+        self._artifact_root: Path | None = None  # that of a server is its own matter
         if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
-            self._is_default |= file.resolve() == DEFAULT_FILE.resolve()
-            check_sqlite_file(file, uri, is_made=self._is_default)
+            check_sqlite_file(file, uri, is_made=file.resolve() == DEFAULT_FILE.resolve())
             uri = f"sqlite:///{os.path.abspath(file)}"
+            self._artifact_root = Path(os.path.abspath(file)).parent / ARTIFACTS
             if set("?#%") & set(uri):  # it would be another file
                 where = printable(os.path.abspath(file))
                 raise ValueError(f"logger=mlflow: its database cannot be {where}, because of ?, # or % in the path")
@@ -140,10 +143,12 @@ class MLflow(Guarded, MLFlowLogger):
         return None
 
     def _is_own(self, artifact_uri: str) -> bool:
-        """Return whether artifacts of ``outputs/mlflow.db`` are beside it. The file may come with runs of others."""
+        """Return whether artifacts are where this run may write them. An SQLite file may come with runs of others."""
+        if not (root := self._artifact_root):
+            return True
         # A URL, or a path that MLflow reads as one (%2e is a dot), would be another place than it seems.
         is_path = os.path.isabs(artifact_uri) and not set("?#%") & set(artifact_uri)
-        return not self._is_default or (is_path and is_within(Path(artifact_uri, "any"), Path("outputs", "mlruns")))
+        return is_path and is_within(Path(artifact_uri, "any"), root, DEFAULT_FILE.parent / ARTIFACTS)
 
     def _create_run(self, client: MlflowClient) -> str:
         experiment, run_name = self._names
@@ -151,14 +156,15 @@ class MLflow(Guarded, MLFlowLogger):
         if found is not None and found.lifecycle_stage == "deleted":
             raise ValueError(f"its experiment {experiment} was deleted; logger.mlflow.experiment_name=… names another")
         if found is None:  # beside the database; MLflow would take the working directory
-            file = _sqlite_file(self._uri)
-            artifacts = str((file.parent / "mlruns").absolute()) if file else None
-            experiment_id = client.create_experiment(experiment, artifacts)
+            experiment_id = client.create_experiment(
+                experiment, str(self._artifact_root) if self._artifact_root else None
+            )
         else:
             experiment_id = found.experiment_id
             if not self._is_own(found.artifact_location):
                 raise ValueError(
-                    f"its experiment {experiment} has its artifacts at {printable(found.artifact_location)}"
+                    f"its experiment {experiment} has its artifacts at {printable(found.artifact_location)}, not in "
+                    f"{self._artifact_root}; logger.mlflow.experiment_name=… names another"
                 )
         tags = resolve_tags({RUN_DIR: os.path.abspath(self._file.parent), "mlflow.runName": str(run_name)})
         tags = {name: _without_password(value) for name, value in tags.items()}  # of git's remote
@@ -198,11 +204,11 @@ class MLflow(Guarded, MLFlowLogger):
     def _write_artifact(self, name: str, content: bytes) -> None:
         """Write an artifact ``DIRECTORY/FILE`` or ``FILE``.
 
-        Those of ``outputs/mlflow.db`` go beside it, whatever it says by now: it may come with runs of others.
+        Those of an SQLite file go beside it, whatever it says by now: it may come with runs of others.
         """
-        if self._is_default:
+        if self._artifact_root:
             path = Path(self._artifacts, name)
-            for parent in itertools.takewhile(lambda folder: folder.name != "mlruns", path.parents):
+            for parent in itertools.takewhile(lambda folder: folder.name != ARTIFACTS, path.parents):
                 check_no_link(parent)
             with atomic_write(path) as temporary:
                 temporary.write_bytes(content)
@@ -273,11 +279,11 @@ def check_sqlite_file(file: Path, uri: str, is_made: bool) -> None:
     Args:
         file: the SQLite file, which need not exist.
         uri: for the error.
-        is_made: whether it is ``outputs/mlflow.db``. Its directory is made, and all of it may have come with a run.
+        is_made: whether it is ``outputs/mlflow.db``, whose directory is made. It may be no link, as one that is typed.
     """
-    if is_made:
-        check_no_link(Path("outputs", "mlruns"))
-        check_files(file, made_by="MLflow")
+    check_no_link(file.parent / ARTIFACTS)
+    if is_made or file.is_file():
+        check_files(file if is_made else file.resolve(), made_by="MLflow")
     reason = None
     if "?" in uri or file.name == ":memory:":
         reason = "only the name of a file may follow sqlite:///"

@@ -26,6 +26,8 @@ from sweeps.study import exists as study_exists
 # The name of a job's directory: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 LEFT = "left"  # the status of a job that did not begin, because another has failed and sweep_fail_fast=true
+# The status of a job that failed before it began where an earlier command has begun it, or another one runs it.
+REFUSED = "refused"
 # Made in the sweep directory by the job that fails. Each command removes it before its first job begins.
 FIRST_FAILURE = ".first_failure"
 UNIQUE_FOLDER = re.compile(r"\.submitit/[0-9a-f]{16}")  # of submitit, see cli.run_dir.RecordDirs

@@ -14,6 +14,7 @@ from runs.sqlite import TIMEOUT, check_files, statements, table_names
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
 STUDY_NAME = "search"
 MARK = "lit-classics"  # an attribute of each study that this project makes
@@ -118,6 +119,40 @@ def check_metric(study: "optuna.Study", sweep_dir: Path, metric: str) -> None:
         )
     if "metric" not in study.user_attrs:
         study.set_user_attr("metric", metric)
+
+
+def check_space(study: "optuna.Study", sweep_dir: Path, space: "dict[str, BaseDistribution]") -> None:
+    """Record the ranges of a search, or raise ValueError where it has begun with other ones.
+
+    A trial whose process has died is continued by any later one, so each must hold its settings. Optuna also leaves a
+    running trial behind where it refuses a range.
+    """
+    from optuna.trial import TrialState
+
+    ranges = format_space(space)
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    before = format_space(ended[-1].distributions) if ended else ranges  # an earlier version recorded none
+    if (begun := study.user_attrs.get("ranges", before)) != ranges:
+        raise ValueError(
+            f"the search in {sweep_dir} has begun with {printable(str(begun)[:300])}: other ranges cannot continue it"
+        )
+    if "ranges" not in study.user_attrs:
+        study.set_user_attr("ranges", ranges)
+
+
+def format_space(space: "dict[str, BaseDistribution]") -> str:
+    """Return the ranges of a search in one form, however they were typed."""
+    return " ".join(f"{name}={_format_range(space[name])}" for name in sorted(space))
+
+
+def _format_range(distribution: Any) -> str:
+    if hasattr(distribution, "choices"):
+        return f"choice({', '.join(map(str, distribution.choices))})"
+    text = f"interval({distribution.low}, {distribution.high})"
+    if isinstance(distribution.low, int):
+        step = distribution.step
+        text = f"int({text})" if step == 1 else f"range({distribution.low}, {distribution.high + 1}, {step})"
+    return f"tag(log, {text})" if distribution.log else text
 
 
 @contextlib.contextmanager

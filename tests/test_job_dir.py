@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cli import job_dir, overwrite
+from cli import job_dir, overwrite, run_dir
 from cli.job import JobDirError
 from runs.result import read_result, write_result
 from tests.conftest import make_paths, tree
@@ -87,12 +87,48 @@ def test_stored_command_of_another_job_is_checked(file: str, job: list[str], tmp
 def test_typed_command_of_a_failed_job_is_kept(job: list[str], tmp_path: Path) -> None:
     """That of a stored result says that it is not shown where it could run anything, as a callback of the user's."""
     job += ["+callbacks.mine._target_=mine.Mine"]
-    write_result(tmp_path / "s/job", {"overrides": job, "metrics": {"val/acc": 0.5}, "status": "failed"})
-    assert read_result(tmp_path / "s/job")["command"].startswith("its command is not shown")
-    job_dir.record_failure(tmp_path / "s/job", "why")
-    result = json.loads((tmp_path / "s/job/result.json").read_text())
+    folder = tmp_path / "s" / job_dir.job_dir("s", 0, _root_=OmegaConf.create({"seed": 1}))
+    write_result(folder, {"overrides": job, "metrics": {"val/acc": 0.5}, "status": "failed"})
+    assert read_result(folder)["command"].startswith("its command is not shown")
+    assert job_dir.load_result_or_resume(folder, OmegaConf.create()) is None
+    job_dir.record_failure(folder, "why")
+    result = json.loads((folder / "result.json").read_text())
     assert result["command"] == "python train.py model=mlp seed=1 +callbacks.mine._target_=mine.Mine"
     assert (result["metrics"], result["reason"]) == ({"val/acc": 0.5}, "why")
+
+
+@pytest.mark.parametrize("left", ["result.json", "checkpoints/last.ckpt", "config.yaml"])
+def test_job_that_has_not_begun_changes_nothing_of_an_earlier_command(
+    left: str, job: list[str], tmp_path: Path
+) -> None:
+    """It fails because of what was mistyped, and the earlier command may have ended it or still train there."""
+    folder = tmp_path / "s" / job_dir.job_dir("s", 0, _root_=OmegaConf.create({"seed": 1}))
+    make_paths(tmp_path, str((folder / left).relative_to(tmp_path)))
+    if left == "result.json":
+        write_result(folder, {"overrides": ["seed=1"], "metrics": {"val/acc": 0.5}, "status": "finished"})
+    before = tree(tmp_path)
+    assert job_dir.record_failure(folder, "why")["status"] == "refused"
+    assert tree(tmp_path) == before
+
+
+def test_failure_is_not_recorded_where_another_process_begins(job: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s/job").mkdir(parents=True)
+    with run_dir.lock_run_dir(tmp_path / "s/job", wait=False):
+        assert job_dir.record_failure(tmp_path / "s/job", "why")["status"] == "refused"
+    assert not (tmp_path / "s/job/result.json").exists()
+    job_dir.record_failure(tmp_path / "s/job", "why")
+    assert read_result(tmp_path / "s/job")["reason"] == "why"
+
+
+def test_directory_of_a_job_that_failed_before_it_began_is_used(job: list[str], tmp_path: Path) -> None:
+    """A mistyped command has other overrides, and must not keep the right one from its directory."""
+    result = {"overrides": ["model=mlp", "seed=1", "logger=[]"], "metrics": {}, "status": "failed", "reason": "why"}
+    (tmp_path / "s/job").mkdir(parents=True)
+    write_result(tmp_path / "s/job", result)
+    assert job_dir.load_result_or_resume(tmp_path / "s/job", OmegaConf.create()) is None
+    write_result(tmp_path / "s/job", result | {"epochs": 0})  # it has begun
+    with pytest.raises(JobDirError, match="has the result of another job"):
+        job_dir.check_job_dir(tmp_path / "s/job")
 
 
 @pytest.mark.parametrize("name", [".", "..", "a/b", "link"])

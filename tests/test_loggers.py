@@ -27,7 +27,7 @@ from cli.resume import _check_nodes, _check_services, _is_kept, overrides_to_rep
 from cli.validation import check_loggers
 from runs.safety import stored_command
 from tests.conftest import run
-from tests.untrusted import edit_checkpoint, run_sql
+from tests.untrusted import edit_checkpoint, run_sql, write_super_journal
 
 POINTS = ("model=blobs_mlp", "data=blobs", "trainer.accelerator=cpu", "model.steps_per_batch=1", "threads=1")
 
@@ -124,21 +124,47 @@ def test_resumed_run_does_not_continue_that_of_another_directory() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("typed", [(), ("logger.mlflow.tracking_uri=sqlite:///outputs/mlflow.db",)])
+@pytest.mark.parametrize("typed", [None, "outputs/mlflow.db", "own.db"])
 @pytest.mark.parametrize("way", ["app", "outputs/mlruns/%2e%2e/%2e%2e/app"])
-def test_mlflow_writes_no_artifacts_outside_of_outputs(way: str, typed: tuple[str, ...], tmp_path: Path) -> None:
+def test_mlflow_writes_no_artifacts_where_a_database_says(way: str, typed: str | None, tmp_path: Path) -> None:
+    """They go beside the database, which may have come with a run."""
     pytest.importorskip("mlflow")
     (tmp_path / "app").mkdir()
-    run("run", *POINTS, "logger=mlflow", "trainer.max_epochs=1")
+    settings = ("logger=mlflow", *([f"logger.mlflow.tracking_uri=sqlite:///{typed}"] if typed else []))
+    run("run", *POINTS, *settings, "trainer.max_epochs=1")
     for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
-        with contextlib.closing(sqlite3.connect("outputs/mlflow.db")) as database, database:
+        with contextlib.closing(sqlite3.connect(typed or "outputs/mlflow.db")) as database, database:
             database.execute(f"UPDATE {table} SET {column} = ?", (f"{tmp_path}/{way}",))
         if table == "runs":
-            run("run", "resume=run", "trainer.max_epochs=2", "logger=mlflow", *typed)
+            run("run", "resume=run", "trainer.max_epochs=2", *settings)
     Path("run/mlflow.txt").unlink()
-    with pytest.raises(ValueError, match=f"has its artifacts at {tmp_path}/{way}"):
-        run("run", "resume=run", "trainer.max_epochs=3", "logger=mlflow", *typed)
+    root = Path(typed or "outputs/mlflow.db").parent.absolute() / "mlruns"
+    with pytest.raises(ValueError, match=f"has its artifacts at {tmp_path}/{way}, not in {root}; logger.mlflow.exp"):
+        run("run", "resume=run", "trainer.max_epochs=3", *settings)
     assert list((tmp_path / "app").iterdir()) == []
+    assert len(list(root.glob("*/artifacts/config.yaml"))) == 2
+
+
+def test_database_with_some_names_of_mlflow_is_of_another_program(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    from loggers.mlflow import check_sqlite_file
+
+    names = ("alembic_version", "experiments", "runs", "metrics")
+    run_sql(*(f"CREATE TABLE {name} (version_num)" for name in names))(tmp_path / "lab.db")
+    with pytest.raises(ValueError, match="that is a database of another program"):
+        check_sqlite_file(tmp_path / "lab.db", "sqlite:///lab.db", is_made=False)
+
+
+@pytest.mark.parametrize("where", ["outputs/mlflow.db", "gift/mlflow.db"])
+def test_journal_beside_a_database_of_mlflow_deletes_no_file(where: str, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    (tmp_path / "mine").write_text("mine\n")
+    (file := tmp_path / where).parent.mkdir()
+    run_sql("CREATE TABLE runs (run_uuid)")(file)
+    write_super_journal(file, str(tmp_path / "mine"))
+    with pytest.raises(Exception, match=r"mlflow\.db-journal is refused: it names a file, which SQLite would delete"):
+        run("run", *POINTS, "logger=mlflow", f"logger.mlflow.tracking_uri=sqlite:///{where}")
+    assert (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize(

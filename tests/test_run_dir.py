@@ -275,6 +275,7 @@ def as_yaml(config: dict[str, object]) -> str:
         ({"checkpoints/.last.ckpt.12.tmp": ""}, True),
         ({"dashboard.txt": "outputs/blobs/seed=1\n"}, True),
         ({"result.json": RESULT % ("finished", 5)}, False),
+        ({"result.json": RESULT % ("finished", 0)}, False),
         ({"result.json": RESULT % ("interrupted", 1)}, False),
         ({"result.json": (RESULT % ("failed", 0)).replace("seed=1", "seed=2")}, False),
         ({"result.json": '{"acc": 0.9}'}, False),

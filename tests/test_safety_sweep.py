@@ -4,7 +4,6 @@ import itertools
 import os
 import re
 import sqlite3
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,17 +21,7 @@ from runs.result import write_result
 from sweeps.callback import SweepSummary
 from sweeps.jobs import check_sweep_dir
 from sweeps.study import open_study, open_trial
-from tests.untrusted import TINY, relative_paths, run_sql
-
-JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
-
-
-def write_super_journal(database: Path, victim: str) -> None:
-    """Write a journal beside a database that SQLite rolls back, and then deletes the file that the journal names."""
-    page, name = 4096, victim.encode()
-    header = JOURNAL_MAGIC + struct.pack(">5I", 0, 0, database.stat().st_size // page, 512, page)
-    end = struct.pack(">I", 0x40000000 // page + 1) + name + struct.pack(">II", len(name), sum(name)) + JOURNAL_MAGIC
-    Path(f"{database}-journal").write_bytes(header.ljust(512, b"\0") + end)
+from tests.untrusted import TINY, relative_paths, run_sql, write_super_journal
 
 
 def test_journal_that_names_a_file_is_refused(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from contextlib import closing
 from pathlib import Path
 
 import lightning.pytorch as pl
-import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from cli.errors import format_error, is_of_launcher
 from cli.run_dir import new_or_resumed_sweep_dir
 from sweeps.jobs import check_kind
-from sweeps.study import check_metric, open_study
+from sweeps.study import check_metric, check_space, open_study
+from tests.test_sweep import kill_when
 
 DAMAGE = {
     "UPDATE alembic_version SET version_num = 'v9'": "RuntimeError: The runtime optuna version",
@@ -73,15 +74,91 @@ def test_search_does_not_continue_with_another_metric(tmp_path: Path) -> None:
         check_metric(study, tmp_path, "loss")
 
 
+def test_search_does_not_continue_with_other_ranges(tmp_path: Path) -> None:
+    """Its trials would be continued by neither command, if both were interrupted."""
+    spaces = [
+        {"lr": FloatDistribution(1e-4, 0.1, log=True), "size": CategoricalDistribution(["9", "[5,5]"])},
+        {"lr": FloatDistribution(1e-4, 0.2, log=True), "size": CategoricalDistribution(["9", "[5,5]"])},
+        {"lr": FloatDistribution(1e-4, 0.1, log=True)},
+        {"lr": CategoricalDistribution(["0.1"]), "size": CategoricalDistribution(["9", "[5,5]"])},
+    ]
+    study = open_study(tmp_path, direction="minimize")
+    check_space(study, tmp_path, spaces[0])
+    check_space(open_study(tmp_path), tmp_path, dict(reversed(spaces[0].items())))
+    for space in spaces[1:]:
+        with pytest.raises(
+            ValueError, match=r"begun with lr=tag\(log, interval\(0.0001, 0.1\)\) size=choice\(9, \[5,5"
+        ):
+            check_space(open_study(tmp_path), tmp_path, space)
+    study.set_user_attr("ranges", "\x1b[31m" + "x" * 500)
+    with pytest.raises(ValueError, match=r"begun with \\x1b\[31mx{295}: other ranges"):
+        check_space(study, tmp_path, spaces[0])
+
+
+def test_ranges_of_a_search_of_an_earlier_version_are_those_of_its_trials(tmp_path: Path) -> None:
+    study = open_study(tmp_path, direction="minimize")
+    study.tell(study.ask({"n": IntDistribution(2, 8, step=2)}), 0.5)
+    with pytest.raises(ValueError, match=r"begun with n=range\(2, 9, 2\): other ranges cannot continue it"):
+        check_space(study, tmp_path, {"n": IntDistribution(2, 8)})
+    check_space(study, tmp_path, {"n": IntDistribution(2, 8, step=2)})
+    assert study.user_attrs["ranges"] == "n=range(2, 9, 2)"
+
+
 @pytest.mark.parametrize("statement", DAMAGE)
 def test_damaged_study_is_named(statement: str, tmp_path: Path) -> None:
     study = open_study(tmp_path, direction="minimize")
-    study.tell(study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), 0.5)
+    study.tell(study.ask({"x": FloatDistribution(0, 1)}), 0.5)
     with closing(sqlite3.connect(tmp_path / "study.db")) as database:
         database.execute(statement)
         database.commit()
     with pytest.raises(OSError, match=f"study.db is damaged or of another version of Optuna .{DAMAGE[statement]}"):
         open_study(tmp_path)
+
+
+JOBS = (
+    "-m",
+    "data=blobs",
+    "data.val_size=60",
+    "model=blobs_mlp",
+    "model.steps_per_batch=2",
+    "callbacks.pictures=null",
+    "threads=1",
+)
+MISTYPED = "logger=[tensorboard,none]"  # which composes the config that the right command has
+
+
+@pytest.mark.slow
+def test_mistyped_command_leaves_the_jobs_that_are_done(shell: Callable, tmp_path: Path) -> None:
+    jobs = (*JOBS, "trainer.max_epochs=1", "seed=1,2")
+    assert shell(*jobs, "hydra.sweep.dir=s").returncode == 0
+    before = {path: path.read_text() for path in Path("s").glob("*-*/result.json")}
+    mistyped = shell(*jobs, "sweep_resume=s", MISTYPED)
+    assert mistyped.returncode == 1
+    assert mistyped.stderr.count("none is no logger") == 2, mistyped.stderr
+    assert {path: path.read_text() for path in Path("s").glob("*-*/result.json")} == before != {}
+    again = shell(*jobs, "sweep_resume=s")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_search_goes_on_after_commands_that_were_mistyped(shell: Callable, tmp_path: Path) -> None:
+    """They end before a trial, and the trial whose process has died is that of the right command."""
+    search = (*JOBS, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=5", "trainer.max_epochs=3", "hydra.sweep.dir=s")
+    right = "optimizer.lr=interval(0.01,0.1)"
+    kill_when("[1] epoch 2/", tmp_path, *search, right)
+    other_ranges = "has begun with optimizer.lr=interval(0.01, 0.1): other ranges cannot continue it"
+    for mistyped, line in (
+        ([right, "optimizer.weight_decay=interval(0,0.1)"], other_ranges),
+        (["optimizer.lr=choice(0.1,0.2)"], other_ranges),
+        ([right, MISTYPED], "the search has ended: an interrupted trial could not be continued"),
+    ):
+        answer = shell(*search, *mistyped)
+        assert answer.returncode == 1 and line in answer.stderr, answer.stderr
+        assert [trial.state.name for trial in open_study(Path("s")).trials] == ["COMPLETE", "RUNNING"]
+    answer = shell(*search, right)
+    assert answer.returncode == 0, answer.stderr
+    assert [trial.state.name for trial in open_study(Path("s")).trials] == ["COMPLETE"] * 5
+    assert json.loads(next(Path("s").glob("1-*/result.json")).read_text())["resumed"]
 
 
 @pytest.mark.slow

