@@ -450,7 +450,7 @@ def test_failure_that_cannot_be_recorded_does_not_end_the_sweep(monkeypatch) -> 
     monkeypatch.setattr(job_dir, "write_result", raise_no_space)
     assert job_dir.record_failure(Path(), "no space")["reason"] == "no space"
     Path("result.json").write_text("torn", encoding="utf-8")
-    assert job_dir.record_failure(Path(), "no space")["status"] == "failed"
+    assert job_dir.record_failure(Path(), "no space")["status"] == "refused"  # it is not ours to replace
 
 
 # --- real processes ----------------------------------------------------------------------------------------------
