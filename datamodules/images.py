@@ -67,7 +67,7 @@ class ImageDataModule(InMemoryDataModule):
         return sources.has_data(cls.name, root) if cls.name in DATASETS else True
 
     def fitted_config(self) -> dict[str, Any]:
-        root = str(Path(self.root).resolve())  # a finished run is used from any directory
+        root = os.path.realpath(self.root)  # a finished run is used from any directory
         check_names([root], "data.root")
         return {"root": root}
 

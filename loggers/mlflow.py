@@ -78,7 +78,7 @@ class MLflow(Guarded, MLFlowLogger):
         uri = given or DEFAULT_URI
         self._artifact_root: Path | None = None  # that of a server is its own matter
         if file := _sqlite_file(uri):  # MLflow keeps a connection for each address, whatever the working directory
-            check_sqlite_file(file, uri, is_made=file.resolve() == DEFAULT_FILE.resolve())
+            check_sqlite_file(file, uri, is_made=os.path.realpath(file) == os.path.realpath(DEFAULT_FILE))
             uri = f"sqlite:///{os.path.abspath(file)}"
             self._artifact_root = Path(os.path.abspath(file)).parent / ARTIFACTS
             if set("?#%") & set(uri):  # it would be another file
@@ -283,7 +283,7 @@ def check_sqlite_file(file: Path, uri: str, is_made: bool) -> None:
     """
     check_no_link(file.parent / ARTIFACTS)
     if is_made or file.is_file():
-        check_files(file if is_made else file.resolve(), made_by="MLflow")
+        check_files(file if is_made else Path(os.path.realpath(file)), made_by="MLflow")
     reason = None
     if "?" in uri or file.name == ":memory:":
         reason = "only the name of a file may follow sqlite:///"

@@ -49,7 +49,7 @@ def find_checkpoint(run: str, checkpoint: str = "last") -> tuple[Path, Path]:
         last = Path(os.environ.get(LAST_RUN) or _last_run())
         check_last("outputs/last", last)
         given = Path(last, *given.parts[2:])
-    path = given.resolve()
+    path = Path(os.path.realpath(given))  # Path.resolve raises an error for a link to itself
     if path.is_file():
         _check_not_elsewhere(given)
         if not zipfile.is_zipfile(path):  # reported before torch is loaded

@@ -114,6 +114,7 @@ EARLY = {
     # runs and sweeps
     "resume=": "resume= names no run; resume=last is the one that was started last",
     "resume=nowhere": "nowhere is neither a run directory nor a checkpoint; python train.py makes one",
+    "resume=loop": "loop is neither a run directory nor a checkpoint; python train.py makes one",
     "resume=notes": "notes is not a run directory: it has no config.yaml",
     "resume=.": "is not a run directory: it has no config.yaml; unfinished is one",
     "resume=notes/mine.txt": "mine.txt is damaged or not a checkpoint",
@@ -134,6 +135,7 @@ EARLY = {
     "-m sweep_resume=nowhere model=mlp,cnn": "nowhere is not a sweep directory",
     "-m optimizer.lr=interval(1,2)": "an interval is for a search: add hydra/sweeper=optuna",
     "-m model=mlp,lenett": "there is no model=lenett (did you mean lenet?)",
+    "evaluate.py run=loop": "loop is neither a run directory nor a checkpoint",
     "evaluate.py run=nowhere": "nowhere is neither a run directory nor a checkpoint",
     "evaluate.py run=run splitt=val": "there is no splitt (did you mean split?)",
     "evaluate.py run=run split=training": "split=training must be test, val or train",
@@ -195,6 +197,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "grid/multirun.yaml").write_text("sweep_resume: null\nhydra:\n  overrides:\n    task: ['seed=1,2']\n")
     (folder / "empty.ckpt").touch()
     (folder / "nowhere_link").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
     (folder / "truncated.ckpt").write_bytes((folder / "run/checkpoints/last.ckpt").read_bytes()[:3000])
     torch.save({"a": 1}, folder / "foreign.ckpt")
     torch.save({"config": MaliciousPickle()}, folder / "hostile.ckpt")
