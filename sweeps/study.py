@@ -129,9 +129,9 @@ def check_space(study: "optuna.Study", sweep_dir: Path, space: "dict[str, BaseDi
     """
     from optuna.trial import TrialState
 
-    ranges = format_space(space)
+    ranges = _format_space(space)
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    before = format_space(ended[-1].distributions) if ended else ranges  # an earlier version recorded none
+    before = _format_space(ended[-1].distributions) if ended else ranges  # an earlier version recorded none
     if (begun := study.user_attrs.get("ranges", before)) != ranges:
         raise ValueError(
             f"the search in {sweep_dir} has begun with {printable(str(begun)[:300])}: other ranges cannot continue it"
@@ -140,7 +140,7 @@ def check_space(study: "optuna.Study", sweep_dir: Path, space: "dict[str, BaseDi
         study.set_user_attr("ranges", ranges)
 
 
-def format_space(space: "dict[str, BaseDistribution]") -> str:
+def _format_space(space: "dict[str, BaseDistribution]") -> str:
     """Return the ranges of a search in one form, however they were typed."""
     return " ".join(f"{name}={_format_range(space[name])}" for name in sorted(space))
 
