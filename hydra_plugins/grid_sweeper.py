@@ -32,7 +32,7 @@ from sweeps.jobs import (
     check_submitit,
     check_sweep_dir,
     ends_at_failure,
-    failure_forgotten,
+    mark_of_failure,
     removed_if_not_submitted,
 )
 from sweeps.overrides import parse_overrides
@@ -70,7 +70,7 @@ class GridSweeper(Sweeper):
         check_kind(sweep_dir, is_search=False)
         if overrides.keys() == {"sweep_resume"}:
             check_repeated(sweep_dir)
-        fails_fast = ends_at_failure(self.config, sweep_dir)
+        fails_fast = ends_at_failure(self.config)
         size, returns = self.max_batch_size or len(jobs), []
         with contextlib.ExitStack() as begun:
             for start in range(0, len(jobs), size):
@@ -82,7 +82,7 @@ class GridSweeper(Sweeper):
                         check_gpus(config, len(jobs))
                 if not start:
                     if fails_fast:
-                        begun.enter_context(failure_forgotten(sweep_dir))
+                        begun.enter_context(mark_of_failure(sweep_dir))
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                     begun.enter_context(removed_if_not_submitted(self.config))
                 returns.append(self.launcher.launch(batch, initial_job_idx=start))

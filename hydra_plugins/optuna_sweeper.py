@@ -32,8 +32,8 @@ from sweeps.jobs import (
     check_submitit,
     check_sweep_dir,
     ends_at_failure,
-    failure_forgotten,
     has_failed,
+    mark_of_failure,
     removed_if_not_submitted,
 )
 from sweeps.objective import search_objective
@@ -130,7 +130,7 @@ class OptunaSweeper(Sweeper):
         sweep_dir.mkdir(parents=True, exist_ok=True)
         check_sweep_dir(sweep_dir)
         check_kind(sweep_dir, is_search=True)
-        fails_fast = ends_at_failure(self.config, sweep_dir)
+        fails_fast = ends_at_failure(self.config)
         self._check_jobs(base, sweep_dir)
         with storage_errors(sweep_dir), _removed_if_refused(sweep_dir), _worker_lock(sweep_dir) as worker:
             with _locked(sweep_dir / ".study.lock"):
@@ -143,8 +143,8 @@ class OptunaSweeper(Sweeper):
                 check_space(study, sweep_dir, self.space)
                 if not study.get_trials(deepcopy=False) and (start := self._first_trial(base)):
                     study.enqueue_trial(start)
-            forgotten = failure_forgotten(sweep_dir) if fails_fast else contextlib.nullcontext()
-            with forgotten, removed_if_not_submitted(self.config):
+            marked = mark_of_failure(sweep_dir) if fails_fast else contextlib.nullcontext()
+            with marked, removed_if_not_submitted(self.config):
                 self._run_trials(study, sweep_dir, worker, fails_fast)
 
     def _run_trials(self, study: "optuna.Study", sweep_dir: Path, worker: str, fails_fast: bool) -> None:

@@ -5,6 +5,7 @@ import copy
 import math
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from runs.monitor import MODES
 from runs.overrides import override_values
 from runs.result import ENDED, read_result
 from runs.safety import stored_command
-from sweeps.study import check_study
+from sweeps.study import check_study, has_study
 from sweeps.study import exists as study_exists
 
 # The name of a job's directory: its number and a hash of its config.
@@ -28,8 +29,9 @@ JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 LEFT = "left"  # the status of a job that did not begin, because another has failed and sweep_fail_fast=true
 # The status of a job that failed before it began where an earlier command has begun it, or another one runs it.
 REFUSED = "refused"
-# Made in the sweep directory by the job that fails. Each command removes it before its first job begins.
-FIRST_FAILURE = ".first_failure"
+# Made in the sweep directory by the first job of a command that fails, and named by the command.
+FIRST_FAILURE = ".first_failure-{}"
+COMMAND = "LIT_CLASSICS_SWEEP"  # the environment variable with the name of the command, for the processes of its jobs
 UNIQUE_FOLDER = re.compile(r"\.submitit/[0-9a-f]{16}")  # of submitit, see cli.run_dir.RecordDirs
 NOT_SUBMITTED = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")  # their later names have a job id
 SUMMARY_FILES = ("summary.csv", "summary.md", "summary.png")
@@ -87,7 +89,7 @@ def check_sweep_dir(sweep_dir: Path) -> None:
     """
     check_study(sweep_dir)
     has_config = {"hydra", "sweep_resume"} <= read_yaml(sweep_dir / "multirun.yaml").keys()
-    begun = has_config or study_exists(sweep_dir)
+    begun = has_config or has_study(sweep_dir)
     is_run = read_yaml(sweep_dir / "config.yaml").keys() >= {"choices", "model"}
     if not begun and (is_run or os.path.lexists(sweep_dir / ".lock")):
         raise ValueError(f"{sweep_dir} is the directory of a run: hydra.sweep.dir=… names another directory")
@@ -152,34 +154,30 @@ def check_repeated(sweep_dir: Path) -> None:
             raise ValueError(f"sweep_resume= goes with the overrides of its sweep, which began as: {command}")
 
 
-def ends_at_failure(config: DictConfig, sweep_dir: Path) -> bool:
+def ends_at_failure(config: DictConfig) -> bool:
     """Return whether a sweep ends at its first failure.
 
     Raises:
-        ValueError: ``sweep_fail_fast`` is neither true nor false, or the mark of a failure is a file of the user's.
+        ValueError: ``sweep_fail_fast`` is neither true nor false.
     """
     if not isinstance(asked := config.sweep_fail_fast, bool):
         raise ValueError(f"sweep_fail_fast={asked} must be true or false")
-    file = sweep_dir / FIRST_FAILURE
-    if asked and (file.is_dir() or (file.is_file() and file.stat().st_size)):
-        raise ValueError(f"{file} is not ours, and is where a sweep marks its first failure")
     return asked
 
 
 @contextlib.contextmanager
-def failure_forgotten(sweep_dir: Path) -> Iterator[None]:
-    """Forget the failure of an earlier command while this one runs its jobs, and mark it again if this one is refused.
+def mark_of_failure(sweep_dir: Path) -> Iterator[None]:
+    """Give this command a mark of its own for its first failure. Other commands may run jobs in the same directory.
 
-    The earlier one may still run.
+    After an error the mark stays, because jobs that a launcher has started may be left.
     """
-    before = has_failed(sweep_dir)
-    (sweep_dir / FIRST_FAILURE).unlink(missing_ok=True)
-    try:
-        yield
-    except BaseException:
-        if before:
-            record_first_failure(sweep_dir)
-        raise
+    os.environ[COMMAND] = secrets.token_hex(6)
+    yield
+    _mark(sweep_dir).unlink(missing_ok=True)
+
+
+def _mark(sweep_dir: Path) -> Path:
+    return sweep_dir / FIRST_FAILURE.format(os.environ[COMMAND])
 
 
 def check_subdir(config: DictConfig, sweep_dir: Path) -> None:
@@ -226,14 +224,15 @@ def check_gpus(config: DictConfig, jobs: int) -> None:
 
 
 def record_first_failure(sweep_dir: Path) -> None:
-    """Let no other job of a sweep begin, in any process."""
-    with contextlib.suppress(OSError):  # a full disk: the other jobs report it too
-        os.close(os.open(sweep_dir / FIRST_FAILURE, os.O_CREAT | os.O_EXCL))
+    """Let no other job of this command begin, in any process."""
+    if COMMAND in os.environ:
+        with contextlib.suppress(OSError):  # a full disk: the other jobs report it too
+            _mark(sweep_dir).touch()
 
 
 def has_failed(sweep_dir: Path) -> bool:
     """Return whether a job of this command has failed."""
-    return os.path.lexists(sweep_dir / FIRST_FAILURE)
+    return COMMAND in os.environ and _mark(sweep_dir).exists()
 
 
 def _job_dirs(sweep_dir: Path) -> list[Path]:

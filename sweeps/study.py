@@ -66,6 +66,15 @@ def _is_ours(file: Path) -> bool:
         raise OSError(f"{file}: {error}") from error
 
 
+def has_study(sweep_dir: Path) -> bool:
+    """Return whether a search has begun in a directory. Of its study it is known that it is ours."""
+    if not (sweep_dir / "study.db").is_file():
+        return False
+    with contextlib.closing(sqlite3.connect(sweep_dir / "study.db", timeout=TIMEOUT)) as database:
+        tables = table_names(database) or set()
+        return tables >= STUDY_TABLES and database.execute(OWN_STUDY).fetchone() is not None
+
+
 @functools.cache
 def _optuna_statements() -> set[str]:
     """Return the statements by which Optuna makes its tables. Another column might change what is in theirs."""

@@ -1,6 +1,7 @@
 """``sweep_fail_fast=true``: a sweep ends at its first failure, says how many jobs are left, and can be resumed."""
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sweeps.jobs import ends_at_failure, failure_forgotten, has_failed, record_first_failure
+from sweeps.jobs import ends_at_failure, has_failed, mark_of_failure, record_first_failure
 from sweeps.study import open_study
 from sweeps.summary import Summary
 
@@ -21,35 +22,32 @@ SEARCH = (
 )  # fmt: skip
 
 
-def test_each_command_forgets_the_failure_of_the_one_before(tmp_path: Path) -> None:
-    asked = OmegaConf.create({"sweep_fail_fast": True})
-    assert ends_at_failure(asked, tmp_path)
-    assert not has_failed(tmp_path)
-    record_first_failure(tmp_path)
-    record_first_failure(tmp_path)
-    assert has_failed(tmp_path)
-    assert ends_at_failure(asked, tmp_path)
-    assert has_failed(tmp_path)  # the command may still be refused
-    with contextlib.suppress(KeyboardInterrupt), failure_forgotten(tmp_path):
+def test_each_command_has_a_mark_of_its_own(tmp_path: Path) -> None:
+    """Another command may run jobs in the same directory: neither ends it, nor lets it go on after a failure."""
+    marks = []
+    for _ in range(2):
+        with mark_of_failure(tmp_path):
+            assert not has_failed(tmp_path)
+            record_first_failure(tmp_path)
+            record_first_failure(tmp_path)
+            assert has_failed(tmp_path)
+            marks += os.listdir(tmp_path)
         assert not has_failed(tmp_path)
+    assert len({*marks}) == 2
+    assert os.listdir(tmp_path) == []
+
+
+def test_mark_stays_for_the_jobs_that_an_interrupted_command_has_left(tmp_path: Path) -> None:
+    with contextlib.suppress(KeyboardInterrupt), mark_of_failure(tmp_path):
+        record_first_failure(tmp_path)
         raise KeyboardInterrupt
     assert has_failed(tmp_path)
-    with failure_forgotten(tmp_path):
-        pass
-    assert not has_failed(tmp_path)
-
-
-def test_file_of_the_user_with_the_name_of_the_mark_is_kept(tmp_path: Path) -> None:
-    (tmp_path / ".first_failure").write_text("mine\n")
-    with pytest.raises(ValueError, match=r"\.first_failure is not ours"):
-        ends_at_failure(OmegaConf.create({"sweep_fail_fast": True}), tmp_path)
-    assert (tmp_path / ".first_failure").read_text() == "mine\n"
 
 
 @pytest.mark.parametrize("value", ["maybe", "true", "null", "1", [True], {"a": 1}, 1, 0, 1.5, None])
-def test_other_values_are_refused(value: object, tmp_path: Path) -> None:
+def test_other_values_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"sweep_fail_fast=.* must be true or false"):
-        ends_at_failure(OmegaConf.create({"sweep_fail_fast": value}), tmp_path)
+        ends_at_failure(OmegaConf.create({"sweep_fail_fast": value}))
 
 
 def test_wrong_commands_are_refused_with_one_line(shell: Shell, tmp_path: Path) -> None:
@@ -75,6 +73,7 @@ def test_grid_ends_at_the_first_failure(launcher: str, begun: set[int], shell: S
     assert len(jobs) in begun
     assert "killed" not in {job.status for job in jobs}
     assert launcher != "basic" or [job.failed for job in jobs] == [False, True]
+    assert list(Path("outputs/last_sweep").glob(".first*")) == []
     if len(jobs) < 6:
         stopped, resume = answer.stderr.splitlines()[-2:]
         assert stopped == f"stopped at the first failure: {6 - len(jobs)} job{'s' * (len(jobs) < 5)} left"

@@ -143,12 +143,11 @@ SEARCH = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "monitor=train/los
 def test_refused_sweep_leaves_its_directory_as_it_was(
     overrides: list[str], line: str, resumed: bool, tmp_path: Path
 ) -> None:
-    """Also where a sweep is, with the mark of its first failure."""
+    """Also where a sweep is."""
     register_resolvers()
     make_paths(tmp_path, "s/mine/notes", "s/mine/config.yaml")
     if resumed:
-        for name in (".first_failure", ".study.lock"):
-            (tmp_path / "s" / name).touch()
+        (tmp_path / "s/.study.lock").touch()
         if "hydra/sweeper=optuna" in overrides:
             open_study(tmp_path / "s", direction="minimize")
         else:
@@ -273,7 +272,7 @@ def test_job_whose_directory_was_removed_records_no_failure_there(shell: Shell, 
     assert answer.returncode == 1
     assert r"r/.lock was removed while this run trained" in answer.stderr
     assert sorted(os.listdir(tmp_path / "r")) == [".config.yaml.1.tmp", ".lock", "result.json"]
-    assert not (tmp_path / ".first_failure").exists()
+    assert list(tmp_path.glob(".first*")) == []
 
 
 @pytest.mark.slow

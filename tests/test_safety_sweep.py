@@ -150,6 +150,20 @@ def test_study_of_the_user_is_refused(make: Callable[[Path], None], tmp_path: Pa
 FILLED = ("studies", "study_directions", "study_user_attributes")  # the tables with rows of a study without trials
 
 
+@pytest.mark.parametrize("make", [Path.touch, lambda file: optuna.storages.RDBStorage(f"sqlite:///{file}")])
+def test_database_without_a_study_does_not_make_a_directory_that_of_a_search(
+    make: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """The summary is the user's."""
+    make(tmp_path / "study.db")
+    check_sweep_dir(tmp_path)
+    (tmp_path / "summary.csv").write_text("mine\n")
+    with pytest.raises(ValueError, match=r"has summary\.csv in it, which this sweep would overwrite"):
+        check_sweep_dir(tmp_path)
+    open_study(tmp_path, direction="maximize")
+    check_sweep_dir(tmp_path)
+
+
 def test_own_study_is_opened_again(tmp_path: Path) -> None:
     """After a kill while it was created too, and from an earlier version, which did not mark it."""
     for number, statement in enumerate(("DELETE FROM trials", "DELETE FROM study_user_attributes")):
