@@ -163,8 +163,8 @@ class MLflow(Guarded, MLFlowLogger):
             experiment_id = found.experiment_id
             if not self._is_own(found.artifact_location):
                 raise ValueError(
-                    f"its experiment {experiment} has its artifacts at {printable(found.artifact_location)}, not in "
-                    f"{self._artifact_root}; logger.mlflow.experiment_name=… names another"
+                    f"logger.mlflow.experiment_name=… must name another experiment: {experiment} has its artifacts at "
+                    f"{printable(found.artifact_location)}, not in {self._artifact_root}"
                 )
         tags = resolve_tags({RUN_DIR: os.path.abspath(self._file.parent), "mlflow.runName": str(run_name)})
         tags = {name: _without_password(value) for name, value in tags.items()}  # of git's remote

@@ -19,7 +19,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from runs.files import NAMES_IN_OUTPUTS, atomic_write_text, is_within, make_unique_dir, unlink_other_names
+from runs.files import (
+    MADE_BY_US,
+    NAMES_IN_OUTPUTS,
+    RUN_FILES,
+    atomic_write_text,
+    is_within,
+    make_unique_dir,
+    unlink_other_names,
+)
 from runs.result import ENDED
 
 log = logging.getLogger(__name__)
@@ -69,7 +77,7 @@ class TensorBoard(TensorBoardLogger):
         is_url = "://" in recorded
         title = self.title
         is_link = Path("outputs", title).resolve() != Path("outputs").resolve() / title  # outputs/last
-        if is_link or title.partition("/")[0] in NAMES_IN_OUTPUTS:
+        if is_link or title.partition("/")[0] in NAMES_IN_OUTPUTS or _is_in_other_run(Path("outputs", title), run_dir):
             title = title.replace("/", " ") if "/" in title else f"{title} (run)"
         if not is_url and _has_events_of(run_dir, Path(recorded)):
             if re.fullmatch(rf"{re.escape(f'outputs/{title}')}( \(\d+\))?", Path(recorded).as_posix()):
@@ -194,6 +202,16 @@ class TensorBoard(TensorBoardLogger):
                 raise
             self.write_error = cause
             log.warning("no more event files for TensorBoard: %s; the training continues", cause)
+
+
+def _is_in_other_run(directory: Path, run_dir: Path) -> bool:
+    """Return whether a directory would lie in that of another run or sweep, where it could take the place of a file.
+
+    The title of a run that is resumed may come from anyone.
+    """
+    places = [place for place in directory.parents if Path("outputs") in place.parents]
+    others = [place for place in places if not is_within(run_dir / "any", place)]
+    return any(os.path.lexists(place / name) for place in others for name in (*MADE_BY_US, *RUN_FILES, ".lock"))
 
 
 def _way_back(run_dir: Path, events_dir: Path) -> str:

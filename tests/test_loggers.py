@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def counted(hook: Callable[..., None], steps: list[int]) -> Callable[..., None]:
         hook(self, trainer, *arguments)
 
     return count
+
+
+@pytest.fixture
+def own_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a directory that no other test has had: MLflow keeps its connection to an address."""
+    pytest.importorskip("mlflow")
+    (folder := tmp_path / uuid.uuid4().hex).mkdir()
+    monkeypatch.chdir(folder)
 
 
 def query(statement: str, file: str = "outputs/mlflow.db") -> list[tuple]:
@@ -126,22 +135,23 @@ def test_resumed_run_does_not_continue_that_of_another_directory() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("typed", [None, "outputs/mlflow.db", "own.db"])
 @pytest.mark.parametrize("way", ["app", "outputs/mlruns/%2e%2e/%2e%2e/app"])
-def test_mlflow_writes_no_artifacts_where_a_database_says(way: str, typed: str | None, tmp_path: Path) -> None:
+def test_mlflow_writes_no_artifacts_where_a_database_says(way: str, typed: str | None, own_address: None) -> None:
     """They go beside the database, which may have come with a run."""
-    pytest.importorskip("mlflow")
-    (tmp_path / "app").mkdir()
+    (here := Path.cwd()).joinpath("app").mkdir()
     settings = ("logger=mlflow", *([f"logger.mlflow.tracking_uri=sqlite:///{typed}"] if typed else []))
     run("run", *POINTS, *settings, "trainer.max_epochs=1")
     for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location")):
         with contextlib.closing(sqlite3.connect(typed or "outputs/mlflow.db")) as database, database:
-            database.execute(f"UPDATE {table} SET {column} = ?", (f"{tmp_path}/{way}",))
+            database.execute(f"UPDATE {table} SET {column} = ?", (f"{here}/{way}",))
         if table == "runs":
             run("run", "resume=run", "trainer.max_epochs=2", *settings)
     Path("run/mlflow.txt").unlink()
     root = Path(typed or "outputs/mlflow.db").parent.absolute() / "mlruns"
-    with pytest.raises(ValueError, match=f"has its artifacts at {tmp_path}/{way}, not in {root}; logger.mlflow.exp"):
+    with pytest.raises(
+        ValueError, match=f"must name another experiment: lit-classics has its artifacts at {here}/{way}"
+    ):
         run("run", "resume=run", "trainer.max_epochs=3", *settings)
-    assert list((tmp_path / "app").iterdir()) == []
+    assert list((here / "app").iterdir()) == []
     assert len(list(root.glob("*/artifacts/config.yaml"))) == 2
 
 
@@ -377,12 +387,8 @@ def test_link_in_outputs_is_not_written_through(file: str, tmp_path: Path) -> No
     ],
 )
 def test_database_with_triggers_or_of_another_program_is_not_used(
-    where: str, statement: str, monkeypatch: pytest.MonkeyPatch
+    where: str, statement: str, own_address: None
 ) -> None:
-    pytest.importorskip("mlflow")
-    # MLflow keeps its connection, and pytest may give the next case the same directory.
-    (folder := Path(statement.split()[2])).mkdir()
-    monkeypatch.chdir(folder)
     settings = ("logger=mlflow", "trainer.max_epochs=1")
     if where.startswith("outputs"):
         run("first", *POINTS, *settings)
@@ -399,10 +405,9 @@ def test_database_with_triggers_or_of_another_program_is_not_used(
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["{folder}/mine", "http://127.0.0.1:9/mine"])
 def test_artifacts_stay_beside_the_database_whatever_it_says_later(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, own_address: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database may change the place itself, when something else is written."""
-    pytest.importorskip("mlflow")
     monkeypatch.setattr(Plots, "_training_figures", TRAINING_FIGURES)
     (tmp_path / "mine").mkdir()
     from loggers.mlflow import MLflow

@@ -42,7 +42,7 @@ from runs.run import read_image, read_rows
 from runs.safety import check_safe
 from runs.training_state import check_training_state, forget_files_elsewhere
 from sweeps.study import open_study
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, make_paths
 from tests.untrusted import SECRET, TINY, edit_checkpoint, relative_paths, resume_config
 
 
@@ -472,6 +472,17 @@ def test_interrupted_trial_outside_of_the_ranges_is_not_run(tmp_path: Path) -> N
     assert study.get_trials()[0].state == TrialState.RUNNING
     sweeper.space = hostile
     assert [trial.number for trial in sweeper._next_trials(study, tmp_path, "me")] == [0]
+
+
+@pytest.mark.parametrize("left", [".lock", "config.yaml", "multirun.yaml"])
+def test_event_files_are_in_the_directory_of_no_other_run(left: str, tmp_path: Path) -> None:
+    """The stored title of an untrusted run could take the name of a file that the other one will write."""
+    make_paths(Path(), "run/", f"outputs/other/{left}", "outputs/own/config.yaml", "outputs/own/0-1/")
+    assert TensorBoard("run", title="other/result.json").log_dir == "outputs/other result.json"
+    assert TensorBoard("run", title="other/predictions/predictions.csv").log_dir.startswith("outputs/other predictions")
+    assert os.listdir("outputs/other") == [left]
+    assert TensorBoard("outputs/own/0-1", title="own/seed=1").log_dir == "outputs/own/seed=1"
+    assert TensorBoard("run", title="new/seed=1").log_dir == "outputs/new/seed=1"
 
 
 @pytest.mark.parametrize(
