@@ -41,6 +41,8 @@ CHARTS = {
 
 
 PROJECTOR_FILES = {"metadata.tsv", "sprite.png", "tensors.tsv"}  # in <step>/<name of the points>/
+# A directory with one of these is that of a run or a sweep, or has the event files of a run.
+IN_USE = (*MADE_BY_US, *RUN_FILES, ".lock", "run.txt")
 # Of the event file with the row of the tab HPARAMS.
 ROW_SUFFIX = ".hparams"
 
@@ -205,13 +207,13 @@ class TensorBoard(TensorBoardLogger):
 
 
 def _is_in_other_run(directory: Path, run_dir: Path) -> bool:
-    """Return whether a directory would lie in that of another run or sweep, where it could take the place of a file.
+    """Return whether a directory would lie in that of another run or sweep, or of its event files.
 
-    The title of a run that is resumed may come from anyone.
+    It could take the place of a file there. The title of a run that is resumed may come from anyone.
     """
     places = [place for place in directory.parents if Path("outputs") in place.parents]
     others = [place for place in places if not is_within(run_dir / "any", place)]
-    return any(os.path.lexists(place / name) for place in others for name in (*MADE_BY_US, *RUN_FILES, ".lock"))
+    return any(os.path.lexists(place / name) for place in others for name in IN_USE)
 
 
 def _way_back(run_dir: Path, events_dir: Path) -> str:

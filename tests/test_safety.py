@@ -474,7 +474,7 @@ def test_interrupted_trial_outside_of_the_ranges_is_not_run(tmp_path: Path) -> N
     assert [trial.number for trial in sweeper._next_trials(study, tmp_path, "me")] == [0]
 
 
-@pytest.mark.parametrize("left", [".lock", "config.yaml", "multirun.yaml"])
+@pytest.mark.parametrize("left", [".lock", "config.yaml", "multirun.yaml", "run.txt"])
 def test_event_files_are_in_the_directory_of_no_other_run(left: str, tmp_path: Path) -> None:
     """The stored title of an untrusted run could take the name of a file that the other one will write."""
     make_paths(Path(), "run/", f"outputs/other/{left}", "outputs/own/config.yaml", "outputs/own/0-1/")
