@@ -51,7 +51,8 @@ class RunSummary(pl.Callback):
         self.result: dict[str, Any] = facts | {"status": "failed", "metrics": {}, "params": 0, "epochs": 0, "steps": 0}
         self.result |= {"monitor": None, "mode": None}
         self.write_error: OSError | None = None
-        self._begun = False  # whether the training has
+        self._checkpoint = self._stat_checkpoint()
+        self._begun = False  # whether the training has saved a checkpoint
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
 
@@ -79,12 +80,26 @@ class RunSummary(pl.Callback):
             else:  # one of Lightning's own
                 logger.log_hyperparams(self.config)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._forget_earlier_result()
+
+    def _forget_earlier_result(self) -> None:
+        """Remove the result of the run before it was resumed, which holds until another checkpoint is there."""
+        if self._begun or self._stat_checkpoint() == self._checkpoint:
+            return
         self._begun = True
         result = self.run_dir.absolute() / "result.json"
         check_locks(result)
         with contextlib.suppress(OSError):  # writing the result reports it
-            result.unlink()  # left by the run before it was resumed
+            result.unlink()
+
+    def _stat_checkpoint(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            found = os.stat(self.run_dir / "checkpoints" / "last.ckpt")
+            return found.st_ino, found.st_mtime_ns
+        return None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.result["metrics"] |= logged_metrics(trainer, "val")
@@ -158,9 +173,10 @@ class RunSummary(pl.Callback):
         self.result |= {"status": status, **more}
         self.result["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         self.result |= {"git": git_revision(), "versions": library_versions()}
-        if not self._begun and status != "finished" and (self.run_dir / "result.json").exists():
-            return self.result  # that of the run that was to be resumed is still true
         try:
+            self._forget_earlier_result()
+            if not self._begun and status != "finished" and (self.run_dir / "result.json").exists():
+                return self.result  # that of the run that was to be resumed is still true
             write_result(self.run_dir, self.result)
         except OSError as error:
             self.write_error = error

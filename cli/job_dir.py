@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from cli.job import JobDirError, task_overrides
 from cli.overwrite import check_log, died_early, is_run_of, overwritten
 from cli.run_dir import lock_run_dir, track
-from runs.files import check_folder, is_same_directory, is_within, lost_lock, make_dirs, read_yaml
+from runs.files import JOB_DIR, check_folder, is_same_directory, is_within, lost_lock, make_dirs, read_yaml
 from runs.overrides import train_command
 from runs.result import read_result, write_result
 from runs.safety import stored_command
-from sweeps.jobs import JOB_DIR, REFUSED
+from sweeps.jobs import REFUSED
 
 log = logging.getLogger(__name__)
 

@@ -96,30 +96,25 @@ class GridSweeper(Sweeper):
 
 @contextlib.contextmanager
 def _multirun_yaml(config: DictConfig, sweep_dir: Path) -> Iterator[None]:
-    """Write ``multirun.yaml``, by which a sweep is recognized.
+    """Write ``multirun.yaml``, by which a sweep is recognized. A resumed sweep keeps it: it tells how the sweep began.
 
-    After an error it is removed, or that of a resumed sweep put back, if it is still the file of this process, and
-    nothing else was made beside it.
+    After an error it is removed, if it is still the file of this process, and nothing else was made beside it.
     """
-    before, file, is_new = set(os.listdir(sweep_dir)), sweep_dir / "multirun.yaml", False
-    old = file.read_text(encoding="utf-8") if file.name in before else None
-    with atomic_write(file) as temporary:
-        OmegaConf.save(config, temporary)
-        made = os.stat(temporary)
-        with contextlib.suppress(OSError):  # a sweep is resumed, or another process begins one here
-            os.link(temporary, file)
-            is_new = True
+    before, file, made = set(os.listdir(sweep_dir)), sweep_dir / "multirun.yaml", None
+    if file.name in before:  # written anew, so that a command that has made it, and is refused, does not remove it
+        atomic_write_text(file, file.read_text(encoding="utf-8"))
+    else:
+        with contextlib.suppress(ValueError), atomic_write(file, overwrite=False) as temporary:
+            OmegaConf.save(config, temporary)
+            made = os.stat(temporary)  # if another process makes the file at the same time, that one is kept
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
             now = file.stat()  # the number of a file that was removed may be that of the next one
-            is_ours = (now.st_ino, now.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+            is_ours = made and (now.st_ino, now.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
             if is_ours and set(os.listdir(sweep_dir)) - before <= {file.name}:
-                if is_new:
-                    file.unlink()
-                elif old is not None:
-                    atomic_write_text(file, old)
+                file.unlink()
         raise
 
 

@@ -21,9 +21,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from runs.files import (
     MADE_BY_US,
-    NAMES_IN_OUTPUTS,
     RUN_FILES,
     atomic_write_text,
+    is_reserved,
     is_within,
     make_unique_dir,
     unlink_other_names,
@@ -79,8 +79,10 @@ class TensorBoard(TensorBoardLogger):
         is_url = "://" in recorded
         title = self.title
         is_link = Path("outputs", title).resolve() != Path("outputs").resolve() / title  # outputs/last
-        if is_link or title.partition("/")[0] in NAMES_IN_OUTPUTS or _is_in_other_run(Path("outputs", title), run_dir):
-            title = title.replace("/", " ") if "/" in title else f"{title} (run)"
+        is_reserved_name = any(map(is_reserved, title.split("/")))
+        if is_link or is_reserved_name or _is_in_other_run(Path("outputs", title), run_dir):
+            flat = title.replace("/", " ")
+            title = f"{flat} (run)" if flat == title or is_reserved(flat) else flat
         if not is_url and _has_events_of(run_dir, Path(recorded)):
             if re.fullmatch(rf"{re.escape(f'outputs/{title}')}( \(\d+\))?", Path(recorded).as_posix()):
                 return recorded

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from loggers.guarded import Guarded, check_no_link, check_place, first_line, is_resumed, read_run_id, write_run_id
+from runs.files import make_dirs
 from runs.result import ENDED
 
 log = logging.getLogger(__name__)
@@ -73,11 +74,14 @@ class WandB(Guarded, WandbLogger):
             ValueError: there is no key, or W&B cannot be used.
         """
         _check_files()
-        Path("outputs").mkdir(exist_ok=True)  # else wandb takes the directory for temporary files
+        made = make_dirs(Path("outputs"))  # else wandb takes the directory for temporary files
         try:
             run = self._find_run() if self.is_continued and self._is_online else None
             run = run or wandb.init(resume="allow", **self._options)
         except (wandb.Error, OSError, ValueError) as error:
+            for directory in made:
+                with contextlib.suppress(OSError):  # it is in use by now
+                    directory.rmdir()
             hint = "wandb login or WANDB_API_KEY gives a key, logger.wandb.mode=offline needs none"
             raise ValueError(f"logger=wandb: {first_line(error)}; {hint}") from error
         # As Lightning does for a run that it begins itself, of which wandb warns.

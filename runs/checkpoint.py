@@ -217,7 +217,10 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         lightning = checkpoint.get("pytorch-lightning_version") if isinstance(checkpoint, dict) else None
         origin = f" (Lightning {lightning} wrote it)" if lightning else ""
         raise ValueError(f"{file} is not a checkpoint of this project: it holds no config{origin}")
-    check_words(checkpoint, str(file))
+    try:
+        check_words(checkpoint, str(file))
+    except RecursionError as error:  # a list or dict holds itself
+        raise ValueError(f"{file} is damaged: its values have no end") from error
     if missing := {*CHECKPOINT_GROUPS, "trainer", "seed", "threads", "choices"} - set(checkpoint["config"]):
         made_by = checkpoint.get("made_by", "it does not say which")
         lacks = ", ".join(sorted(missing))

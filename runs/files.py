@@ -29,6 +29,8 @@ WRITTEN_INTO = (*RUN_DIRS, "csv", "evaluations", "predictions", "study.db", ".su
 LOG_SUFFIXES = (".log", ".lock")
 # What the links to the last run and sweep, and the files of loggers, are called in outputs/. No run has such a name.
 NAMES_IN_OUTPUTS = ("last", "last_sweep", "mlflow.db", "mlruns", "wandb")
+# The name of a job's directory in a sweep: its number and a hash of its config.
+JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 # A directory with one of these is that of a run or of a sweep.
 MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 
@@ -348,6 +350,16 @@ def check_name_in_outputs(directory: str, setting: str) -> None:
         is_link = place.is_symlink() and place.parent.name == "outputs"  # also in another working directory
         if place.name in NAMES_IN_OUTPUTS and (is_link or place.parent == Path.cwd() / "outputs"):
             raise ValueError(f"{setting} is refused: {os.path.relpath(place)} has another use; choose another name")
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether a run, a sweep or a logger could make a file or a directory of this name.
+
+    Names that begin with a dot or end like a file (``mlflow.db-journal``, ``result.json``) are among them.
+    """
+    reserved = (*NAMES_IN_OUTPUTS, *RUN_DIRS, *WRITTEN_INTO)
+    looks_like_file = re.search(r"^\.|\.[A-Za-z][\w-]*$|-(journal|wal|shm)$", name)
+    return name.casefold() in reserved or bool(looks_like_file or JOB_DIR.fullmatch(name))
 
 
 def check_path(path: Path) -> None:

@@ -68,13 +68,20 @@ def has_diverged(rows: list[dict[str, float]], metrics: Mapping[str, float | Non
 
 @functools.cache
 def git_revision() -> str | None:
-    """Return the commit of this project, with ``-dirty`` when files differ from it; None outside a git checkout."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """Return the commit of this project, with ``-dirty`` when files differ from it; None outside a git checkout.
+
+    ``git describe --dirty`` would lock the index, and a command of the user's would fail beside it.
+    """
     try:
-        answer = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        revision = _ask_git("describe", "--always", "--abbrev=12")
+        return f"{revision}-dirty" if _ask_git("status", "--porcelain", "--untracked-files=no") else revision or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+
+
+def _ask_git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10).stdout.strip()
 
 
 def library_versions() -> dict[str, str]:

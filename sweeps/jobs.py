@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.files import check_folder, read_yaml
+from runs.files import JOB_DIR, check_folder, read_yaml
 from runs.format import printable
 from runs.gpus import visible_gpus
 from runs.monitor import MODES
@@ -24,8 +24,6 @@ from runs.safety import stored_command
 from sweeps.study import check_study, has_study
 from sweeps.study import exists as study_exists
 
-# The name of a job's directory: its number and a hash of its config.
-JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
 LEFT = "left"  # the status of a job that did not begin, because another has failed and sweep_fail_fast=true
 # The status of a job that failed before it began where an earlier command has begun it, or another one runs it.
 REFUSED = "refused"

@@ -58,6 +58,18 @@ class BlockPath(pl.Callback):
             self.path.write_text("in the way")
 
 
+class FillDisk(pl.Callback):
+    """Fill a file system when the training starts."""
+
+    measures = ()
+
+    def __init__(self, folder: str, leave: int) -> None:
+        self.folder, self.leave = Path(folder), leave
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fill_disk(self.folder, self.leave)
+
+
 @pytest.mark.parametrize("name", ["result.json", "pictures"])
 def test_training_ends_and_fails_if_result_or_plots_cannot_be_written(
     name: str, caplog: pytest.LogCaptureFixture
@@ -97,6 +109,23 @@ def test_training_stops_if_metrics_or_checkpoints_cannot_be_written(name: str) -
     with pytest.raises(OSError, match=name):
         train.train_config(cfg, Path("run"))
     assert json.loads(Path("run/result.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("leave", [0, 8192])
+def test_result_is_kept_until_another_checkpoint_is_there(leave: int, small_disk: Path) -> None:
+    """A finished run is resumed: while its checkpoint is the last one, so is its result."""
+    settings = (*BLOBS, "logger=none", "callbacks.pictures=null")
+    train.train_config(compose(*settings), small_disk)
+    before = (small_disk / "result.json").read_bytes()
+    more = (*settings, f"resume={small_disk}", "trainer.max_epochs=3")
+    cfg = compose(*more)
+    cfg.callbacks.fill = {"_target_": f"{__name__}.FillDisk", "folder": str(small_disk), "leave": leave}
+    with pytest.raises(OSError, match=r"No space left on device|is the disk full\?"):
+        train.train_config(cfg, small_disk)
+    assert (small_disk / "result.json").read_bytes() == before
+    (small_disk / "filler").unlink()
+    train.train_config(compose(*more), small_disk)
+    assert json.loads((small_disk / "result.json").read_text())["epochs"] == 3
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "dashboard.txt"])

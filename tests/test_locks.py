@@ -171,7 +171,7 @@ def test_multirun_yaml_is_removed_only_by_the_process_that_made_it(other: str, t
     cfg, file = OmegaConf.create({"seed": 1}), tmp_path / "multirun.yaml"
     make_paths(tmp_path, "mine/", *(["multirun.yaml"] if other == "an earlier sweep" else []))
     with contextlib.suppress(KeyboardInterrupt), _multirun_yaml(cfg, tmp_path):
-        assert file.read_text() == "seed: 1\n"
+        assert file.read_text() == ("multirun.yaml of the user\n" if other == "an earlier sweep" else "seed: 1\n")
         make_paths(tmp_path, *(["0-0123abcd/"] if other == "a job" else []))
         if other == "another sweep":
             with contextlib.suppress(LookupError), _multirun_yaml(cfg, tmp_path):

@@ -266,6 +266,13 @@ def test_wandb_sends_no_values_of_the_working_directory() -> None:
         run("run", *POINTS, "logger=wandb", "logger.wandb.mode=offline")
 
 
+def test_refused_wandb_leaves_no_directory() -> None:
+    pytest.importorskip("wandb")
+    with pytest.raises(ValueError, match="logger=wandb: Invalid project name"):
+        run("run", *POINTS, "logger=wandb", "logger.wandb.mode=offline", "logger.wandb.project=a/b")
+    assert not Path("outputs").exists()
+
+
 def test_wandb_runs_no_git_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The .git/config there may have come with a run, and names programs that git starts."""
     pytest.importorskip("wandb")

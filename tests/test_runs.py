@@ -2,12 +2,17 @@
 
 import csv
 import json
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from runs import result
 
 BLOBS = ("model=blobs_mlp", "data=blobs", "model.steps_per_batch=50", "trainer.max_epochs=3", "trainer.accelerator=cpu")
 
@@ -20,8 +25,6 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory: pytest.TempPathFactory):
     """Run the same command twice at the same time. Return ``outputs/`` and what each run printed."""
-    import os
-    import subprocess
     import sys
 
     from tests.conftest import PROJECT
@@ -154,3 +157,23 @@ def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
         torch.nn.functional.cross_entropy(logits, labels).item(), 1e-5
     )
     assert result["metrics"]["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+def test_revision_is_read_without_a_lock_of_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of git that the user types at the same time would fail."""
+
+    def git(*arguments: str) -> None:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (file := tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(result, "__file__", str(file))
+    os.utime(file, (1, 1))
+    before = (tmp_path / ".git/index").read_bytes()
+    assert re.fullmatch("[0-9a-f]{7,12}", revision := result.git_revision.__wrapped__())
+    assert (tmp_path / ".git/index").read_bytes() == before
+    file.write_text("2")
+    assert result.git_revision.__wrapped__() == f"{revision}-dirty"

@@ -445,6 +445,14 @@ def test_stored_compile_starts_no_compiler(overrides: list[str], untrusted: Path
     assert [message.partition(",")[0] for message in caplog.messages] == ["compile=true is not taken from a checkpoint"]
 
 
+def test_value_that_holds_itself_is_refused_with_the_name_of_the_file(untrusted: Path) -> None:
+    endless: dict[int, Any] = {}
+    endless[7] = endless
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "callbacks", "Plots", value=endless)
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged: its values have no end"):
+        resume_config("trainer.max_epochs=2")
+
+
 def test_typed_data_root_is_used_though_it_is_the_stored_one(untrusted: Path, monkeypatch) -> None:
     file = Path("outputs/untrusted/checkpoints/last.ckpt")
     data: Any = OmegaConf.to_container(compose("data.root=shared").data, resolve=True)
@@ -478,8 +486,7 @@ def test_interrupted_trial_outside_of_the_ranges_is_not_run(tmp_path: Path) -> N
 def test_event_files_are_in_the_directory_of_no_other_run(left: str, tmp_path: Path) -> None:
     """The stored title of an untrusted run could take the name of a file that the other one will write."""
     make_paths(Path(), "run/", f"outputs/other/{left}", "outputs/own/config.yaml", "outputs/own/0-1/")
-    assert TensorBoard("run", title="other/result.json").log_dir == "outputs/other result.json"
-    assert TensorBoard("run", title="other/predictions/predictions.csv").log_dir.startswith("outputs/other predictions")
+    assert TensorBoard("run", title="other/seed=1").log_dir == "outputs/other seed=1"
     assert os.listdir("outputs/other") == [left]
     assert TensorBoard("outputs/own/0-1", title="own/seed=1").log_dir == "outputs/own/seed=1"
     assert TensorBoard("run", title="new/seed=1").log_dir == "outputs/new/seed=1"
@@ -500,10 +507,21 @@ def test_dashboard_txt_cannot_redirect_event_files(note: str, untrusted: Path) -
     assert Path("outputs/untrusted/dashboard.txt").read_text() == "outputs/a/b\n"
 
 
-def test_event_files_do_not_take_the_place_of_another_logger(tmp_path: Path) -> None:
-    for name in ("mlflow.db", "wandb"):
-        Path(name).mkdir()
-        assert TensorBoard(name, title=f"{name}/seed=1").log_dir == f"outputs/{name} seed=1"
+@pytest.mark.parametrize(
+    ("title", "log_dir"),
+    [
+        *(("mlflow.db/seed=1", "mlflow.db seed=1"), ("WANDB/seed=1", "WANDB seed=1")),
+        *(("mlflow.db-journal", "mlflow.db-journal (run)"), (".mlflow.db.lock/seed=1", ".mlflow.db.lock seed=1 (run)")),
+        *(("lab/mlflow.db-journal", "lab mlflow.db-journal (run)"), ("a/result.json", "a result.json (run)")),
+        ("lab/runs-journal", "lab runs-journal (run)"),
+        *(("7-deadbeef/x", "7-deadbeef x"), ("checkpoints", "checkpoints (run)"), ("a/csv/b", "a csv b")),
+        *((".last.77", ".last.77 (run)"), ("v1.2/lr=0.1 seed=1", "v1.2/lr=0.1 seed=1"), ("2024-12/x", "2024-12/x")),
+    ],
+)
+def test_event_files_do_not_take_the_place_of_anything_else(title: str, log_dir: str) -> None:
+    """A run, a sweep or a database may be in outputs/, and the title of an untrusted run may be that of its file."""
+    Path("run").mkdir()
+    assert TensorBoard("run", title=title).log_dir == f"outputs/{log_dir}"
 
 
 @pytest.mark.parametrize(

@@ -131,11 +131,13 @@ MISTYPED = "logger=[tensorboard,none]"  # which composes the config that the rig
 def test_mistyped_command_leaves_the_jobs_that_are_done(shell: Callable, tmp_path: Path) -> None:
     jobs = (*JOBS, "trainer.max_epochs=1", "seed=1,2")
     assert shell(*jobs, "hydra.sweep.dir=s").returncode == 0
-    before = {path: path.read_text() for path in Path("s").glob("*-*/result.json")}
+    written = [Path("s/multirun.yaml"), *Path("s").glob("*-*/result.json")]
+    before = {path: path.read_text() for path in written}
     mistyped = shell(*jobs, "sweep_resume=s", MISTYPED)
     assert mistyped.returncode == 1
     assert mistyped.stderr.count("none is no logger") == 2, mistyped.stderr
-    assert {path: path.read_text() for path in Path("s").glob("*-*/result.json")} == before != {}
+    assert {path: path.read_text() for path in written} == before
+    assert len(written) == 3
     again = shell(*jobs, "sweep_resume=s")
     assert (again.returncode, again.stderr) == (0, "")
 
