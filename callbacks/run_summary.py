@@ -52,7 +52,7 @@ class RunSummary(pl.Callback):
         self.result |= {"monitor": None, "mode": None}
         self.write_error: OSError | None = None
         self._checkpoint = self._stat_checkpoint()
-        self._begun = False  # whether the training has saved a checkpoint
+        self._begun = False  # whether the earlier result, if there was one, holds no longer
         self._start = self._fit_start = self._test_start = time.monotonic()
         self._seconds = {"fit": 0.0, "test": 0.0}
 
@@ -86,8 +86,11 @@ class RunSummary(pl.Callback):
         self._forget_earlier_result()
 
     def _forget_earlier_result(self) -> None:
-        """Remove the result of the run before it was resumed, which holds until another checkpoint is there."""
-        if self._begun or self._stat_checkpoint() == self._checkpoint:
+        """Remove the result of the run before it was resumed, which holds until another checkpoint is there.
+
+        Without a checkpoint it is that of a run that died early, and holds no longer.
+        """
+        if self._begun or (self._checkpoint and self._stat_checkpoint() == self._checkpoint):
             return
         self._begun = True
         result = self.run_dir.absolute() / "result.json"

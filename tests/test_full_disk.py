@@ -128,6 +128,16 @@ def test_result_is_kept_until_another_checkpoint_is_there(leave: int, small_disk
     assert json.loads((small_disk / "result.json").read_text())["epochs"] == 3
 
 
+def test_result_of_a_run_that_died_early_is_replaced() -> None:
+    Path("run").mkdir()
+    Path("run/result.json").write_text('{"overrides": [], "metrics": {}, "status": "interrupted"}')
+    cfg = compose(*BLOBS, "logger=none")
+    cfg.callbacks.block = {"_target_": f"{__name__}.BlockPath", "path": "run/checkpoints"}
+    with pytest.raises(OSError, match="checkpoints"):
+        train.train_config(cfg, Path("run"))
+    assert json.loads(Path("run/result.json").read_text())["status"] == "failed"
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "dashboard.txt"])
 def test_run_does_not_start_if_its_first_files_cannot_be_written(name: str) -> None:
     Path("run", name).mkdir(parents=True)
