@@ -21,7 +21,7 @@ from torch import Tensor
 
 from callbacks import at_optimizer_step
 from runs.internals import disable_lightning_signal_handlers, take_child_processes
-from runs.interrupts import ENDING_SIGNALS, PEER_DIED, REQUEUE_SIGNALS, is_repeated, was_interrupted
+from runs.interrupts import PEER_DIED, REQUEUE_SIGNALS, early_signal, handled_signals, is_repeated
 from runs.overrides import quote_value, train_command
 
 
@@ -73,10 +73,10 @@ class SignalHandler(Checkpoint):
         self._pending_sync: tuple[Tensor, Any] | None = None  # all_reduce of the ranks' signals
 
     def __enter__(self) -> "SignalHandler":
-        self._raise_if(signal.SIGINT if was_interrupted() else None)  # before, and dropped
+        self._raise_if(early_signal())  # before, and dropped
         # Python lets the main thread alone have handlers, and calls them there.
         is_main = threading.current_thread() is threading.main_thread()
-        self._old_handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS if is_main}
+        self._old_handlers = {number: signal.getsignal(number) for number in handled_signals() if is_main}
         for number in REQUEUE_SIGNALS if is_main else ():
             if callable(requeue := signal.getsignal(number)):
                 self._old_handlers[number] = requeue

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from cli.errors import format_error, print_error
 from runs.format import printable
-from runs.interrupts import PEER_DIED
+from runs.interrupts import PEER_DIED, early_signal
 from runs.overrides import quote_value, train_command
 from runs.rank import is_rank_zero
 from sweeps.callback import SweepSummary
@@ -20,6 +20,8 @@ def exit_with_error(error: BaseException, show_traceback: bool, command: str | N
     """Print an error in one line and end the process with an exit code of the README's table."""
     if isinstance(error, SystemExit):
         raise error
+    if early_signal() and not hasattr(error, "exit_code"):  # a library that was being imported raised it instead
+        error = KeyboardInterrupt()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only add a traceback to the line
     if isinstance(error, BrokenPipeError) and _stdout_closed():
         sys.exit(141)  # as other programs do: 128 and the number of SIGPIPE, which Windows does not have

@@ -6,6 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from runs.interrupts import early_signal
+
 # The options of a resumed run that precede the overrides which were typed: see cli.resumed_run.stored_choices.
 resumed_choices: list[str] = []
 
@@ -49,4 +51,4 @@ class SweepStopped(Exception):
 def is_recorded(error: BaseException) -> bool:
     """Return whether an error ends one job of a sweep, not the sweep. The job's result.json then has the reason."""
     ends_job = isinstance(error, Exception) and not isinstance(error, JobDirError | SweepStopped)
-    return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128
+    return is_multirun() and ends_job and getattr(error, "exit_code", 1) < 128 and not early_signal()

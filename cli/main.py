@@ -35,12 +35,13 @@ from cli.validation import check_overrides, check_values
 from runs.checkpoint import keep_last_run
 from runs.files import check_name_in_outputs, check_path, check_utf8, lost_lock
 from runs.format import pluralize, printable
-from runs.interrupts import ENDING_SIGNALS, handle_early_signals
+from runs.interrupts import ENDING_SIGNALS, handle_early_signals, remember_signal
 from runs.migrate import upgrade_overrides
 from runs.overrides import asks_for_sweep, override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 from sweeps.jobs import LEFT, has_failed, record_first_failure
+from sweeps.parallel import SweepInterrupted, is_job_process, is_stopped, job_of_joblib
 
 log = logging.getLogger(__name__)
 ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
@@ -159,7 +160,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
     def run_job(cfg: DictConfig) -> object:
         os.environ["HYDRA_FULL_ERROR"] = str(int(show_traceback))  # for child processes
         try:
-            return _run_job(task, cfg, is_training=config_name == "config", show_traceback=show_traceback)
+            with job_of_joblib():
+                return _run_job(task, cfg, is_training=config_name == "config", show_traceback=show_traceback)
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -173,7 +175,8 @@ def _run_under_hydra(task: Callable[[DictConfig, Path], object], config_name: st
             run_job()
     except (Exception, KeyboardInterrupt) as error:
         run_dir.remove_empty_dirs()
-        ended_elsewhere = isinstance(error, OSError | BrokenExecutor) or is_of_launcher(error)  # its process was killed
+        # Its process was killed, or told to end.
+        ended_elsewhere = isinstance(error, OSError | BrokenExecutor | SweepInterrupted) or is_of_launcher(error)
         exit_with_error(error, show_traceback, resume_command() if ended_elsewhere else None)
     finally:
         run_dir.remove_empty_dirs()
@@ -193,6 +196,10 @@ def _run_job(
         run_dir.remove_empty_dirs()
         return {"status": LEFT, "metrics": {}}
     except BaseException as error:
+        if is_job_process() and getattr(error, "exit_code", 1) > 128:
+            remember_signal(signal.SIGTERM)  # the command, which waits for this process, reports it too
+            print_error(error, show_traceback)
+            return {"status": LEFT, "metrics": {}}
         if is_recorded(error):
             result = job_dir.record_failure(output_dir, format_error(error))
             if result["status"] == "pruned":
@@ -232,7 +239,7 @@ def _train_job(task: Callable[[DictConfig, Path], object], cfg: DictConfig, outp
         raise ValueError("sweep_resume resumes a sweep: add -m and the overrides that the sweep was started with")
     if cfg.sweep_fail_fast and not is_multirun():
         raise ValueError("sweep_fail_fast=true ends a sweep at its first failure: add -m and the values of the sweep")
-    if cfg.sweep_fail_fast and has_failed(Path(HydraConfig.get().sweep.dir)):
+    if is_stopped() or (cfg.sweep_fail_fast and has_failed(Path(HydraConfig.get().sweep.dir))):
         with run_dir.lock_run_dir(output_dir, wait=True):  # which removes what this job has made
             raise SweepStopped
     check_overrides(cfg)

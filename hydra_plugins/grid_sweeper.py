@@ -36,6 +36,7 @@ from sweeps.jobs import (
     removed_if_not_submitted,
 )
 from sweeps.overrides import parse_overrides
+from sweeps.parallel import pass_signals_on
 
 
 class GridSweeper(Sweeper):
@@ -85,7 +86,8 @@ class GridSweeper(Sweeper):
                         begun.enter_context(mark_of_failure(sweep_dir))
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                     begun.enter_context(removed_if_not_submitted(self.config))
-                returns.append(self.launcher.launch(batch, initial_job_idx=start))
+                with pass_signals_on(self.config):
+                    returns.append(self.launcher.launch(batch, initial_job_idx=start))
                 for job_return in returns[-1]:
                     result = job_return.return_value  # raises the exception of the job
                     status = result.get("status") if isinstance(result, dict) else None

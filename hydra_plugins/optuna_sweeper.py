@@ -38,6 +38,7 @@ from sweeps.jobs import (
 )
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
+from sweeps.parallel import pass_signals_on
 
 if TYPE_CHECKING:
     import optuna
@@ -270,7 +271,9 @@ class OptunaSweeper(Sweeper):
             numbers = [trial.number for trial in trials]
             size = next(n for n in range(1, len(trials) + 1) if numbers[n:] == [] or numbers[n] != numbers[0] + n)
             jobs = list(map(self._overrides, trials[:size]))
-            yield from self.launcher.launch(jobs, initial_job_idx=numbers[0])
+            with pass_signals_on(self.config):
+                returns = self.launcher.launch(jobs, initial_job_idx=numbers[0])
+            yield from returns
             trials = trials[size:]
 
     def _report(self, study: "optuna.Study", trial: "FrozenTrial", result: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ REQUEUE_SIGNALS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if h
 # What a process says that ends because another one of its run has.
 PEER_DIED = "another process of this run has ended; its own error line says why"
 
-_interrupted = False
+_handled = ENDING_SIGNALS
+_early_signal: int | None = None
 _last_sigterm = float("-inf")  # time.monotonic()
 
 
@@ -28,6 +29,19 @@ def handle_early_signals() -> None:
         signal.signal(signal.SIGTERM, _handle_sigterm)
 
 
+def handle_sigterm_only() -> None:
+    """Ignore the signals of the process group, for a process to which its command passes them on as SIGTERM."""
+    global _handled
+    _handled = [signal.SIGTERM]
+    for number in ENDING_SIGNALS:
+        signal.signal(number, remember_signal if number in _handled else signal.SIG_IGN)
+
+
+def handled_signals() -> list[signal.Signals]:
+    """Return the signals that end a training in this process."""
+    return _handled
+
+
 def is_repeated(number: int) -> bool:
     """Return whether a signal is a SIGTERM within a second of another one. Called once for each signal.
 
@@ -41,14 +55,22 @@ def is_repeated(number: int) -> bool:
     return _last_sigterm - before < 1
 
 
-def was_interrupted() -> bool:
-    """Return whether this process has received a SIGINT that :func:`handle_early_signals` raised."""
-    return _interrupted
+def early_signal() -> int | None:
+    """Return the signal that told this process to end outside of a training, or None.
+
+    That is a SIGINT that :func:`handle_early_signals` raised, or what :func:`remember_signal` got.
+    """
+    return _early_signal
+
+
+def remember_signal(number: int, frame: FrameType | None = None) -> None:
+    """Let a training that has not begun end when it begins. This is a signal handler."""
+    global _early_signal
+    _early_signal = number
 
 
 def _handle_sigint(number: int, frame: FrameType | None) -> None:
-    global _interrupted
-    _interrupted = True
+    remember_signal(number)
     raise KeyboardInterrupt
 
 

@@ -445,6 +445,16 @@ def test_stored_compile_starts_no_compiler(overrides: list[str], untrusted: Path
     assert [message.partition(",")[0] for message in caplog.messages] == ["compile=true is not taken from a checkpoint"]
 
 
+@pytest.mark.parametrize("name", ['a"),exec("1"),getattr(self,"b', "a'b", "a b", "a(b", "a\\", "a#"])
+def test_name_of_a_part_that_an_exported_program_would_run_is_refused(name: str, untrusted: Path) -> None:
+    """torch.export writes the names of parts into code, as they are."""
+    part = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+    loss = {"_target_": "torch.nn.ModuleDict", "modules": {name: part}}
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "model", "loss", value=loss)
+    with pytest.raises(ValueError, match=re.escape(f"config.model.loss.modules.{name} is no name of a part")):
+        load_run("outputs/untrusted", "last")
+
+
 def test_value_that_holds_itself_is_refused_with_the_name_of_the_file(untrusted: Path) -> None:
     endless: dict[int, Any] = {}
     endless[7] = endless

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +18,13 @@ import evaluate
 from callbacks.per_class_accuracy import PerClassAccuracy
 from callbacks.signal_handler import Interrupted
 from cli.exit_codes import exit_with_error
+from cli.job import is_recorded
 from tests.conftest import PROJECT, TINY_RUN, run
 
 
-def start_training(folder: Path, *arguments: str) -> subprocess.Popen:
+def start_training(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen:
     command = [sys.executable, "-u", str(PROJECT / "train.py"), *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 LONG = (
@@ -126,6 +128,37 @@ def test_signal_ends_a_sweep_and_prints_the_command_to_resume(tmp_path: Path) ->
     assert len(list(tmp_path.glob("outputs/sweep/*/*/result.json"))) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "is_for_the_group", "code"),
+    [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130), (signal.SIGKILL, False, -signal.SIGKILL)],
+)
+def test_signal_ends_the_jobs_of_joblib_with_checkpoints(
+    number: signal.Signals, is_for_the_group: bool, code: int, tmp_path: Path
+) -> None:
+    """``docker stop`` and the memory killer reach the command alone, and Ctrl-C in a terminal its whole group."""
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start_training(tmp_path, "-m", *LONG, "seed=1,2,3", "logger=none", *launcher, start_new_session=True)
+    waited_for = {"[0] epoch 3/", "[1] epoch 3/"}
+    for line in process.stdout:
+        waited_for -= {start for start in waited_for if line.startswith(start)}
+        if not waited_for:
+            break
+    os.killpg(process.pid, number) if is_for_the_group else process.send_signal(number)
+    _, errors = process.communicate(timeout=60)  # ends when no process has the pipe open any more
+    assert process.returncode == code
+    jobs = sorted(tmp_path.glob("outputs/sweep/*/*/"))
+    assert [job.name[0] for job in jobs] == ["0", "1"]  # the third has not begun
+    for job in jobs:
+        assert f"error: interrupted by SIGTERM; saved in {job}/checkpoints/last.ckpt" in errors
+        assert json.loads((job / "result.json").read_text())["status"] == "interrupted"
+        step = torch.load(job / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+        assert step == len((job / "metrics.csv").read_text().splitlines()) - 1
+    if number != signal.SIGKILL:
+        assert errors.splitlines()[-2] == f"error: interrupted by {number.name}"
+        assert errors.splitlines()[-1].endswith(f"sweep_resume=outputs/sweep/{jobs[0].parent.name}")
+
+
 def test_signal_before_the_first_epoch_reports_nothing_to_save(
     tiny_images: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +175,23 @@ def test_keyboard_interrupt_has_exit_code_130(tmp_path: Path, monkeypatch: pytes
         exit_with_error(KeyboardInterrupt(), show_traceback=False)
     signal.signal(signal.SIGINT, handler)
     assert ended.value.code == 130
+
+
+def test_keyboard_interrupt_that_an_import_turned_into_an_error_is_reported_as_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """numpy and torch raise errors of their own for one while they are imported."""
+    monkeypatch.setattr("runs.interrupts._early_signal", signal.SIGINT)
+    error = ValueError("last.ckpt is damaged or not a checkpoint: cannot load module more than once per process")
+    with monkeypatch.context() as patch:
+        patch.setattr("cli.job.is_multirun", lambda: True)
+        assert not is_recorded(error)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        exit_with_error(error, show_traceback=False)
+    signal.signal(signal.SIGINT, handler)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("error: interrupted")
 
 
 class DropsInterrupt(Callback):

@@ -1,0 +1,117 @@
+"""Jobs that joblib runs in other processes: they end, each with a checkpoint, when the command is told to end."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated
+
+_parent: int | None = None  # the process of the command, in one that runs its jobs
+_ended = threading.Event()  # set while that runs no job
+
+
+class SweepInterrupted(Exception):
+    """A signal has ended the jobs of a sweep, and the sweep can be resumed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def pass_signals_on(config: DictConfig) -> Iterator[None]:
+    """Pass the first signal that ends a run on to the processes of joblib, as SIGTERM, and wait until their jobs ended.
+
+    joblib itself kills them, or leaves them behind. A second signal ends the sweep at once. The signal may have been
+    sent to this process alone, as by ``docker stop``, or to the whole process group.
+
+    Args:
+        config: that of the sweep.
+
+    Raises:
+        SweepInterrupted: the jobs have ended because of a signal.
+    """
+    if config.hydra.runtime.choices.get("hydra/launcher") != "joblib":
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if is_repeated(number) and received:
+            return
+        received.append(number)
+        if len(received) > 1:
+            raise SweepInterrupted(number)
+        for process in multiprocessing.active_children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid or 0, signal.SIGTERM)
+
+    # One that is ignored, as SIGINT in the background of a shell, stays so.
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    for number in [number for number, handler in before.items() if handler is not signal.SIG_IGN]:
+        signal.signal(number, stop)
+    try:
+        yield
+    except Exception as error:
+        if received and not isinstance(error, SweepInterrupted):  # a process had no job yet, and just ended
+            raise SweepInterrupted(received[0]) from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise SweepInterrupted(received[0])
+
+
+@contextlib.contextmanager
+def job_of_joblib() -> Iterator[None]:
+    """Let a process of joblib, while it runs a job, take its signals from the command only, and outlive it no longer.
+
+    When the command is killed, the job ends with a checkpoint. Of another launcher this does nothing.
+    """
+    global _parent
+    config = HydraConfig.get()
+    if config.mode != RunMode.MULTIRUN or config.runtime.choices.get("hydra/launcher") != "joblib":
+        yield
+        return
+    if _parent is None:
+        _parent = os.getppid()
+        handle_sigterm_only()
+        threading.Thread(target=_watch_command, daemon=True).start()
+    _ended.clear()
+    try:
+        yield
+    finally:
+        _ended.set()
+
+
+def _watch_command() -> None:
+    """End this process when the command has ended. joblib would let it wait for another job, for minutes."""
+    while not _is_orphaned():
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    _ended.wait()
+    os._exit(128 + signal.SIGTERM)
+
+
+def _is_orphaned() -> bool:
+    return os.getppid() != _parent
+
+
+def is_job_process() -> bool:
+    """Return whether this is a process of joblib."""
+    return _parent is not None
+
+
+def is_stopped() -> bool:
+    """Return whether this process, which runs jobs of joblib, was told to end. No other job may begin."""
+    return is_job_process() and (early_signal() is not None or _is_orphaned())
