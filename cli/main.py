@@ -196,8 +196,9 @@ def _run_job(
         run_dir.remove_empty_dirs()
         return {"status": LEFT, "metrics": {}}
     except BaseException as error:
-        if is_job_process() and getattr(error, "exit_code", 1) > 128:
+        if is_job_process() and (is_stopped() or getattr(error, "exit_code", 1) > 128):
             remember_signal(signal.SIGTERM)  # the command, which waits for this process, reports it too
+            run_dir.remove_empty_dirs()
             print_error(error, show_traceback)
             return {"status": LEFT, "metrics": {}}
         if is_recorded(error):

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 
 # Windows has no SIGUSR1, which SLURM sends ahead of a time limit where asked for.
@@ -29,12 +30,12 @@ def handle_early_signals() -> None:
         signal.signal(signal.SIGTERM, _handle_sigterm)
 
 
-def handle_sigterm_only() -> None:
+def handle_sigterm_only(handler: Callable[[int, FrameType | None], None]) -> None:
     """Ignore the signals of the process group, for a process to which its command passes them on as SIGTERM."""
     global _handled
     _handled = [signal.SIGTERM]
     for number in ENDING_SIGNALS:
-        signal.signal(number, remember_signal if number in _handled else signal.SIG_IGN)
+        signal.signal(number, handler if number in _handled else signal.SIG_IGN)
 
 
 def handled_signals() -> list[signal.Signals]:
@@ -58,13 +59,13 @@ def is_repeated(number: int) -> bool:
 def early_signal() -> int | None:
     """Return the signal that told this process to end outside of a training, or None.
 
-    That is a SIGINT that :func:`handle_early_signals` raised, or what :func:`remember_signal` got.
+    Python may have dropped what its handler raised.
     """
     return _early_signal
 
 
-def remember_signal(number: int, frame: FrameType | None = None) -> None:
-    """Let a training that has not begun end when it begins. This is a signal handler."""
+def remember_signal(number: int) -> None:
+    """Let a training that has not begun end when it begins."""
     global _early_signal
     _early_signal = number
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated
+from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated, remember_signal
 
 _parent: int | None = None  # the process of the command, in one that runs its jobs
 _ended = threading.Event()  # set while that runs no job
@@ -51,9 +51,9 @@ def pass_signals_on(config: DictConfig) -> Iterator[None]:
         received.append(number)
         if len(received) > 1:
             raise SweepInterrupted(number)
-        for process in multiprocessing.active_children():
+        for pid in [process.pid for process in multiprocessing.active_children()]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid or 0, signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM) if pid else None
 
     # One that is ignored, as SIGINT in the background of a shell, stays so.
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
@@ -85,13 +85,21 @@ def job_of_joblib() -> Iterator[None]:
         return
     if _parent is None:
         _parent = os.getppid()
-        handle_sigterm_only()
+        handle_sigterm_only(_stop)
         threading.Thread(target=_watch_command, daemon=True).start()
     _ended.clear()
     try:
         yield
     finally:
         _ended.set()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM outside of a training: where a job waits for the process that trains in its directory."""
+    if not is_repeated(number):
+        remember_signal(number)
+        if not _ended.is_set():
+            raise KeyboardInterrupt
 
 
 def _watch_command() -> None:
