@@ -59,8 +59,6 @@ def check_safe(config: dict[str, Any], origin: str) -> None:
         _check_printable(path, value, f"{origin} is refused: {place}")
         if isinstance(value, str) and ("${" in value or value == "???"):
             raise ValueError(f"{origin} is refused: {place} holds {value[:80]!r}, which would be evaluated")
-        if path[0] == "model" and not re.fullmatch(r"[\w-]+", path[-1]):  # torch.export writes it into code, unquoted
-            raise ValueError(f"{origin} is refused: {place} is no name of a part, which has letters, digits, _ and -")
         if path[-1] in UNUSED_INSTRUCTIONS:
             raise ValueError(f"{origin} is refused: {place} is not used by this project")
         if path[-1] == "_target_" and path[0] not in NOT_INSTANTIATED:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated, remember_signal
 
+_is_command = False  # whether this process is that of the command
 _parent: int | None = None  # the process of the command, in one that runs its jobs
 _ended = threading.Event()  # set while that runs no job
 
@@ -40,10 +41,24 @@ def pass_signals_on(config: DictConfig) -> Iterator[None]:
     Raises:
         SweepInterrupted: the jobs have ended because of a signal.
     """
-    if config.hydra.runtime.choices.get("hydra/launcher") != "joblib":
+    global _is_command
+    _is_command = True
+    is_joblib = config.hydra.runtime.choices.get("hydra/launcher") == "joblib"
+    if not is_joblib or _runs_jobs_itself(config.hydra.launcher.n_jobs):
         yield
         return
     received: list[int] = []
+    done = threading.Event()
+
+    def end_jobs() -> None:
+        told: set[int] = set()
+        while True:  # joblib may just be starting a process
+            for pid in {process.pid or 0 for process in multiprocessing.active_children()} - {0} - told:
+                told.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            if done.wait(0.1):
+                return
 
     def stop(number: int, frame: FrameType | None) -> None:
         if is_repeated(number) and received:
@@ -51,9 +66,7 @@ def pass_signals_on(config: DictConfig) -> Iterator[None]:
         received.append(number)
         if len(received) > 1:
             raise SweepInterrupted(number)
-        for pid in [process.pid for process in multiprocessing.active_children()]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM) if pid else None
+        threading.Thread(target=end_jobs, daemon=True).start()
 
     # One that is ignored, as SIGINT in the background of a shell, stays so.
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
@@ -66,10 +79,18 @@ def pass_signals_on(config: DictConfig) -> Iterator[None]:
             raise SweepInterrupted(received[0]) from error
         raise
     finally:
+        done.set()
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
         raise SweepInterrupted(received[0])
+
+
+def _runs_jobs_itself(n_jobs: int) -> bool:
+    """Return whether joblib runs jobs in the process of the command."""
+    from joblib import effective_n_jobs
+
+    return n_jobs != 0 and effective_n_jobs(n_jobs) == 1  # joblib refuses 0 later
 
 
 @contextlib.contextmanager
@@ -80,7 +101,7 @@ def job_of_joblib() -> Iterator[None]:
     """
     global _parent
     config = HydraConfig.get()
-    if config.mode != RunMode.MULTIRUN or config.runtime.choices.get("hydra/launcher") != "joblib":
+    if _is_command or config.mode != RunMode.MULTIRUN or config.runtime.choices.get("hydra/launcher") != "joblib":
         yield
         return
     if _parent is None:

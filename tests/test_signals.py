@@ -159,6 +159,25 @@ def test_signal_ends_the_jobs_of_joblib_with_checkpoints(
         assert errors.splitlines()[-1].endswith(f"sweep_resume=outputs/sweep/{jobs[0].parent.name}")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_the_job_that_joblib_runs_in_the_process_of_the_command(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """With one process joblib starts none."""
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
+    process = start_training(tmp_path, "-m", *LONG, "seed=1,2", "logger=none", *launcher)
+    for line in process.stdout:
+        if line.startswith("[0] epoch 3/"):
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    (job,) = tmp_path.glob("outputs/sweep/*/*/")
+    assert f"error: interrupted by {number.name}; saved in {job}/checkpoints/last.ckpt" in errors
+    assert errors.splitlines()[-1].endswith(f"sweep_resume=outputs/sweep/{job.parent.name}")
+
+
 def test_signal_before_the_first_epoch_reports_nothing_to_save(
     tiny_images: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
