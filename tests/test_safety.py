@@ -453,6 +453,7 @@ PART = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
     [
         {"_target_": "torch.nn.ModuleDict", "modules": {'a"),exec("1"),getattr(self,"b': PART}},
         {"_target_": "torch.nn.ModuleDict", "modules": [["a", PART], ['a"),exec("1"),getattr(self,"b', PART]]},
+        {"_target_": "torch.nn.ParameterDict", "parameters": [["a", PART], ['a"', PART]]},
         {"_target_": "torch.nn.ReLU", "inplace": {"_target_": "torch.nn.ModuleDict", "modules": [["a'b", PART]]}},
         {"_target_": "torch.nn.ModuleList", "modules": [{"_target_": "torch.nn.ModuleDict", "modules": {"a(b": PART}}]},
     ],
