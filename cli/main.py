@@ -197,7 +197,7 @@ def _run_job(
         return {"status": LEFT, "metrics": {}}
     except BaseException as error:
         if is_job_process() and (is_stopped() or getattr(error, "exit_code", 1) > 128):
-            remember_signal(signal.SIGTERM)  # the command, which waits for this process, reports it too
+            remember_signal(signal.SIGTERM)  # no other job begins here; the command waits for the result
             run_dir.remove_empty_dirs()
             print_error(error, show_traceback)
             return {"status": LEFT, "metrics": {}}

@@ -15,9 +15,11 @@ from omegaconf import DictConfig
 
 from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated, remember_signal
 
-_is_command = False  # whether this process is that of the command
-_parent: int | None = None  # the process of the command, in one that runs its jobs
-_ended = threading.Event()  # set while that runs no job
+# The environment variable with the process id of the command: joblib's process may start when that is dead.
+COMMAND_PID = "LIT_CLASSICS_COMMAND_PID"
+
+_parent: int | None = None  # the process id of the command, in a process of joblib
+_ended = threading.Event()  # set between two jobs
 
 
 class SweepInterrupted(Exception):
@@ -41,8 +43,7 @@ def pass_signals_on(config: DictConfig) -> Iterator[None]:
     Raises:
         SweepInterrupted: the jobs have ended because of a signal.
     """
-    global _is_command
-    _is_command = True
+    os.environ[COMMAND_PID] = str(os.getpid())
     is_joblib = config.hydra.runtime.choices.get("hydra/launcher") == "joblib"
     if not is_joblib or _runs_jobs_itself(config.hydra.launcher.n_jobs):
         yield
@@ -95,17 +96,19 @@ def _runs_jobs_itself(n_jobs: int) -> bool:
 
 @contextlib.contextmanager
 def job_of_joblib() -> Iterator[None]:
-    """Let a process of joblib, while it runs a job, take its signals from the command only, and outlive it no longer.
+    """Let a process of joblib take its signals from the command only, and not outlive it.
 
-    When the command is killed, the job ends with a checkpoint. Of another launcher this does nothing.
+    When the command is killed, the running job ends with a checkpoint. For another launcher, and where joblib runs a
+    job in the process of the command, this does nothing.
     """
     global _parent
     config = HydraConfig.get()
-    if _is_command or config.mode != RunMode.MULTIRUN or config.runtime.choices.get("hydra/launcher") != "joblib":
+    is_joblib = config.mode == RunMode.MULTIRUN and config.runtime.choices.get("hydra/launcher") == "joblib"
+    if not is_joblib or (command := int(os.environ[COMMAND_PID])) == os.getpid():
         yield
         return
     if _parent is None:
-        _parent = os.getppid()
+        _parent = command
         handle_sigterm_only(_stop)
         threading.Thread(target=_watch_command, daemon=True).start()
     _ended.clear()
