@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from cli import CONF, GROUPS, PROJECT
 from cli.help import default_settings
@@ -40,12 +40,12 @@ def print_error(error: BaseException, show_traceback: bool) -> None:
 def format_error(error: BaseException) -> str:
     """Return what went wrong in one line, with the nearest name for one that does not exist."""
     while isinstance(error, (HydraException, OmegaConfBaseException)) and not isinstance(error, OverrideParseException):
-        if not (inner := error.__cause__ or error.__context__):
+        if _wrong_type(error) or not (inner := error.__cause__ or error.__context__):
             break
         error = inner
     explanations = (
-        *(_interrupted, _missing_package, _missing_target, _unknown_option, _unknown_setting, _malformed_override),
-        *(_damaged_checkpoint, _known_error),
+        *(_interrupted, _missing_package, _missing_target, _unknown_option, _unknown_setting, _wrong_type),
+        *(_malformed_override, _damaged_checkpoint, _known_error),
     )
     return next(filter(None, (explain(error) for explain in explanations)), None) or _message(error)
 
@@ -109,6 +109,14 @@ def _unknown_setting(error: BaseException) -> str | None:
     elif "_target_" in error.parent_node and not close:
         more = f"; +{error.full_key}=… passes it anyway"
     return f"there is no {error.full_key}{close}; {parent or 'the config'} has {', '.join(keys) or 'no settings'}{more}"
+
+
+def _wrong_type(error: BaseException) -> str | None:
+    """Return which setting of Hydra's own has a value of another type. The error's cause does not name it."""
+    if not (isinstance(error, ValidationError) and error.full_key):
+        return None
+    reason = str(error).partition("\n")[0]
+    return reason if error.full_key in reason else f"{error.full_key}: {reason}"
 
 
 def _malformed_override(error: BaseException) -> str | None:

@@ -310,6 +310,20 @@ def test_wrong_values_are_reported_before_torch_is_loaded(shell, tmp_path: Path)
     assert answer.stderr == "error: trainer.max_epochs=abc must be a whole number of at least 0, such as 5\n"
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("1.5", "hydra.launcher.n_jobs: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("abc", "hydra.launcher.n_jobs: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("null", "field 'hydra.launcher.n_jobs' is not Optional"),
+    ],
+)
+def test_value_of_another_type_is_named_with_its_setting(value: str, problem: str, shell, tmp_path: Path) -> None:
+    answer = shell("-m", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={value}", "seed=1,2")
+    assert (answer.returncode, answer.stderr) == (1, f"error: {problem}\n")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_missing_gpu_gives_one_line(shell, tmp_path: Path) -> None:
     answer = shell("data=blobs", "model=blobs_mlp", "trainer.accelerator=gpu", CUDA_VISIBLE_DEVICES="")
