@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cli.build import load_run
+from cli.build import check_names, load_run
 from cli.main import main
 from runs.files import atomic_write
 
@@ -85,6 +85,7 @@ def _export_module(datamodule: Any, model: Any) -> tuple[Any, Any, str]:
     class ExportModule(nn.Module):
         def __init__(self, part: Any) -> None:
             super().__init__()
+            check_names(part)  # what a model ships is checked in any case
             self.part = part
 
     class Discriminative(ExportModule):

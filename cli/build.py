@@ -65,19 +65,19 @@ def _instantiate(cfg: DictConfig) -> tuple[Any, Any]:
         parts["loss"] = _make_weighted_loss(cfg.model.loss, weights)
     make_model = instantiate(cfg.model, **parts, _partial_=True)
     model = make_model(**{name: shapes[name] for name in shapes if name in taken and name not in cfg.model})
-    _check_names(model)
+    check_names(model)
     if callable(check := getattr(model, "check_data", None)):
         check(datamodule)
     return datamodule, model
 
 
-def _check_names(model: Any) -> None:
+def check_names(model: Any) -> None:
     """Raise ValueError for a layer or weight whose name is no word. torch.export writes the names into code, unquoted.
 
     The config of a run that comes from anyone may choose them.
     """
-    for names in (model.named_modules(), model.named_parameters(), model.named_buffers()):
-        for name, _ in names:
+    for names in (model.named_modules, model.named_parameters, model.named_buffers):
+        for name, _ in names(remove_duplicate=False):
             if not re.fullmatch(r"[\w.-]*", name):
                 raise ValueError(f"the model has a part {name[:80]!r}: a name has letters, digits, _ and -")
 
@@ -224,7 +224,7 @@ def load_run(
     _move_data(cfg.data, moved or {})
     datamodule, model = make(cfg)
     model.configure_model()  # builds layers in some models
-    _check_names(model)
+    check_names(model)
     if keep_float64 and str(cfg.trainer.precision) in ("64-true", "64"):
         model.double()
     load_weights(model, stored, file)

@@ -41,7 +41,7 @@ from runs.overrides import asks_for_sweep, override_key, quote_value
 from runs.rank import check_rank_variables, is_rank_zero
 from sweeps.callback import SweepSummary
 from sweeps.jobs import LEFT, has_failed, record_first_failure
-from sweeps.parallel import SweepInterrupted, is_job_process, is_stopped, job_of_joblib
+from sweeps.parallel import STOPPED, SweepInterrupted, is_job_process, is_stopped, job_of_joblib
 
 log = logging.getLogger(__name__)
 ImportElsewhere.install()  # here, and so also in a process that a launcher starts for jobs
@@ -194,13 +194,13 @@ def _run_job(
         return check_and_run(task, cfg, output_dir, is_training)
     except SweepStopped:
         run_dir.remove_empty_dirs()
-        return {"status": LEFT, "metrics": {}}
+        return STOPPED if is_stopped() else {"status": LEFT, "metrics": {}}
     except BaseException as error:
         if is_job_process() and (is_stopped() or getattr(error, "exit_code", 1) > 128):
             remember_signal(signal.SIGTERM)  # no other job begins here; the command waits for the result
             run_dir.remove_empty_dirs()
             print_error(error, show_traceback)
-            return {"status": LEFT, "metrics": {}}
+            return STOPPED
         if is_recorded(error):
             result = job_dir.record_failure(output_dir, format_error(error))
             if result["status"] == "pruned":

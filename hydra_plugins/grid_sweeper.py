@@ -36,7 +36,7 @@ from sweeps.jobs import (
     removed_if_not_submitted,
 )
 from sweeps.overrides import parse_overrides
-from sweeps.parallel import pass_signals_on
+from sweeps.parallel import launch
 
 
 class GridSweeper(Sweeper):
@@ -86,8 +86,7 @@ class GridSweeper(Sweeper):
                         begun.enter_context(mark_of_failure(sweep_dir))
                     begun.enter_context(_multirun_yaml(self.config, sweep_dir))
                     begun.enter_context(removed_if_not_submitted(self.config))
-                with pass_signals_on(self.config):
-                    returns.append(self.launcher.launch(batch, initial_job_idx=start))
+                returns.append(launch(self.launcher, batch, start))
                 for job_return in returns[-1]:
                     result = job_return.return_value  # raises the exception of the job
                     status = result.get("status") if isinstance(result, dict) else None

@@ -38,7 +38,7 @@ from sweeps.jobs import (
 )
 from sweeps.objective import search_objective
 from sweeps.overrides import parse_overrides
-from sweeps.parallel import pass_signals_on
+from sweeps.parallel import launch
 
 if TYPE_CHECKING:
     import optuna
@@ -271,9 +271,7 @@ class OptunaSweeper(Sweeper):
             numbers = [trial.number for trial in trials]
             size = next(n for n in range(1, len(trials) + 1) if numbers[n:] == [] or numbers[n] != numbers[0] + n)
             jobs = list(map(self._overrides, trials[:size]))
-            with pass_signals_on(self.config):
-                returns = self.launcher.launch(jobs, initial_job_idx=numbers[0])
-            yield from returns
+            yield from launch(self.launcher, jobs, numbers[0])
             trials = trials[size:]
 
     def _report(self, study: "optuna.Study", trial: "FrozenTrial", result: dict[str, Any]) -> None:

@@ -181,6 +181,8 @@ def _check_target(target: str, path: Keys, message: str) -> None:
     kind, title = _kind(path)
     if not (kind and inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(MODULES)):
         raise ValueError(f"{message} is not a {title or 'part of a run'}")
+    if found.__name__ == "ParameterDict":
+        raise ValueError(f"{message} is not taken from a checkpoint: its keys may name any attribute of a module")
     if len(path) > 2 and issubclass(found, _kind(("model", "_target_"))[0] or ()):
         raise ValueError(f"{message} is a training procedure, which may read files: it is not a part of one")
 
@@ -211,11 +213,11 @@ def _kind(path: Keys) -> tuple[type | None, str]:
 
 
 def _check_trainer_word(path: Keys, value: str, message: str) -> None:
-    if path[1] in TRAINER_REPLACED:
+    if path[1:2] and path[1] in TRAINER_REPLACED:
         return
     # Of the strategies FSDP reads a checkpoint itself, by unpickling it.
-    words = r"auto|ddp\w*|single_\w+" if path[1] == "strategy" else r"[\w:,-]{1,40}"
-    if len(path) > 2 or path[1] not in TRAINER_WORDS or not re.fullmatch(words, value):
+    words = r"auto|ddp\w*|single_\w+" if path[-1] == "strategy" else r"[\w:,-]{1,40}"
+    if len(path) != 2 or path[1] not in TRAINER_WORDS or not re.fullmatch(words, value):
         raise ValueError(f"{message} is not taken from a checkpoint")
 
 

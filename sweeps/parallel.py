@@ -4,22 +4,23 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
 
 from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated, remember_signal
 
-# The environment variable with the process id of the command: joblib's process may start when that is dead.
-COMMAND_PID = "LIT_CLASSICS_COMMAND_PID"
+# What a job of joblib returns that was told to end, or did not begin because its process was.
+STOPPED: dict[str, Any] = {"status": "stopped", "metrics": {}}
 
-_parent: int | None = None  # the process id of the command, in a process of joblib
-_ended = threading.Event()  # set between two jobs
+_command: int | None = None  # its process id, in a process of joblib
+_ended = threading.Event()  # set while a process of joblib runs no job
 
 
 class SweepInterrupted(Exception):
@@ -30,24 +31,39 @@ class SweepInterrupted(Exception):
         self.exit_code = 128 + number
 
 
+def launch(launcher: Launcher, jobs: list[list[str]], start: int) -> Sequence[JobReturn]:
+    """Run jobs of a sweep, and return their results.
+
+    Args:
+        launcher: that of the sweep.
+        jobs: the overrides of each.
+        start: the number of the first one.
+
+    Raises:
+        SweepInterrupted: the jobs of joblib have ended because of a signal, to this process or to one of theirs.
+    """
+    settings = getattr(launcher, "joblib", None)
+    if settings is None or _runs_jobs_itself(settings["n_jobs"]):
+        return launcher.launch(jobs, initial_job_idx=start)
+    # Also for the processes that get no job: joblib kills the others when one of them dies.
+    settings |= {"initializer": _begin_process, "initargs": (os.getpid(),)}
+    with _pass_signals_on():
+        returns = launcher.launch(jobs, initial_job_idx=start)
+    if any(job.return_value == STOPPED for job in returns):
+        raise SweepInterrupted(signal.SIGTERM)
+    return returns
+
+
 @contextlib.contextmanager
-def pass_signals_on(config: DictConfig) -> Iterator[None]:
+def _pass_signals_on() -> Iterator[None]:
     """Pass the first signal that ends a run on to the processes of joblib, as SIGTERM, and wait until their jobs ended.
 
     joblib itself kills them, or leaves them behind. A second signal ends the sweep at once. The signal may have been
     sent to this process alone, as by ``docker stop``, or to the whole process group.
 
-    Args:
-        config: that of the sweep.
-
     Raises:
         SweepInterrupted: the jobs have ended because of a signal.
     """
-    os.environ[COMMAND_PID] = str(os.getpid())
-    is_joblib = config.hydra.runtime.choices.get("hydra/launcher") == "joblib"
-    if not is_joblib or _runs_jobs_itself(config.hydra.launcher.n_jobs):
-        yield
-        return
     received: list[int] = []
     done = threading.Event()
 
@@ -94,23 +110,25 @@ def _runs_jobs_itself(n_jobs: int) -> bool:
     return n_jobs != 0 and effective_n_jobs(n_jobs) == 1  # joblib refuses 0 later
 
 
-@contextlib.contextmanager
-def job_of_joblib() -> Iterator[None]:
+def _begin_process(command: int) -> None:
     """Let a process of joblib take its signals from the command only, and not outlive it.
 
-    When the command is killed, the running job ends with a checkpoint. For another launcher, and where joblib runs a
-    job in the process of the command, this does nothing.
+    When the command is killed, the running job ends with a checkpoint.
+
+    Args:
+        command: its process id. It may be dead by now.
     """
-    global _parent
-    config = HydraConfig.get()
-    is_joblib = config.mode == RunMode.MULTIRUN and config.runtime.choices.get("hydra/launcher") == "joblib"
-    if not is_joblib or (command := int(os.environ[COMMAND_PID])) == os.getpid():
-        yield
-        return
-    if _parent is None:
-        _parent = command
-        handle_sigterm_only(_stop)
-        threading.Thread(target=_watch_command, daemon=True).start()
+    global _command
+    _command = command
+    _ended.set()
+    sys.modules["__main__"].__spec__ = None  # Lightning would start the other ranks of a job with joblib's module
+    handle_sigterm_only(_stop)
+    threading.Thread(target=_watch_command, daemon=True).start()
+
+
+@contextlib.contextmanager
+def job_of_joblib() -> Iterator[None]:
+    """Note that this process, if it is one of joblib, runs a job."""
     _ended.clear()
     try:
         yield
@@ -136,12 +154,12 @@ def _watch_command() -> None:
 
 
 def _is_orphaned() -> bool:
-    return os.getppid() != _parent
+    return os.getppid() != _command
 
 
 def is_job_process() -> bool:
     """Return whether this is a process of joblib."""
-    return _parent is not None
+    return _command is not None
 
 
 def is_stopped() -> bool:

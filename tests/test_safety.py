@@ -32,6 +32,7 @@ from cli.errors import format_error
 from cli.resume import compose_group, merge_resume_config
 from cli.resumed_run import stored_choices
 from datamodules import sources
+from export import _exported_program
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
 from runs.checkpoint import _rebuild, load_checkpoint, read_checkpoint
@@ -150,6 +151,7 @@ def test_stored_choice_must_name_a_file_in_conf(group: str, name: str, untrusted
         (("trainer", "profiler"), {"_target_": "loggers.profiler.NoProfiler", "dirpath": "../pwned", "filename": "x"}),
         (("trainer", "profiler"), {"_target_": "lightning.pytorch.profilers.AdvancedProfiler", "dirpath": "../pwned"}),
         (("trainer", "profiler"), {"_target_": "lightning.pytorch.Trainer", "default_root_dir": "../pwned"}),
+        (("trainer",), "~/x"),
         (("trainer", "_target_"), "lit_models.Classifier"),
         (("trainer", "model_registry"), "user/models"),
         (("trainer", "strategy"), "../../evil"),
@@ -453,7 +455,6 @@ PART = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
     [
         {"_target_": "torch.nn.ModuleDict", "modules": {'a"),exec("1"),getattr(self,"b': PART}},
         {"_target_": "torch.nn.ModuleDict", "modules": [["a", PART], ['a"),exec("1"),getattr(self,"b', PART]]},
-        {"_target_": "torch.nn.ParameterDict", "parameters": [["a", PART], ['a"', PART]]},
         {"_target_": "torch.nn.ReLU", "inplace": {"_target_": "torch.nn.ModuleDict", "modules": [["a'b", PART]]}},
         {"_target_": "torch.nn.ModuleList", "modules": [{"_target_": "torch.nn.ModuleDict", "modules": {"a(b": PART}}]},
     ],
@@ -465,6 +466,23 @@ def test_name_of_a_part_that_an_exported_program_would_run_is_refused(settings: 
         load_run("outputs/untrusted", "last")
     with pytest.raises(ValueError, match=r"the model has a part .*: a name has letters, digits, _ and -"):
         build(resume_config("trainer.max_epochs=2"))
+
+
+def test_parameter_dict_which_sets_any_attribute_of_itself_is_refused(untrusted: Path) -> None:
+    """The names of parts in its ``_buffers`` are seen by none of torch's lists of names."""
+    parts = {"_target_": "torch.nn.ParameterDict", "parameters": {"_buffers": {"encoder": PART}}}
+    edit_checkpoint(Path("outputs/untrusted/checkpoints/last.ckpt"), "config", "model", "loss", value=parts)
+    with pytest.raises(ValueError, match=r"torch\.nn\.ParameterDict is not taken from a checkpoint"):
+        load_run("outputs/untrusted", "last")
+
+
+def test_names_are_checked_of_the_part_that_is_exported(untrusted: Path) -> None:
+    _, datamodule, model = load_run("outputs/untrusted", "last")
+    linear = torch.nn.Linear(1, 1)
+    parts = torch.nn.ModuleDict({"a": linear, 'a"),exec("1"),getattr(self,"b': linear})  # the second is a duplicate
+    vars(model)["export_module"] = lambda: parts
+    with pytest.raises(ValueError, match=r"the model has a part .*: a name has letters, digits, _ and -"):
+        _exported_program(datamodule, model)
 
 
 def test_value_that_holds_itself_is_refused_with_the_name_of_the_file(untrusted: Path) -> None:

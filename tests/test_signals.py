@@ -130,15 +130,25 @@ def test_signal_ends_a_sweep_and_prints_the_command_to_resume(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "is_for_the_group", "code"),
-    [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130), (signal.SIGKILL, False, -signal.SIGKILL)],
+    ("number", "is_for_the_group", "processes", "code"),
+    [
+        (signal.SIGTERM, False, 2, 143),
+        (signal.SIGTERM, False, 4, 143),
+        (signal.SIGINT, True, 2, 130),
+        (signal.SIGINT, True, 4, 130),
+        (signal.SIGKILL, False, 4, -signal.SIGKILL),
+    ],
 )
 def test_signal_ends_the_jobs_of_joblib_with_checkpoints(
-    number: signal.Signals, is_for_the_group: bool, code: int, tmp_path: Path
+    number: signal.Signals, is_for_the_group: bool, processes: int, code: int, tmp_path: Path
 ) -> None:
-    """``docker stop`` and the memory killer reach the command alone, and Ctrl-C in a terminal its whole group."""
-    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    process = start_training(tmp_path, "-m", *LONG, "seed=1,2,3", "logger=none", *launcher, start_new_session=True)
+    """``docker stop`` and the memory killer reach the command alone, and Ctrl-C in a terminal its whole group.
+
+    Of four processes two have no job: the end of one of them must not let joblib kill the others.
+    """
+    launcher = ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}")
+    seeds = "seed=1,2,3" if processes == 2 else "seed=1,2"
+    process = start_training(tmp_path, "-m", *LONG, seeds, "logger=none", *launcher, start_new_session=True)
     waited_for = {"[0] epoch 3/", "[1] epoch 3/"}
     for line in process.stdout:
         waited_for -= {start for start in waited_for if line.startswith(start)}
@@ -148,7 +158,7 @@ def test_signal_ends_the_jobs_of_joblib_with_checkpoints(
     _, errors = process.communicate(timeout=60)  # ends when no process has the pipe open any more
     assert process.returncode == code
     jobs = sorted(tmp_path.glob("outputs/sweep/*/*/"))
-    assert [job.name[0] for job in jobs] == ["0", "1"]  # the third has not begun
+    assert [job.name[0] for job in jobs] == ["0", "1"]  # a third has not begun
     for job in jobs:
         assert f"error: interrupted by SIGTERM; saved in {job}/checkpoints/last.ckpt" in errors
         assert json.loads((job / "result.json").read_text())["status"] == "interrupted"
@@ -157,6 +167,28 @@ def test_signal_ends_the_jobs_of_joblib_with_checkpoints(
     if number != signal.SIGKILL:
         assert errors.splitlines()[-2] == f"error: interrupted by {number.name}"
         assert errors.splitlines()[-1].endswith(f"sweep_resume=outputs/sweep/{jobs[0].parent.name}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of child processes")
+def test_signal_to_one_process_of_joblib_ends_the_sweep_after_the_job_of_the_other(tmp_path: Path) -> None:
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    settings = ("trainer.max_epochs=500", "seed=1,2,3", "logger=none", *launcher)
+    process = start_training(tmp_path, "-m", *LONG, *settings)
+    waited_for = {"[0] epoch 3/", "[1] epoch 3/"}
+    for line in process.stdout:
+        waited_for -= {start for start in waited_for if line.startswith(start)}
+        if not waited_for:
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143
+    results = [json.loads(file.read_text())["status"] for file in tmp_path.glob("outputs/sweep/*/*/result.json")]
+    assert sorted(results) == ["finished", "interrupted"]  # the third has not begun
+    assert errors.splitlines()[-2] == "error: interrupted by SIGTERM"
+    assert " sweep_resume=outputs/sweep/" in errors.splitlines()[-1]
 
 
 @pytest.mark.slow

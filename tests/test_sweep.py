@@ -518,6 +518,15 @@ def test_joblib_jobs_give_the_same_summary(grid, shell: Shell, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_jobs_of_joblib_have_several_processes(shell: Shell, tmp_path: Path) -> None:
+    settings = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "model.steps_per_batch=1")
+    answer = shell("-m", *POINTS, *settings, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert answer.returncode == 0, answer.stderr
+    assert [job.status for job in Summary(tmp_path / "outputs/last_sweep").jobs] == ["finished"] * 2
+    assert answer.stdout.count("; 2 processes on cpu") == 2
+
+
+@pytest.mark.slow
 def test_submitit_local_jobs_finish(shell: Shell, tmp_path: Path) -> None:
     answer = shell("-m", *POINTS, "seed=1,2", "hydra/launcher=submitit_local")
     assert answer.returncode == 0, answer.stderr
