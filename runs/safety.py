@@ -40,6 +40,9 @@ IMPORTABLE += ("torchmetrics.classification.", "torchmetrics.regression.")
 # Instructions of Hydra that this project's configs do not use.
 UNUSED_INSTRUCTIONS = ("_args_", "_recursive_", "_convert_")
 INSTRUCTIONS = ("_target_", "_partial_", *UNUSED_INSTRUCTIONS)
+# Groups of settings that every run has, and those that it may have.
+REQUIRED_GROUPS = ("model", "data", "trainer")
+OTHER_GROUPS = ("optimizer", "scheduler", "metrics", "callbacks", "logger", "checkpoint", "record", "expect")
 # Callbacks and the logger are made from the present command; the stored ones are never instantiated.
 NOT_INSTANTIATED = ("callbacks", "logger")
 # Arguments of the Trainer that may be a word. All others are numbers, so that a checkpoint names no file and no
@@ -54,6 +57,9 @@ LOGGER_WORDS = ("title", "name", "run_name")
 def check_safe(config: dict[str, Any], origin: str) -> None:
     """Raise ValueError for a stored config that would run, read or write something when it is used."""
     _check_keys(config, f"{origin} is refused: config")
+    for group in (*REQUIRED_GROUPS, *OTHER_GROUPS):
+        if not isinstance(settings := config.get(group), dict) and (settings is not None or group in REQUIRED_GROUPS):
+            raise ValueError(f"{origin} is refused: config.{group} holds no settings")
     for path, value in walk(config):
         place = printable(".".join(("config", *path)))
         _check_printable(path, value, f"{origin} is refused: {place}")
@@ -61,6 +67,8 @@ def check_safe(config: dict[str, Any], origin: str) -> None:
             raise ValueError(f"{origin} is refused: {place} holds {value[:80]!r}, which would be evaluated")
         if path[-1] in UNUSED_INSTRUCTIONS:
             raise ValueError(f"{origin} is refused: {place} is not used by this project")
+        if path[-1] == "_partial_" and not isinstance(value, bool):
+            raise ValueError(f"{origin} is refused: {place} is neither true nor false")
         if path[-1] == "_target_" and path[0] not in NOT_INSTANTIATED:
             _check_target(str(value), path, f"{origin} is refused: {place}={str(value)[:80]}")
         if path[0] == "trainer" and path[-1] != "_target_" and isinstance(value, str):
@@ -213,11 +221,11 @@ def _kind(path: Keys) -> tuple[type | None, str]:
 
 
 def _check_trainer_word(path: Keys, value: str, message: str) -> None:
-    if path[1:2] and path[1] in TRAINER_REPLACED:
+    if path[1] in TRAINER_REPLACED:
         return
     # Of the strategies FSDP reads a checkpoint itself, by unpickling it.
-    words = r"auto|ddp\w*|single_\w+" if path[-1] == "strategy" else r"[\w:,-]{1,40}"
-    if len(path) != 2 or path[1] not in TRAINER_WORDS or not re.fullmatch(words, value):
+    words = r"auto|ddp\w*|single_\w+" if path[1] == "strategy" else r"[\w:,-]{1,40}"
+    if len(path) > 2 or path[1] not in TRAINER_WORDS or not re.fullmatch(words, value):
         raise ValueError(f"{message} is not taken from a checkpoint")
 
 
