@@ -272,10 +272,10 @@ def fit_and_test(cfg: DictConfig, training: Training, datamodule: Any, model: An
     from callbacks import has_step
 
     trainer = training.trainer
-    warn_when_waiting(trainer.world_size)
-    if cfg.validate_before_training and not ckpt_path and has_step(model, "val"):
-        trainer.validate(model, datamodule=datamodule, verbose=False)
-    trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    with warn_when_waiting(trainer.world_size):
+        if cfg.validate_before_training and not ckpt_path and has_step(model, "val"):
+            trainer.validate(model, datamodule=datamodule, verbose=False)
+        trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     if has_step(model, "test"):
         best = Path(trainer.default_root_dir, "checkpoints", "best.ckpt")
         if cfg.checkpoint.get("tested") == "best" and best.is_file():

@@ -4,10 +4,12 @@ A stale variable would make the only process of a run wait for a rank zero that 
 each variable is checked against the size of its group.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from runs.files import check_path
@@ -97,8 +99,9 @@ def check_group(rank: int, size: int, local_rank: int = 0, devices: int = 1) -> 
     )
 
 
-def warn_when_waiting(size: int) -> None:
-    """Print a line when the other ranks of a run have not connected within a minute.
+@contextlib.contextmanager
+def warn_when_waiting(size: int) -> Iterator[None]:
+    """Print a line when the other ranks of a run have not connected within a minute, and the run has not ended.
 
     torch itself waits silently for half an hour.
     """
@@ -109,10 +112,14 @@ def warn_when_waiting(size: int) -> None:
             place = f"{os.environ.get('MASTER_ADDR', 'an address')}:{os.environ.get('MASTER_PORT', 'a port')}"
             print(f"rank {global_rank()} waits for the other {size - 1} at {place}", file=sys.stderr, flush=True)
 
+    timer = threading.Timer(WARN_AFTER, warn)
+    timer.daemon = True
     if size > 1:
-        timer = threading.Timer(WARN_AFTER, warn)
-        timer.daemon = True
         timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _number(name: str) -> int | None:

@@ -1,20 +1,25 @@
 """Jobs that joblib runs in other processes: they end, each with a checkpoint, when the command is told to end."""
 
+import _thread
 import contextlib
-import multiprocessing
+import functools
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated, remember_signal
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # What a job of joblib returns that was told to end, or did not begin because its process was.
 STOPPED: dict[str, Any] = {"status": "stopped", "metrics": {}}
@@ -45,18 +50,30 @@ def launch(launcher: Launcher, jobs: list[list[str]], start: int) -> Sequence[Jo
     settings = getattr(launcher, "joblib", None)
     if settings is None or _runs_jobs_itself(settings["n_jobs"]):
         return launcher.launch(jobs, initial_job_idx=start)
-    # Also for the processes that get no job: joblib kills the others when one of them dies.
-    settings |= {"initializer": _begin_process, "initargs": (os.getpid(),)}
-    with _pass_signals_on():
+    # Also for processes that get no job: joblib kills the others when one of them dies.
+    settings |= {"initializer": _begin_process, "initargs": (os.getpid(), _pipe()[0])}
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs")  # joblib replaces those that use more memory
+    with _handle_signals():
         returns = launcher.launch(jobs, initial_job_idx=start)
     if any(job.return_value == STOPPED for job in returns):
         raise SweepInterrupted(signal.SIGTERM)
     return returns
 
 
+@functools.cache
+def _pipe() -> tuple["Connection", "Connection"]:
+    """Return both ends of a pipe that tells the processes of joblib by its end that they shall end.
+
+    It ends when this process closes it, or dies. A process that joblib starts later knows it too.
+    """
+    import multiprocessing  # late: its exit handlers run only if they are registered after that of cli.main
+
+    return multiprocessing.Pipe(duplex=False)
+
+
 @contextlib.contextmanager
-def _pass_signals_on() -> Iterator[None]:
-    """Pass the first signal that ends a run on to the processes of joblib, as SIGTERM, and wait until their jobs ended.
+def _handle_signals() -> Iterator[None]:
+    """Let the processes of joblib end, and wait until their jobs have ended, at the first signal that ends a run.
 
     joblib itself kills them, or leaves them behind. A second signal ends the sweep at once. The signal may have been
     sent to this process alone, as by ``docker stop``, or to the whole process group.
@@ -65,42 +82,60 @@ def _pass_signals_on() -> Iterator[None]:
         SweepInterrupted: the jobs have ended because of a signal.
     """
     received: list[int] = []
-    done = threading.Event()
-
-    def end_jobs() -> None:
-        told: set[int] = set()
-        while True:  # joblib may just be starting a process
-            for pid in {process.pid or 0 for process in multiprocessing.active_children()} - {0} - told:
-                told.add(pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            if done.wait(0.1):
-                return
 
     def stop(number: int, frame: FrameType | None) -> None:
         if is_repeated(number) and received:
             return
         received.append(number)
+        _pipe()[1].close()
         if len(received) > 1:
             raise SweepInterrupted(number)
-        threading.Thread(target=end_jobs, daemon=True).start()
 
     # One that is ignored, as SIGINT in the background of a shell, stays so.
-    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
-    for number in [number for number, handler in before.items() if handler is not signal.SIG_IGN]:
+    handlers = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for number in handlers:
         signal.signal(number, stop)
     try:
-        yield
+        with _blocked(handlers):
+            yield
     except Exception as error:
-        if received and not isinstance(error, SweepInterrupted):  # a process had no job yet, and just ended
+        if received and not isinstance(error, SweepInterrupted):
             raise SweepInterrupted(received[0]) from error
         raise
     finally:
-        done.set()
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     if received:
         raise SweepInterrupted(received[0])
+
+
+@contextlib.contextmanager
+def _blocked(numbers: Iterable[int]) -> Iterator[None]:
+    """Block signals for the processes that joblib starts, and call the handlers of this one all the same.
+
+    A new process, which cannot handle a signal for its first second, inherits that they are blocked. joblib starts some
+    in the midst of a sweep: in place of one whose memory has grown.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where a process group has no such signals
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            for number in signal.sigpending() & set(numbers):
+                signal.sigwait([number])
+                _thread.interrupt_main(number)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    (thread := threading.Thread(target=watch, daemon=True)).start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _runs_jobs_itself(n_jobs: int) -> bool:
@@ -110,20 +145,21 @@ def _runs_jobs_itself(n_jobs: int) -> bool:
     return n_jobs != 0 and effective_n_jobs(n_jobs) == 1  # joblib refuses 0 later
 
 
-def _begin_process(command: int) -> None:
+def _begin_process(command: int, reader: "Connection") -> None:
     """Let a process of joblib take its signals from the command only, and not outlive it.
-
-    When the command is killed, the running job ends with a checkpoint.
 
     Args:
         command: its process id. It may be dead by now.
+        reader: the end of its pipe.
     """
     global _command
     _command = command
     _ended.set()
     sys.modules["__main__"].__spec__ = None  # Lightning would start the other ranks of a job with joblib's module
     handle_sigterm_only(_stop)
-    threading.Thread(target=_watch_command, daemon=True).start()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+    threading.Thread(target=_watch_command, args=(reader,), daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -144,17 +180,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
 
 
-def _watch_command() -> None:
-    """End this process when the command has ended. joblib would let it wait for another job, for minutes."""
-    while not _is_orphaned():
-        time.sleep(1)
+def _watch_command(reader: "Connection") -> None:
+    """End the job when the command says so or is killed, and then the process, which joblib would leave waiting."""
+    with contextlib.suppress(EOFError, OSError):
+        reader.recv()
     os.kill(os.getpid(), signal.SIGTERM)
+    while os.getppid() == _command:
+        time.sleep(1)
     _ended.wait()
     os._exit(128 + signal.SIGTERM)
-
-
-def _is_orphaned() -> bool:
-    return os.getppid() != _command
 
 
 def is_job_process() -> bool:
@@ -164,4 +198,4 @@ def is_job_process() -> bool:
 
 def is_stopped() -> bool:
     """Return whether this process, which runs jobs of joblib, was told to end. No other job may begin."""
-    return is_job_process() and (early_signal() is not None or _is_orphaned())
+    return is_job_process() and early_signal() is not None

@@ -204,7 +204,7 @@ def test_wrong_metric_gives_one_line(words: str, random_images: Callable[[int, i
     ],
 )
 def test_stored_metric_must_be_of_torchmetrics(metrics: dict) -> None:
-    config = {"choices": {"overrides": []}, "metrics": metrics}
+    config = {"choices": {"overrides": []}, "model": {}, "data": {}, "trainer": {}, "metrics": metrics}
     with pytest.raises(ValueError, match=r"^a\.ckpt is refused: config\.metrics"):
         check_safe(config, "a.ckpt")
     good = {"_target_": "torchmetrics.classification.MulticlassF1Score", "num_classes": 3, "average": "macro"}

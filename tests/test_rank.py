@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import hydra
@@ -107,15 +108,26 @@ def test_waiting_rank_prints_what_it_waits_for(
 ) -> None:
     class ImmediateTimer:
         def __init__(self, seconds, function):
-            self.start = function
+            self.start, self.cancel = function, lambda: None
 
     monkeypatch.setattr(rank.threading, "Timer", ImmediateTimer)
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    warn_when_waiting(1)
+    with warn_when_waiting(1):
+        assert capsys.readouterr().err == ""
+    with warn_when_waiting(2):
+        assert capsys.readouterr().err == "rank 1 waits for the other 1 at host:29500\n"
+
+
+def test_rank_whose_run_has_ended_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process may run another job of its sweep by then."""
+    monkeypatch.setattr(rank, "WARN_AFTER", 1.0)
+    with warn_when_waiting(2):
+        (timer,) = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    timer.join()
     assert capsys.readouterr().err == ""
-    warn_when_waiting(2)
-    assert capsys.readouterr().err == "rank 1 waits for the other 1 at host:29500\n"
 
 
 def test_callback_that_needs_a_logger_has_one_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,7 @@ def test_signal_ends_a_sweep_and_prints_the_command_to_resume(tmp_path: Path) ->
         (signal.SIGTERM, False, 4, 143),
         (signal.SIGINT, True, 2, 130),
         (signal.SIGINT, True, 4, 130),
+        (signal.SIGUSR1, True, 2, 128 + signal.SIGUSR1),
         (signal.SIGKILL, False, 4, -signal.SIGKILL),
     ],
 )
@@ -165,8 +166,38 @@ def test_signal_ends_the_jobs_of_joblib_with_checkpoints(
         step = torch.load(job / "checkpoints/last.ckpt", weights_only=True)["global_step"]
         assert step == len((job / "metrics.csv").read_text().splitlines()) - 1
     if number != signal.SIGKILL:
+        assert "Traceback" not in errors
         assert errors.splitlines()[-2] == f"error: interrupted by {number.name}"
         assert errors.splitlines()[-1].endswith(f"sweep_resume=outputs/sweep/{jobs[0].parent.name}")
+
+
+# Lets joblib believe that the memory of each process grows, and sends Ctrl-C when the third of them starts.
+REPLACED_PROCESS = """
+import os, signal, sys
+if any(word.startswith("LokyProcess") for word in sys.orig_argv):
+    from joblib.externals.loky import process_executor
+    process_executor._MAX_MEMORY_LEAK_SIZE = -1e12
+    process_executor._MEMORY_LEAK_CHECK_DELAY = 0
+    if "LokyProcess-3" in sys.orig_argv:
+        os.killpg(0, signal.SIGINT)
+"""
+
+
+@pytest.mark.slow
+def test_signal_while_joblib_replaces_a_process_ends_the_jobs_of_the_others_with_checkpoints(tmp_path: Path) -> None:
+    """joblib starts another process in place of one whose memory has grown. It kills all when one of them dies."""
+    (tmp_path / "sitecustomize.py").write_text(REPLACED_PROCESS)
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    settings = ("trainer.max_epochs=100000,4,5,6,7", "data.size=100000", "logger=none", *launcher)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = start_training(tmp_path, "-m", *LONG, *settings, start_new_session=True, env=environment)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    jobs = sorted(tmp_path.glob("outputs/sweep/*/*/"))
+    statuses = [json.loads((job / "result.json").read_text())["status"] for job in jobs]
+    assert statuses == ["interrupted", "finished", "finished"]  # the others have not begun
+    assert "[0] error: interrupted by SIGTERM; saved in " in errors
+    assert errors.splitlines()[-2] == "error: interrupted by SIGINT"
 
 
 @pytest.mark.slow
