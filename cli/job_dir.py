@@ -40,7 +40,7 @@ def job_dir(sweep_dir: str, number: int, *, _root_: DictConfig) -> str:
     track(make_dirs(directory := Path(sweep_dir, name)), directory)
     if not is_within(directory, Path(sweep_dir)):
         raise ValueError(f"{directory} is refused: it is a link to {os.readlink(directory)}, outside of the sweep")
-    check_folder(directory)
+    check_folder(directory, begins=True)
     _named_by_settings.add(os.path.abspath(directory))
     return name
 
@@ -63,7 +63,7 @@ def check_job_dir(directory: Path) -> None:
     if directory.resolve().parent != (sweep_dir := Path(HydraConfig.get().sweep.dir)).resolve():
         raise JobDirError(f"{directory} does not lie directly in {sweep_dir}, the directory of the sweep: {hint}")
     try:
-        check_folder(directory)
+        check_folder(directory, begins=True)
         check_log(directory / f"{HydraConfig.get().job.name}.log")
     except ValueError as error:
         raise JobDirError(str(error)) from error

@@ -63,7 +63,7 @@ def check_unused(folder: Path, resume: str | None) -> None:
             f"{folder} has {', '.join(found)} in it, which this run would overwrite: hydra.run.dir=… names another "
             f"directory{hint}"
         )
-    check_folder(folder)
+    check_folder(folder, begins=True)
 
 
 def _check_newest(folder: Path, file: Path) -> None:

@@ -177,6 +177,7 @@ def single_job_argv(resume: str | None) -> Iterator[None]:
     arguments, environment = sys.argv, dict(os.environ)
     resume_override = [f"resume={quote_value(resume)}"] if resume else []
     sys.argv = [str(PROJECT / "train.py"), *HydraConfig.get().overrides.task, *resume_override]
+    sys.modules["__main__"].__spec__ = None  # in a process of joblib or submitit Lightning would start theirs
     hydra_cfg: Any = HydraConfig.get()
     with read_write(hydra_cfg):
         hydra_cfg.run.dir = "."  # Lightning passes it to the other ranks, which have directories of their own

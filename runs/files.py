@@ -31,6 +31,8 @@ LOG_SUFFIXES = (".log", ".lock")
 NAMES_IN_OUTPUTS = ("last", "last_sweep", "mlflow.db", "mlruns", "wandb")
 # The name of a job's directory in a sweep: its number and a hash of its config.
 JOB_DIR = re.compile(r"\d+-[0-9a-f]{8}")
+# The link to a log in its cache that W&B makes in outputs/, which may lie in the directory of a run.
+LINK_OF_WANDB = re.compile(r"/wandb/(offline-)?run-[\w-]+/logs/debug-core\.log$")
 # A directory with one of these is that of a run or of a sweep.
 MADE_BY_US = ("config.yaml", "dashboard.txt", "multirun.yaml", "study.db")
 
@@ -271,7 +273,7 @@ def make_unique_dir(name: str, suffix: str = "-{}") -> list[Path]:
     raise AssertionError
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, begins: bool = False) -> None:
     """Raise ValueError for the directory of a run or a sweep through which a command would read or write elsewhere.
 
     In an untrusted run the log may be a link to a file of the user's, or a FIFO that is waited for. Single files are
@@ -279,13 +281,17 @@ def check_folder(folder: Path) -> None:
     go to ``outputs/`` of one that is the working directory. Of a directory in which only a checkpoint lies, such as the
     user's own, it is what the commands write into, and the files of a run, which they read. The former may be no link
     to another run within the run either: two runs would write the checkpoints of one.
+
+    Args:
+        folder: the directory.
+        begins: whether a run or a sweep begins in it, which makes it that of one.
     """
     check_path(folder.resolve())
     if (name := os.path.relpath(folder)) != printable(name):
         raise ValueError(f"{name} is refused: the name has control characters")
     paths = list(folder.iterdir())
     written = {path for path in paths if path.name in WRITTEN_INTO or path.name.endswith(LOG_SUFFIXES)}
-    if not any(path.name in MADE_BY_US for path in paths):
+    if not begins and not any(path.name in MADE_BY_US for path in paths):
         paths = [path for path in paths if path in written or path.name in RUN_FILES]
     while paths:
         path = paths.pop()
@@ -293,6 +299,8 @@ def check_folder(folder: Path) -> None:
             kind = path.lstat().st_mode
             if stat.S_ISLNK(kind):
                 target = os.readlink(path)
+                if LINK_OF_WANDB.search(path.as_posix()):  # nothing follows it
+                    continue
                 if not is_within(path, folder) and os.path.realpath(path) != os.path.realpath(folder):
                     raise ValueError(f"{path} is refused: it is a link to {target}, outside of {folder}")
                 if path in written:

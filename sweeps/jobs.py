@@ -98,7 +98,7 @@ def check_sweep_dir(sweep_dir: Path) -> None:
             "another directory"
         )
     for directory in (sweep_dir, *_job_dirs(sweep_dir)):  # the jobs too, where nothing tells that this is a sweep
-        check_folder(directory)
+        check_folder(directory, begins=True)
 
 
 def check_submitit(config: DictConfig, sweep_dir: Path) -> None:

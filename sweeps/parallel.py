@@ -1,11 +1,10 @@
 """Jobs that joblib runs in other processes: they end, each with a checkpoint, when the command is told to end."""
 
-import _thread
 import contextlib
 import functools
+import importlib
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated, remember_signal
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 # What a job of joblib returns that was told to end, or did not begin because its process was.
 STOPPED: dict[str, Any] = {"status": "stopped", "metrics": {}}
+
+# Where joblib's launcher has the function that runs a job in one of its processes. It has no public name.
+LAUNCHER = "hydra_plugins.hydra_joblib_launcher._core"
 
 _command: int | None = None  # its process id, in a process of joblib
 _ended = threading.Event()  # set while a process of joblib runs no job
@@ -46,6 +48,7 @@ def launch(launcher: Launcher, jobs: list[list[str]], start: int) -> Sequence[Jo
 
     Raises:
         SweepInterrupted: the jobs of joblib have ended because of a signal, to this process or to one of theirs.
+        BaseException: what a job of joblib has raised. The others have ended.
     """
     settings = getattr(launcher, "joblib", None)
     if settings is None or _runs_jobs_itself(settings["n_jobs"]):
@@ -53,11 +56,36 @@ def launch(launcher: Launcher, jobs: list[list[str]], start: int) -> Sequence[Jo
     # Also for processes that get no job: joblib kills the others when one of them dies.
     settings |= {"initializer": _begin_process, "initargs": (os.getpid(), _pipe()[0])}
     warnings.filterwarnings("ignore", "A worker stopped while some jobs")  # joblib replaces those that use more memory
-    with _handle_signals():
+    with _handle_signals(), _keep_errors():
         returns = launcher.launch(jobs, initial_job_idx=start)
-    if any(job.return_value == STOPPED for job in returns):
-        raise SweepInterrupted(signal.SIGTERM)
+    for result in (job.return_value for job in returns):
+        if isinstance(result, BaseException):
+            raise result
+        if result == STOPPED:
+            raise SweepInterrupted(signal.SIGTERM)
     return returns
+
+
+@contextlib.contextmanager
+def _keep_errors() -> Iterator[None]:
+    """Let a job that ends with an exception return it. joblib would kill the jobs that run beside it."""
+    launcher: Any = importlib.import_module(LAUNCHER)
+    run_job, launcher.execute_job = launcher.execute_job, _run_job
+    try:
+        yield
+    finally:
+        launcher.execute_job = run_job
+
+
+def _run_job(*arguments: Any) -> JobReturn:
+    """Run a job in a process of joblib."""
+    try:
+        launcher: Any = importlib.import_module(LAUNCHER)
+        return launcher.execute_job(*arguments)
+    except BaseException as error:
+        failed = JobReturn(status=JobStatus.COMPLETED)
+        failed.return_value = error  # launch() raises it
+        return failed
 
 
 @functools.cache
@@ -122,14 +150,12 @@ def _blocked(numbers: Iterable[int]) -> Iterator[None]:
         return
     done = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(0.1):
-            for number in signal.sigpending() & set(numbers):
-                signal.sigwait([number])
-                _thread.interrupt_main(number)
+    def receive() -> None:  # Python calls the handlers in the main thread, whichever thread a signal reaches
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        done.wait()
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    (thread := threading.Thread(target=watch, daemon=True)).start()
+    (thread := threading.Thread(target=receive, daemon=True)).start()
     try:
         yield
     finally:
@@ -152,10 +178,12 @@ def _begin_process(command: int, reader: "Connection") -> None:
         command: its process id. It may be dead by now.
         reader: the end of its pipe.
     """
+    import multiprocessing
+
     global _command
     _command = command
     _ended.set()
-    sys.modules["__main__"].__spec__ = None  # Lightning would start the other ranks of a job with joblib's module
+    multiprocessing.set_start_method(None, force=True)  # joblib has set one of its own, which a DataLoader cannot use
     handle_sigterm_only(_stop)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)

@@ -1,5 +1,6 @@
 """The private attributes of Lightning and torch that runs/internals.py uses exist and work as expected."""
 
+import importlib
 import inspect
 import signal
 import struct
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from runs import internals
+from sweeps import parallel
 
 
 @pytest.fixture
@@ -21,6 +23,10 @@ def trainer() -> pl.Trainer:
 
 def missing_message(library: str, name: str) -> str:
     return f"this version of {library} has no {name} any more: see {Path(internals.__file__).name}"
+
+
+def test_launcher_of_joblib_has_the_function_that_runs_a_job() -> None:
+    assert hasattr(importlib.import_module(parallel.LAUNCHER), "execute_job"), "see sweeps/parallel.py"
 
 
 def test_tensors_are_treated_in_one_call() -> None:

@@ -5,6 +5,7 @@ import logging.config
 import os
 import pkgutil
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import FloatDistribution
 
 from cli.job_dir import job_dir
+from cli.overwrite import check_unused
 from cli.run_dir import new_or_resumed_run_dir, new_or_resumed_sweep_dir
 from hydra_plugins.optuna_sweeper import OptunaSweeper
 from loggers.tensorboard import TensorBoard
@@ -44,6 +46,26 @@ def test_link_out_of_a_run_is_refused(name: str, untrusted: Path) -> None:
     if name != "checkpoints":  # the path of a checkpoint file is used as it is
         with pytest.raises(ValueError, match=r"is refused: it is a link to .*, outside of "):
             find_checkpoint("outputs/untrusted/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("begin", [lambda folder: check_unused(folder, None), check_sweep_dir])
+def test_link_of_the_user_is_refused_where_a_run_or_a_sweep_begins(begin: Callable, tmp_path: Path) -> None:
+    """Every command that asks the run later refuses it."""
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "data").symlink_to("../elsewhere")
+    with pytest.raises(ValueError, match=r"mine/data is refused: it is a link to \.\./elsewhere, outside of "):
+        begin(folder)
+
+
+def test_link_that_wandb_makes_in_outputs_is_none_out_of_a_run(untrusted: Path) -> None:
+    """A run may have the working directory, and so outputs/ in it."""
+    logs = Path("outputs/untrusted/outputs/wandb/offline-run-20261128_084900-1abc2def/logs")
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to("../../../../../../cache/core-debug-20261128.log")
+    find_checkpoint("outputs/untrusted")
+    (logs / "debug.log").symlink_to("../../../../../../cache/core-debug-20261128.log")
+    with pytest.raises(ValueError, match=r"debug\.log is refused: it is a link to .*, outside of "):
+        find_checkpoint("outputs/untrusted")
 
 
 def test_link_within_a_run_is_followed(untrusted: Path) -> None:
@@ -106,6 +128,10 @@ def test_link_to_a_run_of_the_user_is_no_job_of_a_sweep(tmp_path: Path) -> None:
     for name in ("1-89abcdef", "named"):
         (tmp_path / "sweep" / name).symlink_to("../mine")
     assert [job.run_dir.name for job in read_jobs(tmp_path / "sweep")] == ["0-01234567"]
+    for name in ("1-89abcdef", "named"):
+        with pytest.raises(ValueError, match=r" is refused: it is a link to \.\./mine, outside of "):
+            check_sweep_dir(tmp_path / "sweep")
+        (tmp_path / "sweep" / name).unlink()
     check_sweep_dir(tmp_path / "sweep")
     (tmp_path / "sweep/2-01234567").mkdir()
     (tmp_path / "sweep/2-01234567/result.json").symlink_to("../../mine/result.json")

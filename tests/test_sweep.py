@@ -24,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from PIL import Image
 
 import datamodules
 from callbacks.metrics_history import MetricsHistory
@@ -518,12 +519,44 @@ def test_joblib_jobs_give_the_same_summary(grid, shell: Shell, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_jobs_of_joblib_have_several_processes(shell: Shell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_of_a_launcher_have_several_processes(launcher: str, shell: Shell, tmp_path: Path) -> None:
     settings = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "model.steps_per_batch=1")
-    answer = shell("-m", *POINTS, *settings, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    at_once = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    answer = shell("-m", *POINTS, *settings, "seed=1,2", f"hydra/launcher={launcher}", *at_once)
     assert answer.returncode == 0, answer.stderr
     assert [job.status for job in Summary(tmp_path / "outputs/last_sweep").jobs] == ["finished"] * 2
-    assert answer.stdout.count("; 2 processes on cpu") == 2
+    logs = [file.read_text() for file in tmp_path.glob("outputs/last_sweep/*/train.log")]
+    assert ["; 2 processes on cpu" in log for log in logs] == [True] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["2/result.json", "2"])  # checked by the job, and where Hydra makes the directory
+def test_job_that_cannot_begin_leaves_those_of_joblib_beside_it_alone(file: str, shell: Shell, tmp_path: Path) -> None:
+    """joblib kills all its processes when a job raises an exception in one of them."""
+    mine = tmp_path / "sweep" / file
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    settings = ("trainer.max_epochs=4,400,5,6", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}")
+    answer = shell("-m", *POINTS, *settings, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert answer.returncode == 1
+    (line,) = [line for line in answer.stderr.splitlines() if "resume with" not in line]
+    assert "error: " in line and "sweep/2" in line
+    assert mine.read_text() == "mine"
+    results = [json.loads((tmp_path / "sweep" / number / "result.json").read_text()) for number in "013"]
+    assert [result["status"] for result in results] == ["finished"] * 3
+
+
+@pytest.mark.slow
+def test_jobs_of_joblib_read_images_in_processes_of_their_own(shell: Shell, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (32, 32), (number, 0, 200)).save(tmp_path / "pictures" / name / f"{number}.png")
+    settings = ("data=image_folder", "data.root=pictures", "data.num_workers=2", "model=lenet", "trainer.max_epochs=1")
+    more = ("logger=none", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    answer = shell("-m", *settings, *more)
+    assert answer.returncode == 0, answer.stderr
 
 
 @pytest.mark.slow
