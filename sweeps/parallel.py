@@ -13,7 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
+from omegaconf.errors import OmegaConfBaseException
 
 from runs.interrupts import ENDING_SIGNALS, early_signal, handle_sigterm_only, is_repeated, remember_signal
 
@@ -78,13 +80,20 @@ def _keep_errors() -> Iterator[None]:
 
 
 def _run_job(*arguments: Any) -> JobReturn:
-    """Run a job in a process of joblib."""
+    """Run a job in a process of joblib, and return what it raises, for :func:`launch`."""
+    failed, launcher = JobReturn(status=JobStatus.COMPLETED), importlib.import_module(LAUNCHER)
     try:
-        launcher: Any = importlib.import_module(LAUNCHER)
-        return launcher.execute_job(*arguments)
+        result: JobReturn = launcher.execute_job(*arguments)
+        return result
     except BaseException as error:
-        failed = JobReturn(status=JobStatus.COMPLETED)
-        failed.return_value = error  # launch() raises it
+        cause = error
+        while isinstance(cause, HydraException | OmegaConfBaseException) and (
+            inner := cause.__cause__ or cause.__context__
+        ):
+            cause = inner  # which would not reach the command
+        # An exception of another class may not be unpickled there, which ends joblib.
+        is_builtin = type(cause).__module__ == "builtins"
+        failed.return_value = cause if is_builtin else RuntimeError(str(cause) or type(cause).__name__)
         return failed
 
 

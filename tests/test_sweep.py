@@ -2,10 +2,12 @@
 
 import csv
 import errno
+import importlib
 import io
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -23,6 +25,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from PIL import Image
 
@@ -35,6 +38,7 @@ from cli.exit_codes import resume_command
 from hydra_plugins.optuna_sweeper import OptunaSweeper, _distribution
 from plots.figure import to_pixels
 from runs.monitor import Monitor, Monitors
+from sweeps import parallel
 from sweeps.callback import SweepSummary, _print_once
 from sweeps.figures import study_figure, summary_figure
 from sweeps.study import open_study, open_trial, read_trial
@@ -545,6 +549,30 @@ def test_job_that_cannot_begin_leaves_those_of_joblib_beside_it_alone(file: str,
     assert mine.read_text() == "mine"
     results = [json.loads((tmp_path / "sweep" / number / "result.json").read_text()) for number in "013"]
     assert [result["status"] for result in results] == ["finished"] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileExistsError(errno.EEXIST, "File exists", "s/2"), "[Errno 17] File exists: 's/2'"),
+        (job_dir.JobDirError("s/2 is refused"), "s/2 is refused"),
+        (SystemExit(1), "1"),
+    ],
+)
+def test_exception_of_a_job_reaches_the_command_of_joblib(
+    error: BaseException, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a resolver OmegaConf raises another one, whose cause would not be pickled."""
+
+    def execute_job() -> None:
+        if isinstance(error, SystemExit):
+            raise error
+        raise InterpolationResolutionError("raised while resolving") from error
+
+    monkeypatch.setattr(importlib.import_module(parallel.LAUNCHER), "execute_job", execute_job)
+    received = pickle.loads(pickle.dumps(parallel._run_job().return_value))
+    assert isinstance(received, SystemExit | OSError | RuntimeError)
+    assert str(received) == text
 
 
 @pytest.mark.slow
