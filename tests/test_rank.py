@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from cli import CONF
@@ -50,6 +51,7 @@ def test_stale_rank_without_a_matching_world_size_is_refused(name: str, monkeypa
 
 
 def test_local_rank_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets it for all that this process does later
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
