@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # What a job of joblib returns that was told to end, or did not begin because its process was.
 STOPPED: dict[str, Any] = {"status": "stopped", "metrics": {}}
 
-# Where joblib's launcher has the function that runs a job in one of its processes. It has no public name.
+# Where joblib's launcher has the function that runs a job in one of its processes. It has no public name, and is not in
+# runs/internals.py, because that imports Lightning, which the command of a sweep does not need.
 LAUNCHER = "hydra_plugins.hydra_joblib_launcher._core"
 
 _command: int | None = None  # its process id, in a process of joblib
@@ -72,14 +73,14 @@ def launch(launcher: Launcher, jobs: list[list[str]], start: int) -> Sequence[Jo
 def _keep_errors() -> Iterator[None]:
     """Let a job that ends with an exception return it. joblib would kill the jobs that run beside it."""
     launcher: Any = importlib.import_module(LAUNCHER)
-    run_job, launcher.execute_job = launcher.execute_job, _run_job
+    run_job, launcher.execute_job = launcher.execute_job, _execute_job
     try:
         yield
     finally:
         launcher.execute_job = run_job
 
 
-def _run_job(*arguments: Any) -> JobReturn:
+def _execute_job(*arguments: Any) -> JobReturn:
     """Run a job in a process of joblib, and return what it raises, for :func:`launch`."""
     failed, launcher = JobReturn(status=JobStatus.COMPLETED), importlib.import_module(LAUNCHER)
     try:
@@ -90,7 +91,7 @@ def _run_job(*arguments: Any) -> JobReturn:
         while isinstance(cause, HydraException | OmegaConfBaseException) and (
             inner := cause.__cause__ or cause.__context__
         ):
-            cause = inner  # which would not reach the command
+            cause = inner  # the cause of an exception is not pickled
         # An exception of another class may not be unpickled there, which ends joblib.
         is_builtin = type(cause).__module__ == "builtins"
         failed.return_value = cause if is_builtin else RuntimeError(str(cause) or type(cause).__name__)

@@ -570,7 +570,7 @@ def test_exception_of_a_job_reaches_the_command_of_joblib(
         raise InterpolationResolutionError("raised while resolving") from error
 
     monkeypatch.setattr(importlib.import_module(parallel.LAUNCHER), "execute_job", execute_job)
-    received = pickle.loads(pickle.dumps(parallel._run_job().return_value))
+    received = pickle.loads(pickle.dumps(parallel._execute_job().return_value))
     assert isinstance(received, SystemExit | OSError | RuntimeError)
     assert str(received) == text
 
